@@ -1,0 +1,34 @@
+"""Shared by all tests: shape checks on, a small CPU world, and where the originals' numbers are."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook
+
+# Every shape and dtype in a signature of these rooms is checked while the tests run.
+install_import_hook(["jaxseg.structures", "jaxseg.ops"], "beartype.beartype")
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of numbers the originals computed; tests that want it are left out where it is absent."""
+    folder = Path(os.environ.get("JAXSEG_GOLDEN", REPOSITORY.parent / "shared" / "golden"))
+    if not folder.is_dir():
+        pytest.skip(f"no golden numbers at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coco_mini() -> Path:
+    """150 real COCO images with masks; tests that want them are left out where they are absent."""
+    folder = Path(os.environ.get("JAXSEG_COCO_MINI", REPOSITORY.parent / "shared" / "data" / "coco_mini"))
+    if not folder.is_dir():
+        pytest.skip(f"no coco_mini at {folder}")
+    return folder
