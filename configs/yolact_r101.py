@@ -1,0 +1,13 @@
+"""YOLACT-base: ResNet-101 at 550 px, 80 COCO classes.
+
+Published: mask mAP 29.8 on COCO test-dev (29.9 on val2017), 33.5 fps on a Titan Xp.
+Cost: 800,000 steps of 8 images, 4 to 5 days on the authors' Titan Xp.
+
+    python train.py --config configs/yolact_r101.py
+"""
+
+from jaxseg.config import Config
+
+
+def get_config() -> Config:
+    return Config(name="yolact_r101")

@@ -1,0 +1,19 @@
+"""YOLACT with ResNet-50 at 550 px, 80 COCO classes.
+
+Published: mask mAP 28.2 on COCO test-dev, 42.5 fps on a Titan Xp.
+Cost: 800,000 steps of 8 images.
+
+    python train.py --config configs/yolact_r50.py
+"""
+
+from jaxseg.config import RESNET50, Config, override
+
+
+def get_config() -> Config:
+    return override(
+        Config(),
+        {
+            "name": "yolact_r50",
+            "model.backbone": RESNET50,
+        },
+    )

@@ -1,0 +1,45 @@
+"""From a configuration to a detector and its variables."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxseg.config import Config
+from jaxseg.models.detector import Detector
+from jaxseg.models.yolact import Yolact
+
+# Batch norm over fewer images than this does more harm than good (the original's rule).
+MIN_BATCH_NORM_IMAGES = 6
+
+
+def build_model(config: Config) -> Detector:
+    """The detector that `config.model` describes. Its parameters stay float32 whatever `config.model.dtype` is."""
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return Yolact(config.model, freeze_batch_norm=freezes_batch_norm(config), dtype=jnp.dtype(dtype))
+
+
+def freezes_batch_norm(config: Config) -> bool:
+    """Whether training leaves all batch norms as they are; "auto" asks for a global batch of 6 images to train them."""
+    rule = config.model.batch_norm
+    return rule == "frozen" or (rule == "auto" and config.train.batch_size < MIN_BATCH_NORM_IMAGES)
+
+
+def init_variables(model: Detector, config: Config, seed: int = 0) -> dict[str, Any]:
+    """Fresh variables `{"params": ..., "batch_stats": ...}`: Xavier-uniform convolutions, zero biases."""
+    height, width = model.input_spec.image_size
+    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+    init = jax.jit(lambda key: model.init(key, jnp.zeros(images.shape, images.dtype), semantic=True))
+    return dict(init(jax.random.key(seed)))
+
+
+def trainable(config: Config, params: Any) -> Any:
+    """For each parameter, whether training moves it: all but the scales and biases of frozen batch norms."""
+    frozen = freezes_batch_norm(config)
+
+    def moves(path: tuple, _: Any) -> bool:
+        return not (frozen and any(str(getattr(key, "key", key)).startswith("bn") for key in path))
+
+    return jax.tree_util.tree_map_with_path(moves, params)

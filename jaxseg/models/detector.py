@@ -1,0 +1,44 @@
+"""The interface that every detector of the house has; training, evaluation and prediction know no more than this."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32, UInt8
+
+from jaxseg.structures import Batch, Detections, InputSpec
+
+Images = UInt8[Array, "B H W 3"] | Float32[Array, "B H W 3"]
+
+
+class Detector(nn.Module):
+    """A pure function of its variables and a batch of fixed-size arrays."""
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """The static sizes of the batches this detector wants."""
+        raise NotImplementedError(f"{type(self).__name__}.input_spec")
+
+    def losses(self, batch: Batch, *, train: bool) -> dict[str, Float32[Array, ""]]:
+        """Every term already weighted and normalised; their sum is what training minimises. Uses the rng `sampling`."""
+        raise NotImplementedError(f"{type(self).__name__}.losses")
+
+    def detect(self, images: Images, image_sizes: Int32[Array, "B 2"]) -> Detections:
+        """Fixed-size detections of each image, best score first."""
+        raise NotImplementedError(f"{type(self).__name__}.detect")
+
+    def __call__(self, images: Images) -> Any:
+        """Raw outputs, what parity tests and export look at."""
+        raise NotImplementedError(f"{type(self).__name__}.__call__")
+
+
+def normalize_images(images: Images, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> Float[Array, "B H W 3"]:
+    """RGB 0..255 as the backbone learned it; the arithmetic is float32, the result `dtype`."""
+    return ((images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)).astype(dtype)
+
+
+def resize_bilinear(features: Float[Array, "B h w c"], size: tuple[int, int]) -> Float[Array, "B H W c"]:
+    """Bilinear, half-pixel centres, no antialias: what the originals' `interpolate(align_corners=False)` computes."""
+    batch, _, _, channels = features.shape
+    return jax.image.resize(features, (batch, *size, channels), method="linear", antialias=False)

@@ -1,0 +1,62 @@
+"""Masks from prototypes, crops by boxes, bits, and masks at image size."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int32, UInt8
+from numpy import ndarray
+
+
+def assemble_masks(prototypes: Float32[Array, "h w K"], coefficients: Float32[Array, "D K"]) -> Float32[Array, "D h w"]:
+    """Sigmoid of each detection's linear combination of the prototypes (YOLACT, equation 1)."""
+    return jax.nn.sigmoid(jnp.einsum("hwk,dk->dhw", prototypes, coefficients, precision=jax.lax.Precision.HIGHEST))
+
+
+def box_mask(boxes: Float32[Array, "D 4"], size: tuple[int, int], padding: float = 1.0) -> Bool[Array, "D h w"]:
+    """The pixels of each box: index p with lo - padding <= p < hi + padding, as YOLACT crops its masks.
+
+    Args:
+        boxes: `x1, y1, x2, y2` in pixels of the mask; corners may be swapped or outside.
+        size: height and width of the mask.
+        padding: pixels added on every side before clipping to the mask.
+    """
+    height, width = size
+
+    def span(a: Array, b: Array, length: int) -> Array:
+        low = jnp.maximum(jnp.minimum(a, b) - padding, 0.0)[:, None]
+        high = jnp.minimum(jnp.maximum(a, b) + padding, float(length))[:, None]
+        pixels = jnp.arange(length, dtype=jnp.float32)
+        return (pixels >= low) & (pixels < high)
+
+    rows = span(boxes[:, 1], boxes[:, 3], height)
+    columns = span(boxes[:, 0], boxes[:, 2], width)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def unpack_bits(packed: UInt8[Array | ndarray, "*n w8"], width: int) -> Bool[Array, "*n {width}"]:
+    """The inverse of `numpy.packbits` along the last axis."""
+    bits = jnp.asarray(packed)[..., None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8) & 1
+    return bits.reshape(*packed.shape[:-1], -1)[..., :width].astype(bool)
+
+
+def resize_masks(masks: Float32[Array, "D h w"], image_size: Int32[Array, "2"], canvas: tuple[int, int]) -> Float32[Array, "D H W"]:
+    """Soft masks at the size of any image, without a new program for each size.
+
+    Bilinear with half-pixel centres and no antialias, as two products with the interpolation's weights; the image's
+    size is data, only the canvas that holds it is static.
+
+    Args:
+        masks: over the whole image, at any resolution.
+        image_size: height and width of the image in pixels, at most the canvas.
+        canvas: height and width of the result; 0 outside the image.
+    """
+
+    def weights(source: int, length: Array, out: int) -> Float32[Array, "out source"]:
+        pixels = jnp.arange(out, dtype=jnp.float32)
+        center = (pixels + 0.5) * (source / length.astype(jnp.float32)) - 0.5
+        center = jnp.clip(center, 0.0, source - 1.0)
+        taps = jnp.maximum(1.0 - jnp.abs(center[:, None] - jnp.arange(source, dtype=jnp.float32)), 0.0)
+        return jnp.where((pixels < length)[:, None], taps, 0.0)
+
+    rows = weights(masks.shape[1], image_size[0], canvas[0])
+    columns = weights(masks.shape[2], image_size[1], canvas[1])
+    return jnp.einsum("Hh,dhw,Ww->dHW", rows, masks, columns, precision=jax.lax.Precision.HIGHEST)

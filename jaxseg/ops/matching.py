@@ -1,0 +1,95 @@
+"""Which prior learns which object."""
+
+import enum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int32
+from numpy import ndarray
+
+from jaxseg.ops.boxes import pairwise_coverage, pairwise_iou
+
+
+class Match(enum.IntEnum):
+    """What a prior learns from."""
+
+    IGNORE = -1
+    NEGATIVE = 0
+    POSITIVE = 1
+
+
+class Matches(NamedTuple):
+    """`labels` are of `Match`; `indices` name the ground truth of a positive (of all priors: the best overlap's)."""
+
+    labels: Int32[Array, "A"]
+    indices: Int32[Array, "A"]
+
+
+def match_priors(
+    priors: Float32[Array | ndarray, "A 4"],
+    boxes: Float32[Array | ndarray, "N 4"],
+    ordinary: Bool[Array | ndarray, "N"],
+    crowd: Bool[Array | ndarray, "N"],
+    *,
+    positive_iou: float,
+    negative_iou: float,
+    crowd_overlap: float,
+) -> Matches:
+    """YOLACT's matching (SSD's rule with forced matches and crowds) for one image.
+
+    A prior is positive at IoU >= `positive_iou` with its best object, negative under `negative_iou`, ignored between.
+    Every object gets one prior of its own in any case, objects with the larger best IoU choosing first. A prior that
+    is not positive and lies in a crowd region by more than `crowd_overlap` of its area is ignored.
+
+    Args:
+        priors: `x1, y1, x2, y2`.
+        boxes: ground truth `x1, y1, x2, y2`, padded.
+        ordinary: rows of `boxes` that hold ordinary objects.
+        crowd: rows of `boxes` that hold crowd regions.
+        positive_iou: see above.
+        negative_iou: see above.
+        crowd_overlap: see above.
+    """
+    overlaps = jnp.where(ordinary[:, None], pairwise_iou(boxes, priors), -1.0)
+    best_overlap, indices = overlaps.max(0), overlaps.argmax(0).astype(jnp.int32)
+    forced = _forced_matches(overlaps, ordinary)
+    is_forced = forced >= 0
+    best_overlap = jnp.where(is_forced, 2.0, best_overlap)
+    indices = jnp.where(is_forced, forced, indices)
+
+    labels = jnp.where(
+        best_overlap >= positive_iou, Match.POSITIVE, jnp.where(best_overlap >= negative_iou, Match.IGNORE, Match.NEGATIVE)
+    ).astype(jnp.int32)
+    in_crowd = (jnp.where(crowd[None, :], pairwise_coverage(priors, boxes), 0.0) > crowd_overlap).any(1)
+    labels = jnp.where((labels == Match.NEGATIVE) & in_crowd, Match.IGNORE, labels)
+    return Matches(labels, indices)
+
+
+def _forced_matches(overlaps: Float32[Array, "N A"], ordinary: Bool[Array | ndarray, "N"]) -> Int32[Array, "A"]:
+    """The object each prior must serve, -1 for none.
+
+    The object with the globally largest overlap takes its prior, both leave the game, and so on. Overlaps of an
+    object only ever fall, so its last known best is an upper bound: a row is searched again only when it comes first
+    with a prior that is gone, which is rare, and the loop is about as long as there are objects.
+    """
+    prior_count = overlaps.shape[1]
+
+    def waiting(state: tuple) -> Bool[Array, ""]:
+        return (state[0] > -1.0).any()
+
+    def serve(state: tuple) -> tuple:
+        bound, choice, owner = state
+        first = bound.argmax()
+        prior = choice[first]
+        free = owner[prior] < 0
+        owner = owner.at[prior].set(jnp.where(free, first.astype(jnp.int32), owner[prior]))
+        remaining = jnp.where(owner < 0, overlaps[first], -1.0)
+        # Served: out of the game. Else: its best among the priors that are left.
+        bound = bound.at[first].set(jnp.where(free, -2.0, remaining.max()))
+        choice = choice.at[first].set(remaining.argmax().astype(jnp.int32))
+        return bound, choice, owner
+
+    bound = jnp.where(ordinary, overlaps.max(1), -2.0)
+    choice = overlaps.argmax(1).astype(jnp.int32)
+    return jax.lax.while_loop(waiting, serve, (bound, choice, jnp.full(prior_count, -1, jnp.int32)))[2]
