@@ -1,0 +1,138 @@
+"""From a detector's output to the picture: masks and boxes at image size, run lengths and polygons. NumPy, on the host."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+MASK_THRESHOLD = 0.5
+# Rows of output made at a time: few enough that each block needs only a few rows of the soft mask.
+_ROWS = 64
+
+
+def masks_at_image_size(soft_masks: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Resizes soft masks bilinearly (half-pixel centres, no antialias) and keeps what exceeds 0.5.
+
+    The answer of `torch.nn.functional.interpolate(align_corners=False) > 0.5`, as the original post-processes, for the
+    price of the pixels around each mask: nothing can exceed 0.5 further than one cell from a cell that does.
+
+    Args:
+        soft_masks: float32 `[D, h, w]`, 0..1.
+        image_size: height and width `(H, W)` of the picture.
+
+    Returns:
+        bool `[D, H, W]`.
+    """
+    height, width = image_size
+    soft_masks = np.asarray(soft_masks, np.float32)
+    vertical, first_row = _interpolation(soft_masks.shape[1], height)
+    horizontal, first_column = _interpolation(soft_masks.shape[2], width)
+    masks = np.zeros((len(soft_masks), height, width), bool)
+    inside = soft_masks > MASK_THRESHOLD
+    for soft, occupied, mask in zip(soft_masks, inside, masks, strict=True):
+        rows, columns = occupied.any(1), occupied.any(0)
+        if not rows.any():
+            continue
+        (top, bottom), (y1, y2) = _support(rows, first_row)
+        (left, right), (x1, x2) = _support(columns, first_column)
+        stretched = soft[top:bottom, left:right] @ horizontal[x1:x2, left:right].T
+        for start in range(y1, y2, _ROWS):
+            stop = min(start + _ROWS, y2)
+            used = slice(max(first_row[start], top), min(first_row[stop - 1] + 2, bottom))
+            block = vertical[start:stop, used] @ stretched[used.start - top : used.stop - top]
+            np.greater(block, MASK_THRESHOLD, out=mask[start:stop, x1:x2])
+    return masks
+
+
+@functools.lru_cache(maxsize=64)
+def _interpolation(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bilinear weights `[new_size, size]` and, for each new position, the first of the two cells it mixes.
+
+    In float32 step by step, for so torch computes them, and pixels near 0.5 depend on it.
+    """
+    scale = np.float32(size) / np.float32(new_size)
+    positions = np.maximum(scale * (np.arange(new_size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0))
+    first = np.minimum(positions.astype(np.int64), size - 1)
+    second_weight = np.minimum(positions - first.astype(np.float32), np.float32(1))
+    weights = np.zeros((new_size, size), np.float32)
+    everywhere = np.arange(new_size)
+    weights[everywhere, first] = 1 - second_weight
+    weights[everywhere, np.minimum(first + 1, size - 1)] += second_weight
+    return weights, first
+
+
+def _support(occupied: np.ndarray, first: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The cells that matter (the occupied ones and one more on each side) and the new positions that occupied ones reach."""
+    cells = np.flatnonzero(occupied)
+    low, high = int(cells[0]), int(cells[-1])
+    start, stop = np.searchsorted(first, [low - 1, high + 1])
+    return (max(low - 1, 0), min(high + 2, len(occupied))), (int(start), int(stop))
+
+
+def boxes_at_image_size(boxes: np.ndarray, network_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
+    """Boxes in pixels of the network's input as boxes in pixels of the picture, clipped to it.
+
+    Continuous coordinates, unlike the original's integers: COCO's ground truth is continuous, and cutting off up to a
+    pixel costs small objects most of their overlap. `integer_boxes` has the original's rule.
+
+    Args:
+        boxes: `[D, 4]`, `x1, y1, x2, y2`.
+        network_size: height and width of the network's input.
+        image_size: height and width of the picture.
+
+    Returns:
+        float32 `[D, 4]`, with `0 <= x1 <= x2 <= W` and `0 <= y1 <= y2 <= H`.
+    """
+    corners = _scaled_corners(boxes, network_size, image_size)
+    limits = np.array(image_size[::-1], np.float32)
+    return np.clip(np.sort(corners, axis=1), 0, limits).reshape(-1, 4)
+
+
+def integer_boxes(boxes: np.ndarray, network_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
+    """The original's boxes after post-processing: the low corner cut at 0 only, the high one at the size only, truncated.
+
+    So a box left of the picture keeps a negative high corner, and one right of it a low corner beyond the picture.
+
+    Args and shapes as `boxes_at_image_size`; returns int64 `[D, 4]`.
+    """
+    low, high = np.sort(_scaled_corners(boxes, network_size, image_size), axis=1).swapaxes(0, 1)
+    corners = np.concatenate([np.maximum(low, 0), np.minimum(high, np.array(image_size[::-1], np.float32))], axis=1)
+    return corners.astype(np.int64)
+
+
+def _scaled_corners(boxes: np.ndarray, network_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
+    """`[D, 2, 2]`: first and second corner, each x, y, in pixels of the picture."""
+    relative = np.asarray(boxes, np.float32).reshape(-1, 2, 2) / np.array(network_size[::-1], np.float32)
+    return relative * np.array(image_size[::-1], np.float32)
+
+
+def encode_rle(masks: np.ndarray) -> list[dict[str, Any]]:
+    """Bool masks `[D, H, W]` as COCO's compressed run lengths, ready for JSON: `{"size": [H, W], "counts": text}`."""
+    encoded = []
+    for mask in masks:
+        rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        encoded.append({"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")})
+    return encoded
+
+
+def decode_rle(rles: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The inverse of `encode_rle`; at least one mask, all of one size."""
+    return np.ascontiguousarray(coco_mask.decode(list(rles)).transpose(2, 0, 1)).astype(bool)
+
+
+def polygons(mask: np.ndarray) -> list[list[float]]:
+    """The outlines of a bool mask `[H, W]` as COCO writes polygons: one `[x1, y1, x2, y2, ...]` a connected part.
+
+    Outlines run along the edges of pixels, in continuous coordinates, so even a single pixel has an area. COCO's form is
+    a union of filled rings: holes are lost (the run lengths keep them), and so are parts that lie inside a hole.
+    An empty mask has no polygon.
+    """
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    # On a lattice of half pixels the pixel k covers 2k .. 2k + 2, so that contours through lattice points are pixel edges.
+    lattice = np.zeros((2 * height + 1, 2 * width + 1), np.uint8)
+    lattice[1::2, 1::2] = mask[y : y + height, x : x + width]
+    contours, _ = cv2.findContours(cv2.dilate(lattice, np.ones((3, 3), np.uint8)), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return [(contour.reshape(-1, 2) / 2 + (x, y)).ravel().tolist() for contour in contours]
