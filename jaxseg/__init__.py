@@ -1,0 +1,7 @@
+"""Instance segmentation and detection in JAX: pure functions, fixed shapes, the originals' numbers."""
+
+from jaxseg.config import Config, ConfigError, load_config
+from jaxseg.models import build_model, init_variables
+from jaxseg.weights import WeightsError, load_weights
+
+__all__ = ["Config", "ConfigError", "WeightsError", "build_model", "init_variables", "load_config", "load_weights"]

@@ -160,13 +160,12 @@ class Yolact(Detector):
     def losses(self, batch: Batch, *, train: bool) -> dict[str, Float32[Array, ""]]:
         """`box`, `class`, `mask` over the batch's positives, `semantic` over its images (B, C, M, S of the original)."""
         outputs = self(batch.images, train=train, semantic=True)
-        size = batch.valid.shape[0]
         priorities = jax.random.uniform(self.make_rng("sampling"), outputs.class_logits.shape[:2])
         sums = jax.vmap(lambda o, t, p: image_losses(o, t, self.anchors(), p, self.input_spec, self.config.losses))(
             outputs, batch.targets, priorities
         )
         sums = jax.tree.map(lambda x: jnp.where(batch.valid, x, 0.0).sum(), sums)
-        return weighted_losses(sums, jnp.maximum(batch.valid.sum(), 1) if size else jnp.float32(1), self.config.losses)
+        return weighted_losses(sums, jnp.maximum(batch.valid.sum(), 1), self.config.losses)
 
     # ---- Detection ----
 
@@ -218,7 +217,7 @@ def image_losses(
     )
 
 
-def weighted_losses(sums: LossSums, images: Int32[Array, ""] | Float32[Array, ""], config: LossConfig) -> dict[str, Float32[Array, ""]]:
+def weighted_losses(sums: LossSums, images: Int32[Array, ""], config: LossConfig) -> dict[str, Float32[Array, ""]]:
     """The batch's losses from its sums. Without positives there is nothing to divide, where the original divides by 0."""
     positives = jnp.maximum(sums.positives, 1.0)
     return {
