@@ -130,7 +130,11 @@ class Yolact(Detector):
         return InputSpec((side, side), (2 * p3, 2 * p3), (p3, p3), self.config.num_classes)
 
     def anchors(self) -> Float32[Array, "A 4"]:
-        """`cx, cy, w, h` in pixels of the input."""
+        """`cx, cy, w, h` as fractions of the input.
+
+        Boxes are matched and coded in this unit, the original's: many priors overlap an object equally, and rounding
+        decides which of them it gets.
+        """
         c = self.config
         return jnp.asarray(yolact_anchors(c.image_size, self.level_sizes, c.anchor_scales, c.anchor_aspect_ratios, square=c.square_anchors))
 
@@ -142,6 +146,9 @@ class Yolact(Detector):
             train: batch norm uses and updates the batch's statistics (unless frozen).
             semantic: run the semantic head, too.
         """
+        expected = (self.config.image_size, self.config.image_size, 3)
+        if images.shape[1:] != expected:
+            raise ValueError(f"YOLACT at {expected[0]} px wants images of shape [B, {expected[0]}, {expected[1]}, 3]; these are {images.shape}.")
         backbone = self.config.backbone
         x = normalize_images(images, backbone.pixel_mean, backbone.pixel_std, self.dtype)
         c3, c4, c5 = self.backbone(x, train=train)[-3:]
@@ -176,6 +183,11 @@ class Yolact(Detector):
         return jax.vmap(lambda o: image_detections(o, self.anchors(), self.config))(outputs)
 
 
+def _corners(size: tuple[int, int]) -> Float32[Array, "4"]:
+    """What turns corners in fractions into pixels of a map of this height and width."""
+    return jnp.array([size[1], size[0], size[1], size[0]], jnp.float32)
+
+
 def image_losses(
     outputs: YolactOutputs,
     targets: Targets,
@@ -189,16 +201,16 @@ def image_losses(
     Args:
         outputs: of one image, with `segmentation_logits`.
         targets: of the same image.
-        anchors: `cx, cy, w, h` in pixels.
+        anchors: `cx, cy, w, h` as fractions of the input.
         priorities: in 0..1; when there are more positives than `max_mask_positives`, the largest learn masks.
         spec: sizes of the input and the masks.
         config: rules.
     """
-    ordinary = targets.valid & ~targets.crowd
+    boxes = targets.boxes / _corners(spec.image_size)
     labels, indices = match_priors(
         centers_to_corners(anchors),
-        targets.boxes,
-        ordinary,
+        boxes,
+        targets.valid & ~targets.crowd,
         targets.valid & targets.crowd,
         positive_iou=config.positive_iou,
         negative_iou=config.negative_iou,
@@ -206,9 +218,9 @@ def image_losses(
     )
     positive = labels == Match.POSITIVE
     return LossSums(
-        box=_box_loss(outputs.box_deltas, targets.boxes[indices], anchors, positive),
+        box=_box_loss(outputs.box_deltas, boxes[indices], anchors, positive),
         classification=_class_loss(outputs.class_logits, jnp.where(positive, targets.classes[indices] + 1, 0), labels, config),
-        mask=_mask_loss(outputs, targets, indices, positive, priorities, spec, config.max_mask_positives),
+        mask=_mask_loss(outputs, targets, boxes, indices, positive, priorities, spec, config.max_mask_positives),
         semantic=optax.sigmoid_binary_cross_entropy(
             outputs.segmentation_logits, jnp.moveaxis(unpack_bits(targets.semantic, spec.semantic_size[1]), 0, -1).astype(jnp.float32)
         ).sum()
@@ -256,6 +268,7 @@ def _class_loss(
 def _mask_loss(
     outputs: YolactOutputs,
     targets: Targets,
+    boxes: Float32[Array, "N 4"],
     indices: Int32[Array, "A"],
     positive: Bool[Array, "A"],
     priorities: Float32[Array, "A"],
@@ -269,13 +282,12 @@ def _mask_loss(
     chosen, counts = choose(positive, priorities, min(max_positives, positive.size))
     objects = indices[chosen]
     height, width = spec.mask_size
-    scale = jnp.array([width, height] * 2, jnp.float32) / jnp.array([spec.image_size[1], spec.image_size[0]] * 2, jnp.float32)
-    boxes = targets.boxes[objects] * scale
+    mask_boxes = boxes[objects] * _corners((height, width))
     truth = unpack_bits(targets.masks, width)[objects]
     predicted = assemble_masks(outputs.prototypes, outputs.mask_coefficients[chosen])
-    predicted = jnp.where(box_mask(boxes, (height, width)), predicted, 0.0)
+    predicted = jnp.where(box_mask(mask_boxes, (height, width)), predicted, 0.0)
     per_object = binary_cross_entropy(predicted, truth).sum((1, 2))
-    box_size = boxes[:, 2:] - boxes[:, :2]
+    box_size = mask_boxes[:, 2:] - mask_boxes[:, :2]
     per_object = jnp.where(counts, per_object / jnp.where(counts, box_size[:, 0] * box_size[:, 1], 1.0), 0.0)
     # A sample stands for all positives.
     return per_object.sum() * positive.sum() / jnp.maximum(counts.sum(), 1)
@@ -287,17 +299,16 @@ def image_detections(outputs: YolactOutputs, anchors: Float32[Array, "A 4"], con
     kept = suppress(boxes, jax.nn.softmax(outputs.class_logits, -1)[:, 1:].T, config)
     kept_boxes = jnp.where(kept.valid[:, None], boxes[kept.indices], 0.0)
     size = outputs.prototypes.shape[:2]
-    scale = jnp.array([size[1], size[0]] * 2, jnp.float32) / config.image_size
     masks = assemble_masks(outputs.prototypes, outputs.mask_coefficients[kept.indices])
-    inside = box_mask(kept_boxes * scale, size) & kept.valid[:, None, None]
-    return Detections(kept_boxes, kept.scores, kept.classes, kept.valid, jnp.where(inside, masks, 0.0))
+    inside = box_mask(kept_boxes * _corners(size), size) & kept.valid[:, None, None]
+    return Detections(kept_boxes * config.image_size, kept.scores, kept.classes, kept.valid, jnp.where(inside, masks, 0.0))
 
 
 def suppress(boxes: Float32[Array, "A 4"], scores: Float32[Array, "C A"], config: YolactConfig) -> Kept:
     """The configured non-maximum suppression.
 
     Args:
-        boxes: `x1, y1, x2, y2` in pixels of the input.
+        boxes: `x1, y1, x2, y2` as fractions of the input.
         scores: foreground probabilities.
         config: `detection` says which rule, with which thresholds.
     """
@@ -310,7 +321,7 @@ def suppress(boxes: Float32[Array, "A 4"], scores: Float32[Array, "C A"], config
     if rule.nms == "cross_class":
         return cross_class_fast_nms(boxes, scores, candidates, iou_threshold=rule.iou_threshold, top_k=rule.top_k)
     return greedy_nms(
-        boxes,
+        boxes * config.image_size,
         scores,
         score_threshold=rule.score_threshold,
         iou_threshold=rule.iou_threshold,

@@ -14,10 +14,10 @@ def yolact_anchors(
     *,
     square: bool,
 ) -> Float32[np.ndarray, "A 4"]:
-    """YOLACT's priors, `cx, cy, w, h` in pixels of the input; order: level, y, x, scale, aspect ratio.
+    """YOLACT's priors, `cx, cy, w, h` as fractions of the input; order: level, y, x, scale, aspect ratio.
 
     Args:
-        image_size: side of the square input in pixels.
+        image_size: side of the square input in pixels, the scales' unit.
         level_sizes: height and width of each pyramid level. Cells share the input evenly, whatever the stride is.
         scales: of each level, in pixels.
         aspect_ratios: width over height.
@@ -31,11 +31,11 @@ def yolact_anchors(
         raise ValueError(f"{len(level_sizes)} levels but scales for {len(scales)}.")
     levels = []
     for (rows, columns), level_scales in zip(level_sizes, scales, strict=True):
-        widths = np.array([scale * np.sqrt(ratio) for scale in level_scales for ratio in aspect_ratios])
-        heights = widths if square else np.array([scale / np.sqrt(ratio) for scale in level_scales for ratio in aspect_ratios])
+        widths = np.array([scale * np.sqrt(ratio) / image_size for scale in level_scales for ratio in aspect_ratios])
+        heights = widths if square else np.array([scale / np.sqrt(ratio) / image_size for scale in level_scales for ratio in aspect_ratios])
         cells = np.empty((rows, columns, len(widths), 4))
-        cells[..., 0] = ((np.arange(columns) + 0.5) / columns * image_size)[None, :, None]
-        cells[..., 1] = ((np.arange(rows) + 0.5) / rows * image_size)[:, None, None]
+        cells[..., 0] = ((np.arange(columns) + 0.5) / columns)[None, :, None]
+        cells[..., 1] = ((np.arange(rows) + 0.5) / rows)[:, None, None]
         cells[..., 2] = widths
         cells[..., 3] = heights
         levels.append(cells.reshape(-1, 4))
