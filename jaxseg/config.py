@@ -163,6 +163,8 @@ class DataConfig:
     root: str = ""
     # "coco": images and a JSON; "tfds": array_record shards made by the builder `coco_instances`.
     format: Literal["coco", "tfds"] = "coco"
+    # Write the synthetic shapes to root if they are not there (the demo).
+    synthetic: bool = False
     train_annotations: str = "annotations/instances_train2017.json"
     train_images: str = "train2017"
     val_annotations: str = "annotations/instances_val2017.json"

@@ -1,0 +1,191 @@
+"""What every reader of a dataset gives: `Sample`, and `InstanceDataset`, the interface that COCO files and TFDS shards share."""
+
+import abc
+import dataclasses
+import logging
+from typing import Any, SupportsIndex
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
+from numpy import ndarray
+from pycocotools import mask as coco_mask
+
+logger = logging.getLogger("jaxseg")
+
+
+class DataError(ValueError):
+    """A dataset, or one file of it, that cannot be used; the message names the file and what is wrong."""
+
+
+@dataclasses.dataclass
+class Sample:
+    """One image with its objects, at the image's own size.
+
+    Attributes:
+        image: RGB.
+        boxes: `x1, y1, x2, y2` in pixels of the image, as annotated (they may reach a little outside).
+        classes: 0 .. C-1, in ascending order of category id.
+        crowd: the row is a crowd region.
+        masks: 0 or 1.
+        index: position in the dataset.
+    """
+
+    image: UInt8[ndarray, "H W 3"]
+    boxes: Float32[ndarray, "n 4"]
+    classes: Int32[ndarray, "n"]
+    crowd: Bool[ndarray, "n"]
+    masks: UInt8[ndarray, "n H W"]
+    index: int
+
+
+@dataclasses.dataclass
+class Objects:
+    """The annotations of one image, before anything is decoded.
+
+    Attributes:
+        boxes: `x, y, width, height` in pixels of the image, as the file has them.
+        classes: 0 .. C-1.
+        crowd: the row is a crowd region.
+        areas: pixels, as the file has them: COCO's small, medium and large go by it.
+        rles: compressed run lengths in COCO's form, `{"size": [h, w], "counts": bytes}`.
+    """
+
+    boxes: Float64[ndarray, "n 4"]
+    classes: Int32[ndarray, "n"]
+    crowd: Bool[ndarray, "n"]
+    areas: Float64[ndarray, "n"]
+    rles: list[dict[str, Any]]
+
+
+class InstanceDataset(abc.ABC):
+    """Images with instance masks. Decoding is lazy, the object is cheap to pickle into worker processes.
+
+    Attributes:
+        image_ids: the dataset's own id of each image.
+        file_names: path of each image, relative to the image folder.
+        image_sizes: height and width of each image.
+        object_counts: rows of annotation each image has, crowds included.
+        category_ids: the dataset's category ids in ascending order; class `k` is `category_ids[k]`.
+        class_names: one name a category id.
+        skipped: how many images or annotations were left out at opening, by reason.
+    """
+
+    image_ids: list[int]
+    file_names: list[str]
+    image_sizes: Int32[ndarray, "len 2"]
+    object_counts: Int64[ndarray, "len"]
+    category_ids: tuple[int, ...]
+    class_names: tuple[str, ...]
+    skipped: dict[str, int]
+
+    @abc.abstractmethod
+    def objects(self, index: int) -> Objects:
+        """The annotations of image `index`; does not open the image."""
+
+    @abc.abstractmethod
+    def encoded_image(self, index: int) -> bytes:
+        """The image file's bytes.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: SupportsIndex) -> Sample:
+        """Image `index` with its objects, decoded.
+
+        Raises:
+            DataError: the image file is missing, broken, or not of the size the annotations were made for.
+            IndexError: there is no image `index`.
+        """
+        position = int(index)
+        if not 0 <= position < len(self):
+            raise IndexError(f"image {position} of a dataset of {len(self)}")
+        return self._sample(position, self.encoded_image(position), self.objects(position))
+
+    def _sample(self, index: int, encoded: bytes, objects: Objects) -> Sample:
+        height, width = (int(side) for side in self.image_sizes[index])
+        corners = np.concatenate([objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]], axis=1)
+        return Sample(
+            image=decode_image(encoded, (height, width), self.file_names[index]),
+            boxes=corners.astype(np.float32),
+            classes=objects.classes,
+            crowd=objects.crowd,
+            masks=decode_masks(objects.rles, (height, width)),
+            index=index,
+        )
+
+    def coco_ground_truth(self) -> dict[str, Any]:
+        """Images, annotations and categories as `pycocotools.coco.COCO` wants them in its `dataset`.
+
+        Crowds keep their category. Annotations are numbered from 1, for pycocotools takes a match with id 0 for no match.
+        """
+        annotations: list[dict[str, Any]] = []
+        for index, image_id in enumerate(self.image_ids):
+            objects = self.objects(index)
+            for row, rle in enumerate(objects.rles):
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": self.category_ids[objects.classes[row]],
+                        "bbox": objects.boxes[row].tolist(),
+                        "area": float(objects.areas[row]),
+                        "iscrowd": int(objects.crowd[row]),
+                        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+                    }
+                )
+        images = [
+            {"id": image_id, "file_name": name, "height": int(size[0]), "width": int(size[1])}
+            for image_id, name, size in zip(self.image_ids, self.file_names, self.image_sizes, strict=True)
+        ]
+        categories = [{"id": number, "name": name} for number, name in zip(self.category_ids, self.class_names, strict=True)]
+        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def decode_image(encoded: bytes, size: tuple[int, int], name: str) -> UInt8[ndarray, "H W 3"]:
+    """An encoded image as RGB.
+
+    Grey, palette and CMYK become RGB, 16 bits keep their upper 8, an alpha channel is dropped. EXIF's orientation is applied,
+    as the original's `cv2.imread` does, unless only the pixels as stored have the annotated size.
+
+    Args:
+        encoded: the file's bytes, in any format OpenCV reads.
+        size: height and width the annotations were made for.
+        name: of the file, for messages.
+
+    Raises:
+        DataError: broken, truncated, no image, or of another size.
+    """
+    image = _decode(encoded, cv2.IMREAD_COLOR_RGB)
+    if image is not None and image.shape[:2] != size:
+        stored = _decode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = stored if stored is not None and stored.shape[:2] == size else image
+    if image is None:
+        raise DataError(f"{name} is broken or no image: OpenCV cannot decode its {len(encoded)} bytes.")
+    if image.shape[:2] != size:
+        raise DataError(
+            f"{name} has {image.shape[1]} x {image.shape[0]} pixels, but its annotations are for {size[1]} x {size[0]} (width x height)."
+        )
+    return image
+
+
+def _decode(encoded: bytes, flags: int) -> ndarray | None:
+    if not encoded:
+        return None
+    try:
+        return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    except cv2.error:  # for instance more pixels than OpenCV allows
+        return None
+
+
+def decode_masks(rles: list[dict[str, Any]], size: tuple[int, int]) -> UInt8[ndarray, "n H W"]:
+    """Run lengths as masks of 0 and 1 at the image's size, contiguous."""
+    masks = np.empty((len(rles), *size), np.uint8)
+    for mask, rle in zip(masks, rles, strict=True):
+        # Run lengths go down the columns, so the decoded bytes are the transposed mask; OpenCV turns it fastest.
+        cv2.transpose(coco_mask.decode(rle).T, mask)
+    return masks
