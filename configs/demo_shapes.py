@@ -23,6 +23,7 @@ def get_config() -> Config:
             "model.anchor_scales": ((12,), (24,), (48,), (96,), (128,)),
             "model.square_anchors": False,
             "data.root": "data/shapes",
+            "data.synthetic": True,
             "data.max_objects": 12,
             "data.workers": 1,
             "train.batch_size": 8,

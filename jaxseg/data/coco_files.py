@@ -139,5 +139,6 @@ def _missing(path: Path, field: str, data: DataConfig) -> str:
         f"There is no {path.absolute()}: set --config.data.root or $JAXSEG_DATA to a folder in COCO's layout "
         f"({default.train_annotations}, {default.val_annotations}, {default.train_images}/, {default.val_images}/), which you get by "
         f"unpacking {_DOWNLOADS}/zips/train2017.zip, {_DOWNLOADS}/zips/val2017.zip and "
-        f"{_DOWNLOADS}/annotations/annotations_trainval2017.zip into it, or run the demo, which needs no data: python train.py --config configs/demo_shapes.py"
+        f"{_DOWNLOADS}/annotations/annotations_trainval2017.zip into it, or run the demo, which needs no data: "
+        "python train.py --config configs/demo_shapes.py"
     )

@@ -13,6 +13,8 @@ from jaxtyping import Float64, UInt8
 from numpy import ndarray
 from pycocotools import mask as coco_mask
 
+from jaxseg.data.dataset import DataError, logger
+
 # With gaps, as COCO's are.
 CATEGORIES = {1: "circle", 2: "rectangle", 4: "triangle", 7: "star"}
 
@@ -38,20 +40,23 @@ def ensure_shapes(root: str | Path, *, train: int = 1500, val: int = 150, size: 
 
     They are written beside it and moved in one step: a killed run leaves no half dataset, and of several processes that
     start at once, one wins and the others take what it wrote.
+
+    Raises:
+        DataError: `root` cannot be written, or holds other files.
     """
     root = Path(root)
-    if root.exists():
+    if (root / "annotations").is_dir():
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     half = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
+        logger.info("Writing %d synthetic images to %s.", train + val, root)
         write_shapes(half, train=train, val=val, size=size, seed=seed)
         half.chmod(0o755)
-        try:
-            half.rename(root)
-        except OSError:
-            if not root.is_dir():
-                raise
+        half.rename(root)
+    except OSError as error:
+        if not (root / "annotations").is_dir():
+            raise DataError(f"The synthetic shapes cannot be written to {root}: {error.strerror or error}.") from None
     finally:
         shutil.rmtree(half, ignore_errors=True)
 
