@@ -1,0 +1,261 @@
+"""What a run leaves in its folder to go on from: checkpoints, which of them detects best, and the configuration.
+
+A run folder holds `config.json`, `checkpoints/<step>/` and `evaluations.json` (mask AP by step). A checkpoint has the items
+`variables`, `ema`, `optimizer` and `data`, so that detecting needs the first two only.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import LatestN, PreservationPolicy
+
+from jaxseg.config import Config, ConfigError, load_config, to_dict
+from jaxseg.models import build_model, init_variables
+from jaxseg.training.optimizer import Tree
+from jaxseg.training.sharding import gather_json
+from jaxseg.training.step import TrainState
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.json"
+EVALUATIONS = "evaluations.json"
+# What may change between two starts of one run: it leaves the variables' meaning as it is.
+_FREE_KEYS = ("name", "train.", "eval.", "model.dtype", "model.detection.", "data.root", "data.workers")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the folder and what would be right."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file that is either the old one or the new one, whenever the process ends."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last `keep`, and the one with the best mask AP.
+
+    Saving goes on in the background; a checkpoint appears under its step when it is complete, and not before. All methods
+    are called by every process of the run, at the same steps.
+    """
+
+    def __init__(self, run_folder: Path, keep: int):
+        self._folder = run_folder.absolute()
+        self.mask_ap = read_evaluations(self._folder)
+        arrays, text = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
+        self._manager = ocp.CheckpointManager(
+            self._folder / CHECKPOINTS,
+            # What a killed process left half-written has a name of its own, and goes now.
+            options=ocp.CheckpointManagerOptions(preservation_policy=_LastAndBest(keep, self.mask_ap), cleanup_tmp_directories=True),
+            item_handlers={"variables": arrays(), "ema": arrays(), "optimizer": arrays(), "data": text()},
+        )
+
+    def save(self, state: TrainState, data_state: Any) -> None:
+        """Saves the state under its step, with the position of this process's data iterator (anything that JSON can hold)."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        items: dict[str, ocp.args.CheckpointArgs] = {
+            "variables": ocp.args.StandardSave({"params": state.params, "batch_stats": state.batch_stats}),
+            "optimizer": ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step, "rng": state.rng}),
+            "data": ocp.args.JsonSave({"processes": gather_json(data_state)}),
+        }
+        if state.ema_params is not None:
+            items["ema"] = ocp.args.StandardSave(state.ema_params)
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, list[Any]] | None:
+        """The newest checkpoint that can be read, or None where there is none.
+
+        Args:
+            abstract: the state's shapes, dtypes and shardings (`jax.ShapeDtypeStruct`).
+
+        Returns:
+            the state, and the position of each process's data iterator, by the index of the process.
+
+        Raises:
+            CheckpointError: where the checkpoint is of another model, or none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return self._restore(step, abstract)
+            except CheckpointError:
+                raise
+            # The storage below Orbax raises what it likes for a file that is cut short.
+            except Exception as error:
+                folder = self._folder / CHECKPOINTS / str(step)
+                reason = f"{folder} cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+                if jax.process_count() > 1 or step == steps[-1]:
+                    raise CheckpointError(f"{reason}; move that folder away to go on without it.") from error
+                logger.warning("%s; it is renamed to %s.unreadable, and the run goes on from the one before it", reason, step)
+                folder.rename(folder.with_name(f"{step}.unreadable"))
+                self._manager.reload()
+        return None
+
+    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, list[Any]]:
+        folder = self._folder / CHECKPOINTS / str(step)
+        variables = {"params": abstract.params, "batch_stats": abstract.batch_stats}
+        optimizer = {"opt_state": abstract.opt_state, "step": abstract.step, "rng": abstract.rng}
+        metadata = self._manager.item_metadata(step)
+        _check_shapes(folder, metadata["variables"].tree, variables, "the model of this configuration")
+        _check_shapes(folder, metadata["optimizer"].tree, optimizer, "the parameters that this configuration trains")
+        items: dict[str, ocp.args.CheckpointArgs] = {
+            "variables": ocp.args.StandardRestore(variables),
+            "optimizer": ocp.args.StandardRestore(optimizer),
+            "data": ocp.args.JsonRestore(),
+        }
+        saved_average, wanted_average = "ema" in metadata, abstract.ema_params is not None
+        if saved_average and wanted_average:
+            items["ema"] = ocp.args.StandardRestore(abstract.ema_params)
+        elif wanted_average:
+            logger.info("the saved run kept no moving average: it starts from the parameters of step %d", step)
+        elif saved_average:
+            logger.info("train.ema_decay is 0: the saved run's moving average is left behind")
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        average = restored["ema"] if "ema" in items else jax.tree.map(jnp.copy, restored["variables"]["params"])
+        state = TrainState(**restored["optimizer"], **restored["variables"], ema_params=average if wanted_average else None)
+        return state, restored["data"]["processes"]
+
+    def record_evaluation(self, step: int, mask_ap: float) -> None:
+        """Notes the mask AP of a step, from which the best is chosen."""
+        self.mask_ap[step] = mask_ap
+        if jax.process_index() == 0:
+            write_atomically(self._folder / EVALUATIONS, json.dumps(self.mask_ap, indent=1))
+
+    def close(self) -> None:
+        """Waits for the last save and raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+class _LastAndBest(PreservationPolicy):
+    """Keeps the last checkpoints and, of those evaluated, the best."""
+
+    def __init__(self, keep: int, mask_ap: Mapping[int, float]):
+        self._latest, self._mask_ap = LatestN(keep), mask_ap
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        best = best_step([info.step for info in checkpoints], self._mask_ap)
+        latest = self._latest.should_preserve(checkpoints, context=context)
+        return [keep or info.step == best for keep, info in zip(latest, checkpoints, strict=True)]
+
+
+def best_step(steps: Sequence[int], mask_ap: Mapping[int, float]) -> int | None:
+    """The step with the highest mask AP, the later one of equals; None where none of them was evaluated."""
+    return max((step for step in steps if step in mask_ap), key=lambda step: (mask_ap[step], step), default=None)
+
+
+def read_evaluations(run_folder: Path) -> dict[int, float]:
+    """Mask AP by step, as far as the run was evaluated."""
+    path = run_folder / EVALUATIONS
+    return {int(step): float(value) for step, value in json.loads(path.read_text()).items()} if path.is_file() else {}
+
+
+def restore_variables(run_folder: str | Path, config: Config, step: str | int = "best") -> dict[str, Tree]:
+    """The variables of a run, to detect with: the averaged parameters if the run kept them.
+
+    Args:
+        run_folder: what `train` was given as its work folder.
+        config: its model must have the shapes of the run's.
+        step: "best" by mask AP (the latest, where nothing was evaluated), "latest", or a number of steps (text will do).
+
+    Returns:
+        `{"params": ..., "batch_stats": ...}` on the default device.
+
+    Raises:
+        CheckpointError: where there is no such checkpoint, or its shapes are not those of the model.
+    """
+    run_folder = Path(run_folder).absolute()
+    folder = run_folder / CHECKPOINTS
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    if not steps:
+        raise CheckpointError(f"There is no checkpoint in {folder}; a run folder is what train.py was given as --workdir.")
+    names: dict[str, int] = {str(number): number for number in steps} | {"latest": steps[-1]}
+    best = best_step(steps, read_evaluations(run_folder))
+    names["best"] = steps[-1] if best is None else best
+    if str(step) not in names:
+        raise CheckpointError(f"There is no checkpoint {step} in {folder}; there are {', '.join(names)}.")
+    chosen = folder / str(names[str(step)])
+    model = build_model(config)
+    expected = jax.eval_shape(lambda: init_variables(model, config))
+    handler = ocp.StandardCheckpointHandler()
+
+    def read(item: str) -> Tree:
+        saved = handler.metadata(chosen / item).tree
+        whole = expected if item == "variables" else expected["params"]
+        _check_shapes(chosen, saved, whole, "the model of this configuration")
+        # A template of NumPy arrays makes each process read for itself, whatever devices wrote.
+        template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
+        return handler.restore(chosen / item, args=ocp.args.StandardRestore(template))
+
+    variables = dict(read("variables"))
+    if (chosen / "ema").is_dir():
+        variables["params"] = read("ema")
+    return jax.tree.map(jnp.asarray, variables)
+
+
+def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _check_shapes(folder: Path, saved_tree: Tree, expected_tree: Tree, whose: str) -> None:
+    saved, expected = _shapes(saved_tree), _shapes(expected_tree)
+    differing = [
+        f"{name} is {saved.get(name, 'missing')} and should be {expected.get(name, 'missing')}"
+        for name in sorted(saved.keys() | expected.keys())
+        if saved.get(name) != expected.get(name)
+    ]
+    if differing:
+        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise CheckpointError(f"The checkpoint {folder} does not fit {whose}: {'; '.join(differing[:3])}{more}.")
+
+
+def check_same_run(run_folder: Path, config: Config) -> list[str]:
+    """Compares a configuration with the one its run folder was started with.
+
+    Returns:
+        a line `key: old -> new` for each difference that is allowed: of training, evaluation and where the data lies.
+
+    Raises:
+        ConfigError: where the model or the data differ.
+    """
+    path = run_folder / CONFIG
+    if not path.is_file():
+        return []
+    old, new = _flat(to_dict(load_config(path))), _flat(to_dict(config))
+    differing = [key for key in new if old[key] != new[key]]
+    refused = [key for key in differing if not key.startswith(_FREE_KEYS)]
+    if refused:
+        raise ConfigError(
+            f"{run_folder} holds a run with another {' and '.join(refused)}; "
+            "use the saved values (config.json there has them), or another --workdir for a new run."
+        )
+    return [f"{key}: {old[key]} -> {new[key]}" for key in differing]
+
+
+def save_config(run_folder: Path, config: Config) -> None:
+    """Writes config.json, which `jaxseg.load_config` reads."""
+    write_atomically(run_folder / CONFIG, json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

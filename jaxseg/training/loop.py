@@ -1,0 +1,246 @@
+"""Training from start to end: start-up lines, steps, records, evaluations, checkpoints, and going on after any kind of stop."""
+
+import collections
+import dataclasses
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxseg.config import Config, show
+from jaxseg.data.coco import InstanceDataset, open_dataset, resolve_classes
+from jaxseg.data.pipeline import training_iterator
+from jaxseg.models import build_model, init_variables, trainable
+from jaxseg.training.checkpoint import Checkpoints, check_same_run, save_config
+from jaxseg.training.interruption import Agreement, Interruption
+from jaxseg.training.metrics import MetricsWriter, MovingAverages, progress_line
+from jaxseg.training.optimizer import Tree, autoscaled, make_optimizer
+from jaxseg.training.sharding import check_batch_size, make_mesh, replicated, to_global
+from jaxseg.training.step import TrainState, create_state, make_train_step
+from jaxseg.training.validation import Validation
+
+logger = logging.getLogger(__name__)
+
+# Steps between starting one on the devices and reading its losses: the devices never wait for the host.
+_LAG = 2
+
+
+class TrainingError(ValueError):
+    """Training that cannot go on; the message says what to try."""
+
+
+@dataclasses.dataclass
+class _Pending:
+    """A step under way on the devices, and what the host knows about it."""
+
+    step: int
+    scalars: dict[str, jax.Array]
+    stop: jax.Array
+    indices: np.ndarray
+    times: dict[str, float]
+
+
+def train(config: Config, workdir: str | Path) -> dict[str, float]:
+    """Trains what `config` describes in the run folder `workdir`, and goes on from there if it holds a run.
+
+    Every process of a run calls it. SIGTERM or Ctrl-C saves a checkpoint and returns.
+
+    Args:
+        config: the experiment; empty class names are read from the training annotations.
+        workdir: run folder; the processes of a run share it.
+
+    Returns:
+        averages of the last 100 steps (`loss/<name>`, ...), and the metrics of the last evaluation (`val/mask/AP`, ...), if any.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, TrainingError: in one sentence, what is wrong and what would be right.
+    """
+    config = resolve_classes(config)
+    return _Run(config, Path(workdir).absolute()).train()
+
+
+class _Run:
+    """The parts of one run, wired together."""
+
+    def __init__(self, config: Config, workdir: Path):
+        self.config, self.workdir = config, workdir
+        self.mesh = make_mesh()
+        check_batch_size(config.train.batch_size, self.mesh, "config.train.batch_size")
+        changes = check_same_run(workdir, config)
+        self.dataset: InstanceDataset = open_dataset(config, "train")
+        validation_set = open_dataset(config, "val") if config.train.evaluate_every else None
+        if jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            save_config(workdir, config)
+
+        # Rates and steps for this batch size.
+        self.schedule = autoscaled(config.train)
+        self.model = build_model(config)
+        abstract_params = jax.eval_shape(lambda: init_variables(self.model, config))["params"]
+        self.trained: Tree = trainable(config, abstract_params)
+        self.optimizer = make_optimizer(self.schedule, self.trained)
+        self.step_function = make_train_step(self.model, self.optimizer, self.trained, self.schedule, self.mesh)
+        self.agreement = Agreement(self.mesh)
+        self.validation = Validation(config, self.model, validation_set, self.mesh, workdir) if validation_set is not None else None
+        self._tell_start(abstract_params, validation_set, changes)
+
+        self.iterator = training_iterator(
+            config,
+            self.model.input_spec,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            seed=config.train.seed,
+        )
+        self.checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+        self.state = self._restored_or_new_state()
+        self.step = int(self.state.step)
+        self.writer = MetricsWriter(workdir, self.step) if jax.process_index() == 0 else None
+        self.averages = MovingAverages()
+        self.pending: collections.deque[_Pending] = collections.deque()
+        self.skipped_in_a_row = 0
+        self.last_evaluation: dict[str, float] = {}
+
+    def _tell_start(self, params: Tree, validation_set: InstanceDataset | None, changes: list[str]) -> None:
+        train, schedule = self.config.train, self.schedule
+        device = jax.devices()[0]
+        sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
+        learning = sum(size for size, learns in zip(sizes, jax.tree.leaves(self.trained), strict=True) if learns)
+        logger.info("%s", show(self.config))
+        logger.info("run folder %s", self.workdir)
+        logger.info(
+            "process %d of %d: %d of %d devices (%s)",
+            jax.process_index(),
+            jax.process_count(),
+            jax.local_device_count(),
+            jax.device_count(),
+            device.device_kind,
+        )
+        logger.info("batch of %d images, %d on each device", train.batch_size, train.batch_size // self.mesh.size)
+        logger.info("%d training images%s", len(self.dataset), f", {len(validation_set)} validation images" if validation_set else "")
+        logger.info("%s parameters, of which %s learn", f"{sum(sizes):,}", f"{learning:,}")
+        logger.info(
+            "rate %g, %d steps, decays at %s (%s)", schedule.learning_rate, schedule.steps, _decays(self.schedule), _scaling(self.config)
+        )
+        for change in changes:
+            logger.info("differs from the run saved here: %s", change)
+
+    def _restored_or_new_state(self) -> TrainState:
+        copied = replicated(self.mesh)
+
+        def new_state() -> TrainState:
+            return create_state(init_variables(self.model, self.config, self.config.train.seed), self.optimizer, self.config.train)
+
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=copied), jax.eval_shape(new_state))
+        restored = self.checkpoints.restore(abstract)
+        if restored is None:
+            logger.info("starts from nothing")
+            return jax.jit(new_state, out_shardings=copied)()
+        state, data_states = restored
+        logger.info("goes on from step %d of %d", int(state.step), self.schedule.steps)
+        self.iterator.set_state(data_states[jax.process_index()])
+        return state
+
+    def train(self) -> dict[str, float]:
+        try:
+            with Interruption() as interruption:
+                self._evaluate_if_due()
+                while self.step < self.schedule.steps and not self._advance(interruption):
+                    pass
+                self._record_all()
+                if self.step < self.schedule.steps:
+                    self._save()
+                    logger.info("stopped at step %d of %d; the same command goes on from here", self.step, self.schedule.steps)
+                else:
+                    logger.info("trained %d steps", self.step)
+        finally:
+            self.checkpoints.close()
+            if self.writer:
+                self.writer.close()
+        return self.averages.means() | self.last_evaluation
+
+    def _advance(self, interruption: Interruption) -> bool:
+        """One step, with what is due after it; tells whether the run's processes want to stop."""
+        started = time.perf_counter()
+        batch = next(self.iterator)
+        fetched = time.perf_counter()
+        self.state, scalars = self.step_function(self.state, to_global(batch, self.mesh))
+        self.step += 1
+        times = {"data_time": fetched - started}
+        self.pending.append(_Pending(self.step, scalars, self.agreement.ask(interruption.wanted), batch.indices, times))
+        stop = self._record(self.pending.popleft()) if len(self.pending) > _LAG else False
+        times["step_time"] = time.perf_counter() - started
+        if self.step % self.config.train.checkpoint_every == 0 or self.step == self.schedule.steps or self._evaluation_is_due():
+            stop |= self._record_all()
+            self._save()
+            if not stop:
+                self._evaluate_if_due()
+        # Alone, a process needs no agreement.
+        return stop or (interruption.wanted and jax.process_count() == 1)
+
+    def _record_all(self) -> bool:
+        stop = False
+        while self.pending:
+            stop |= self._record(self.pending.popleft())
+        return stop
+
+    def _record(self, pending: _Pending) -> bool:
+        """Waits for a step, tells about it, and answers whether the processes wanted to stop then."""
+        values = {name: float(value) for name, value in jax.device_get(pending.scalars).items()}
+        if values.pop("skipped"):
+            self._tell_skipped(pending)
+        else:
+            self.skipped_in_a_row = 0
+        rate = {"learning_rate": values.pop("learning_rate")}
+        # The first step compiles.
+        self.averages.add(values | (pending.times if self.averages.means() else {}))
+        if self.writer and (pending.step % self.config.train.log_every == 0 or pending.step == self.schedule.steps):
+            means = self.averages.means() | rate
+            logger.info("%s", progress_line(pending.step, self.schedule.steps, means))
+            self.writer.write(pending.step, means)
+        return bool(pending.stop)
+
+    def _tell_skipped(self, pending: _Pending) -> None:
+        self.skipped_in_a_row += 1
+        images = ", ".join(f"{self.dataset.image_ids[i]} ({self.dataset.file_names[i]})" for i in pending.indices if i >= 0)
+        logger.warning("step %d skipped: a loss or gradient is not finite; image ids of the batch: %s", pending.step, images)
+        if self.skipped_in_a_row >= self.config.train.max_skipped_steps:
+            raise TrainingError(
+                f"Training ended at step {pending.step}: the last {self.skipped_in_a_row} steps had a loss or gradient that is not finite; "
+                "try a lower train.learning_rate, a longer train.warmup_steps, train.clip_norm = 10 or model.dtype = float32."
+            )
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.state, self.iterator.get_state())
+
+    def _evaluation_is_due(self) -> bool:
+        every = self.config.train.evaluate_every
+        return bool(every) and self.step > 0 and (self.step % every == 0 or self.step >= self.schedule.steps)
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluates the checkpoint just saved or restored, unless that was done already."""
+        if self.validation is None or not self._evaluation_is_due() or self.step in self.checkpoints.mask_ap:
+            return
+        self.last_evaluation, pictures = self.validation(self.step, self.state.evaluation_variables)
+        self.checkpoints.record_evaluation(self.step, self.last_evaluation["val/mask/AP"])
+        logger.info("step %d: %s", self.step, ", ".join(f"{name} {value:.4f}" for name, value in self.last_evaluation.items()))
+        if self.writer:
+            self.writer.write(self.step, self.last_evaluation)
+            for name, picture in pictures.items():
+                self.writer.picture(self.step, name, picture)
+
+
+def _decays(schedule: Any) -> str:
+    if schedule.schedule == "cosine":
+        return "every step, along a cosine to 0"
+    return ", ".join(map(str, schedule.decay_steps)) or "no step"
+
+
+def _scaling(config: Config) -> str:
+    base = config.train.autoscale_batch_size
+    if not base or base == config.train.batch_size:
+        return "as configured"
+    return f"scaled from {config.train.learning_rate:g} and {config.train.steps} for a batch of {config.train.batch_size} instead of {base}"

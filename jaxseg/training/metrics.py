@@ -1,0 +1,90 @@
+"""What a run tells while it trains: averages over the last steps on the console, in metrics.jsonl and in TensorBoard."""
+
+import collections
+import datetime
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from jaxseg.training.checkpoint import write_atomically
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+# Console names of the losses, as users of the original know them, and their order.
+_LETTERS = {"box": "B", "class": "C", "mask": "M", "semantic": "S", "total": "T"}
+
+
+class MovingAverages:
+    """Means of the finite values among the last `window` of each name."""
+
+    def __init__(self, window: int = 100):
+        self._values: dict[str, collections.deque[float]] = collections.defaultdict(lambda: collections.deque(maxlen=window))
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Takes one step's values; one that is not finite is left out."""
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._values[name].append(value)
+
+    def means(self) -> dict[str, float]:
+        """By name, of those that have a value."""
+        return {name: sum(values) / len(values) for name, values in self._values.items() if values}
+
+
+def progress_line(step: int, steps: int, values: Mapping[str, float]) -> str:
+    """One console line: `step/steps || B: .. | C: .. | M: .. | S: .. | T: .. || ETA: .. || step: .. s | data: .. s || rate: ..`.
+
+    Args:
+        step: finished steps.
+        steps: of the whole run.
+        values: `loss/<name>`, `learning_rate`, and `step_time` and `data_time` in seconds; what is missing is not shown.
+    """
+    names = [name.removeprefix("loss/") for name in values if name.startswith("loss/")]
+    names.sort(key=lambda name: (list(_LETTERS).index(name) if name in _LETTERS else -1, name))
+    parts = [f"{step:7d}/{steps}", " | ".join(f"{_LETTERS.get(name, name)}: {values[f'loss/{name}']:.3f}" for name in names)]
+    if "step_time" in values:
+        parts.append(f"ETA: {datetime.timedelta(seconds=round((steps - step) * values['step_time']))}")
+        parts.append(f"step: {values['step_time']:.3f} s | data: {values['data_time']:.3f} s")
+    return " || ".join([*parts, f"rate: {values['learning_rate']:.3g}"])
+
+
+class MetricsWriter:
+    """Appends values by step to metrics.jsonl and TensorBoard; a run that goes on from a step takes back what came after it."""
+
+    def __init__(self, run_folder: Path, finished_steps: int):
+        path = run_folder / METRICS
+        if path.is_file():
+            write_atomically(path, "".join(line for line in path.read_text().splitlines(keepends=True) if _is_until(line, finished_steps)))
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(run_folder), purge_step=finished_steps + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line `{"step": ..., name: value, ...}`; a value that is not finite is null there."""
+        finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step} | finite) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """A picture, uint8 RGB `[H, W, 3]`, for TensorBoard."""
+        self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        self._board.close()
+
+
+def _is_until(line: str, step: int) -> bool:
+    """Whether a line of metrics.jsonl is whole and tells of no later step."""
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= step
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return False

@@ -1,0 +1,119 @@
+"""One mesh over all devices, batches split along it, everything else copied to each; and how the hosts of a pod find each other."""
+
+import glob
+import importlib.util
+import json
+import logging
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxseg.config import ConfigError
+from jaxseg.structures import Batch
+
+logger = logging.getLogger(__name__)
+
+AXIS = "data"
+# What SLURM sets for each process that `srun` starts; in a batch script without `srun` some are absent.
+_SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+
+
+def initialize_distributed(timeout: int = 300) -> None:
+    """Joins the other processes of this run, if the environment names any; call it before JAX touches a device.
+
+    Looked at, in this order: JAX_COORDINATOR_ADDRESS (host:port) with JAX_NUM_PROCESSES and JAX_PROCESS_ID; a SLURM step of
+    several tasks; a Cloud TPU pod. On a single machine it returns at once.
+
+    Args:
+        timeout: seconds to wait for the others.
+
+    Raises:
+        ConfigError: when the environment is incomplete, or the others did not come in time.
+    """
+    explicit = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if explicit:
+        count, index = (_whole_number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        if not 0 <= index < count:
+            raise ConfigError(f"JAX_PROCESS_ID = {index} is out of range; it must be 0 to {count - 1}, for JAX_NUM_PROCESSES is {count}.")
+        if count > 1:
+            _join(f"{count} processes at {explicit}", timeout, coordinator_address=explicit, num_processes=count, process_id=index)
+    elif all(name in os.environ for name in _SLURM_STEP):
+        count = _whole_number("SLURM_NTASKS")
+        if count > 1:
+            _join(f"{count} SLURM tasks", timeout)
+    elif _is_tpu_machine():
+        hosts = (os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES") or "").split(",")
+        several_slices = os.environ.get("MEGASCALE_NUM_SLICES", "1") != "1"
+        # Without names in the environment JAX asks the metadata server of the Cloud TPU, which also knows single hosts.
+        if hosts == [""] or len(hosts) > 1 or several_slices:
+            _join("all hosts of this TPU pod" if hosts == [""] or several_slices else f"{len(hosts)} hosts", timeout)
+
+
+def _join(whom: str, timeout: int, **arguments: Any) -> None:
+    logger.info("waiting for %s, %d seconds at most; the same command has to run on each", whom, timeout)
+    try:
+        jax.distributed.initialize(initialization_timeout=timeout, **arguments)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"Could not join {whom} within {timeout} seconds ({str(error).splitlines()[0]}); is the same command running on each?"
+        ) from error
+
+
+def _whole_number(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise ConfigError(f"The environment variable {name} = {value!r} is not a whole number; each process of a run needs it.")
+    return int(value)
+
+
+def _is_tpu_machine() -> bool:
+    platforms = os.environ.get("JAX_PLATFORMS") or "tpu"
+    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+    return "tpu" in platforms and bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def make_mesh() -> Mesh:
+    """All devices of all processes along one axis, `AXIS`."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A full copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """The first axis shared out over the devices."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, key: str) -> None:
+    """Raises ConfigError where the global batch cannot be shared out evenly."""
+    devices = mesh.size
+    if batch_size % devices:
+        fitting = -(-batch_size // devices) * devices
+        raise ConfigError(
+            f"{key} = {batch_size} cannot be shared out over {devices} devices; use a multiple of it, for instance {fitting}."
+        )
+
+
+def to_global(batch: Batch, mesh: Mesh) -> Batch:
+    """This process's part of a batch (NumPy) as part of the global arrays, on the devices."""
+    sharding = split(mesh)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+
+
+def gather_json(value: Any) -> list[Any]:
+    """What each process passed, by process index, on all of them; anything that JSON can hold."""
+    if jax.process_count() == 1:
+        return [json.loads(json.dumps(value))]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: text.size] = text
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

@@ -1,0 +1,204 @@
+"""A detector of one convolution, a dataset and an iterator out of nothing, and `train` on them: whole runs in seconds.
+
+Run as a script it trains in its own process, for the tests that kill one or need several:
+`python tiny_training.py RUN_FOLDER key=value ...`, with the keys of the configuration and of `TinyData`.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxseg.config import Config, override
+from jaxseg.structures import Batch, Detections, InputSpec, Targets
+from jaxseg.training import checkpoint, loop
+
+SIZE = 16
+CONFIG = override(
+    Config(),
+    {
+        "name": "tiny",
+        "model.num_classes": 2,
+        "data.class_names": ("square", "disc"),
+        "data.category_ids": (1, 2),
+        "train.batch_size": 8,
+        "train.steps": 12,
+        "train.learning_rate": 0.05,
+        "train.decay_steps": (8,),
+        "train.warmup_steps": 3,
+        "train.warmup_learning_rate": 0.01,
+        "train.checkpoint_every": 4,
+        "train.log_every": 1,
+    },
+)
+
+
+class TinyDetector(nn.Module):
+    """Learns the mean height and width of the boxes from the mean of the image; the rng `sampling` matters to its losses."""
+
+    input_spec = InputSpec(image_size=(SIZE, SIZE), mask_size=(8, 8), semantic_size=(8, 8), num_classes=2)
+
+    def setup(self):
+        self.convolution = nn.Conv(4, (3, 3))
+        self.bn = nn.BatchNorm(momentum=0.9)
+        self.head = nn.Dense(4)
+
+    def __call__(self, images, train=False):
+        features = self.bn(self.convolution(images.astype(jnp.float32) / 255), use_running_average=not train)
+        return self.head(nn.relu(features).mean((1, 2)))
+
+    def losses(self, batch: Batch, *, train: bool):
+        predicted = self(batch.images, train=train)
+        noise = jax.random.uniform(self.make_rng("sampling"), (len(predicted), 4), minval=0.9)
+        # A crowd stands for an image that breaks the loss.
+        poison = jnp.where(batch.targets.crowd, jnp.nan, 0.0).sum()
+        box = jnp.square(predicted - noise * batch.targets.boxes[:, 0] / SIZE).mean()
+        return {"box": box + poison, "class": jnp.abs(predicted).mean()}
+
+    def detect(self, images, image_sizes):
+        boxes = jnp.abs(self(images))[:, None] * SIZE
+        shape = boxes.shape[:2]
+        return Detections(
+            boxes=boxes,
+            scores=jnp.ones(shape),
+            classes=jnp.zeros(shape, jnp.int32),
+            valid=jnp.ones(shape, bool),
+            masks=jnp.ones((*shape, 8, 8)),
+        )
+
+
+def tiny_batch(indices: np.ndarray, seed: int = 0, poisoned: bool = False) -> Batch:
+    """Images of noise, brighter with larger boxes; a poisoned batch makes the loss NaN."""
+    images, boxes = [], []
+    for index in indices:
+        rng = np.random.default_rng((seed, int(index)))
+        box = rng.uniform(1, SIZE, 4).astype(np.float32)
+        images.append(np.clip(rng.integers(0, 100, (SIZE, SIZE, 3)) + box.mean() * 10, 0, 255).astype(np.uint8))
+        boxes.append(box[None])
+    count = len(indices)
+    return Batch(
+        images=np.stack(images),
+        image_sizes=np.full((count, 2), SIZE, np.int32),
+        indices=np.asarray(indices, np.int32),
+        valid=np.ones(count, bool),
+        targets=Targets(
+            boxes=np.stack(boxes),
+            classes=np.zeros((count, 1), np.int32),
+            valid=np.ones((count, 1), bool),
+            crowd=np.full((count, 1), poisoned),
+            masks=np.zeros((count, 1, 8, 1), np.uint8),
+            semantic=np.zeros((count, 2, 8, 1), np.uint8),
+        ),
+    )
+
+
+@dataclasses.dataclass
+class TinyData:
+    """A dataset and its training iterator in one.
+
+    Attributes:
+        poisoned: steps (from 0) whose batch holds an image that breaks the loss.
+        delay: seconds a batch takes.
+        interrupted: the step (from 0) before whose batch the process sends itself SIGTERM.
+    """
+
+    poisoned: tuple[int, ...] = ()
+    delay: float = 0.0
+    interrupted: int = -1
+    images: int = 40
+    position: int = 0
+    class_names = CONFIG.data.class_names
+
+    def __post_init__(self):
+        self.image_ids = [1000 + i for i in range(self.images)]
+        self.file_names = [f"{i}.jpg" for i in self.image_ids]
+
+    def __len__(self):
+        return self.images
+
+    def iterator(self, config: Config, spec: InputSpec, *, process_index: int, process_count: int, seed: int) -> Iterator[Batch]:
+        self._rows = np.array_split(np.arange(config.train.batch_size), process_count)[process_index]
+        self._batch_size, self._seed = config.train.batch_size, seed
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> Batch:
+        time.sleep(self.delay)
+        if self.position == self.interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+        indices = (self.position * self._batch_size + self._rows) % self.images
+        poisoned = self.position in self.poisoned
+        self.position += 1
+        return tiny_batch(indices, self._seed, poisoned)
+
+    def get_state(self):
+        return {"position": self.position}
+
+    def set_state(self, state):
+        self.position = state["position"]
+
+
+def init_tiny(model, config, seed=0):
+    return dict(model.init(jax.random.key(seed), jnp.zeros((1, SIZE, SIZE, 3), jnp.uint8)))
+
+
+def trainable_tiny(config, params):
+    return jax.tree.map(lambda _: True, params)
+
+
+@contextlib.contextmanager
+def tiny_parts(data: TinyData):
+    """While entered, `train` and `restore_variables` work with the tiny detector and `data`."""
+    parts = {
+        loop: {
+            "build_model": lambda config: TinyDetector(),
+            "init_variables": init_tiny,
+            "trainable": trainable_tiny,
+            "open_dataset": lambda config, split: data,
+            "resolve_classes": lambda config: config,
+            "training_iterator": data.iterator,
+        },
+        checkpoint: {"build_model": lambda config: TinyDetector(), "init_variables": init_tiny},
+    }
+    with contextlib.ExitStack() as stack:
+        for module, replacements in parts.items():
+            for name, replacement in replacements.items():
+                stack.enter_context(mock.patch.object(module, name, replacement))
+        yield
+
+
+def train_tiny(folder: Path, overrides: dict | None = None, **data) -> dict[str, float]:
+    """`train` with the tiny parts."""
+    with tiny_parts(TinyData(**data)):
+        return loop.train(override(CONFIG, overrides or {}), folder)
+
+
+def params_of(folder: Path, overrides: dict | None = None, step="latest") -> dict[str, np.ndarray]:
+    """Every variable of a checkpoint by name."""
+    with tiny_parts(TinyData()):
+        variables = checkpoint.restore_variables(folder, override(CONFIG, overrides or {}), step)
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    from jaxseg.training.sharding import initialize_distributed
+
+    settings = dict(argument.split("=") for argument in sys.argv[2:])
+    tiny = {name: float(settings.pop(name)) for name in ("delay", "interrupted") if name in settings}
+    initialize_distributed(timeout=60)
+    train_tiny(Path(sys.argv[1]), settings, **tiny)
