@@ -22,12 +22,13 @@ class CocoResults(NamedTuple):
 
     Attributes:
         boxes: `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`.
-        masks: `{"image_id", "category_id", "segmentation": {"size", "counts"}, "score"}`.
+        masks: `{"image_id", "category_id", "segmentation": {"size", "counts"}, "score"}`;
+            None where the detector has no masks.
         image_ids: the images looked at, those without detections, too.
     """
 
     boxes: list[dict[str, Any]]
-    masks: list[dict[str, Any]]
+    masks: list[dict[str, Any]] | None
     image_ids: list[int]
 
 
@@ -49,7 +50,8 @@ def coco_results(
         rles: n compressed run lengths, or None where the detector has no masks.
         category_ids: the dataset's id of each class.
     """
-    box_results, mask_results = [], []
+    box_results: list[dict[str, Any]] = []
+    mask_results: list[dict[str, Any]] = []
     for i, (x1, y1, x2, y2) in enumerate(np.asarray(boxes, np.float64)):
         if x2 <= x1 or y2 <= y1:
             continue
@@ -58,16 +60,17 @@ def coco_results(
         box_results.append({**common, "bbox": [round(float(v), 3) for v in (x1, y1, x2 - x1, y2 - y1)]})
         if rles is not None:
             mask_results.append({**common, "segmentation": rles[i]})
-    return CocoResults(box_results, mask_results, [int(image_id)])
+    return CocoResults(box_results, None if rles is None else mask_results, [int(image_id)])
 
 
 def merge_results(parts: Sequence[CocoResults]) -> CocoResults:
     """Several results as one, in the order given."""
-    return CocoResults(*([row for part in parts for row in getattr(part, field)] for field in CocoResults._fields))
+    masks = None if any(part.masks is None for part in parts) else [row for part in parts for row in part.masks or ()]
+    return CocoResults([row for part in parts for row in part.boxes], masks, [row for part in parts for row in part.image_ids])
 
 
 def coco_metrics(
-    ground_truth: Mapping[str, Any], results: CocoResults, category_ids: Sequence[int], class_names: Sequence[str], *, masks: bool = True
+    ground_truth: Mapping[str, Any], results: CocoResults, category_ids: Sequence[int], class_names: Sequence[str]
 ) -> dict[str, float]:
     """COCO's metrics over the images of `results`, 0..1; NaN where there is nothing to find.
 
@@ -77,18 +80,19 @@ def coco_metrics(
     mAP takes 0 for it, never ignores crowds and drops thin objects: its numbers differ from these).
 
     Args:
-        ground_truth: a dataset in COCO's JSON form, with sizes of the images, and masks where `masks` is set.
+        ground_truth: a dataset in COCO's JSON form, with sizes of the images, and masks where `results` has them.
         results: detections; none at all is an AP of 0.
         category_ids: the dataset's id of each class.
         class_names: the name of each class.
-        masks: score the masks, too.
     """
     metrics: dict[str, float] = {}
-    for kind in ("box", "mask") if masks else ("box",):
+    for kind, rows in (("box", results.boxes), ("mask", results.masks)):
+        if rows is None:
+            continue
         # pycocotools talks on stdout, and writes into the annotations it is given.
         with contextlib.redirect_stdout(io.StringIO()):
             truth = _index(ground_truth, [dict(annotation) for annotation in ground_truth["annotations"]])
-            found = _index(ground_truth, _as_annotations(results.boxes if kind == "box" else results.masks, kind))
+            found = _index(ground_truth, _as_annotations(rows, kind))
             evaluation = COCOeval(truth, found, _KINDS[kind])
             evaluation.params.imgIds = sorted(set(results.image_ids))
             evaluation.params.catIds = list(category_ids)

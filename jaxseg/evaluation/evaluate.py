@@ -1,0 +1,193 @@
+"""COCO's metrics of a detector on a dataset: batches over all devices, the host's work beside them, results as run lengths."""
+
+import itertools
+import json
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jaxseg.config import Config, ConfigError
+from jaxseg.data.dataset import DataError, InstanceDataset, decode_image
+from jaxseg.evaluation.coco_metrics import CocoResults, coco_metrics, coco_results, merge_results
+from jaxseg.evaluation.detect import DeviceDetector, network_image, one_ahead, pad_batch, select
+from jaxseg.evaluation.masks import boxes_at_image_size, encode_rle, masks_at_image_size
+from jaxseg.structures import Detections
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 8
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def evaluate(
+    config: Config,
+    variables: Any,
+    dataset: InstanceDataset,
+    *,
+    batch_size: int,
+    limit: int = 0,
+    mesh: Mesh | None = None,
+    score_threshold: float = 0.0,
+    top_k: int = 0,
+    output: Path | None = None,
+) -> dict[str, float]:
+    """COCO's box and mask metrics of a detector, see `coco_metrics` for the keys.
+
+    Of several processes each looks at its share of the images and every one gets the metrics of all.
+
+    Args:
+        config: of the detector.
+        variables: its parameters and statistics.
+        dataset: with as many categories as the detector has classes.
+        batch_size: images a process has on its devices at a time; rounded up to a multiple of the devices.
+        limit: look at the first so many images; 0 looks at all.
+        mesh: use its devices instead of all.
+        score_threshold: leave out detections up to this score. COCO's AP wants 0.
+        top_k: leave out all but the best so many of an image; 0 leaves out none.
+        output: a folder for metrics.json, bbox_detections.json and mask_detections.json; None writes nothing.
+
+    Raises:
+        ConfigError: the detector has another number of classes than the dataset.
+    """
+    if len(dataset.category_ids) != config.model.num_classes:
+        raise ConfigError(
+            f"config.model.num_classes = {config.model.num_classes}, but the dataset has {len(dataset.category_ids)} categories; "
+            "evaluate on the dataset the detector was made for."
+        )
+    detector = DeviceDetector(config, variables, mesh.local_devices if mesh else jax.local_devices())
+    indices = range(min(limit, len(dataset)) if limit else len(dataset))
+    own = indices[jax.process_index() :: jax.process_count()]
+    results = _gather(detect_dataset(detector, dataset, own, batch_size=batch_size, score_threshold=score_threshold, top_k=top_k))
+    metrics = coco_metrics(dataset.coco_ground_truth(), results, dataset.category_ids, dataset.class_names)
+    if output is not None and jax.process_index() == 0:
+        write_results(output, metrics, results)
+    return metrics
+
+
+def detect_dataset(
+    detector: DeviceDetector, dataset: InstanceDataset, indices: Sequence[int], *, batch_size: int, score_threshold: float, top_k: int
+) -> CocoResults:
+    """Detections of some of a dataset's images in COCO's form; while the device detects, the host finishes the batch before.
+
+    An image that cannot be read is named in the log and counts as one without detections.
+    """
+    batch_size = math.ceil(batch_size / detector.devices) * detector.devices
+    parts: list[CocoResults] = []
+    progress = _Progress(len(indices))
+    # Two pools, for loading ahead must not keep finished detections waiting.
+    with ThreadPoolExecutor(_THREADS) as loading, ThreadPoolExecutor(_THREADS) as finishing:
+        images = _ahead(loading, dataset, indices, detector.image_size, 2 * batch_size)
+        for rows, detections in one_ahead(_submit(detector, dataset, images, batch_size)):
+            on_host = jax.device_get(detections)
+            jobs = [
+                finishing.submit(_finish, on_host, row, index, dataset, detector.image_size, score_threshold, top_k)
+                for row, index in enumerate(rows)
+            ]
+            parts.extend(job.result() for job in jobs)
+            progress.advance(len(rows))
+    found = merge_results(parts)
+    return found._replace(image_ids=[dataset.image_ids[index] for index in indices])
+
+
+def _finish(
+    detections: Detections, row: int, index: int, dataset: InstanceDataset, image_size: tuple[int, int], score_threshold: float, top_k: int
+) -> CocoResults:
+    """One image's detections at the picture's size; its masks live only until they are run lengths."""
+    picture_size = _picture_size(dataset, index)
+    selected = select(detections, row, score_threshold=score_threshold, top_k=top_k)
+    boxes = boxes_at_image_size(selected.boxes, image_size, picture_size)
+    rles = None if selected.soft_masks is None else encode_rle(masks_at_image_size(selected.soft_masks, picture_size))
+    return coco_results(dataset.image_ids[index], boxes, selected.classes, selected.scores, rles, dataset.category_ids)
+
+
+def _picture_size(dataset: InstanceDataset, index: int) -> tuple[int, int]:
+    height, width = dataset.image_sizes[index]
+    return int(height), int(width)
+
+
+def _submit(
+    detector: DeviceDetector, dataset: InstanceDataset, images: Iterable[tuple[int, np.ndarray | None]], batch_size: int
+) -> Iterator[tuple[list[int], Detections]]:
+    """Starts detection batch by batch; gives the dataset's index of each row and what the device is making of them."""
+    readable = ((index, image) for index, image in images if image is not None)
+    while batch := list(itertools.islice(readable, batch_size)):
+        indices, pictures = zip(*batch, strict=True)
+        sizes = [_picture_size(dataset, index) for index in indices]
+        yield list(indices), detector(*pad_batch(pictures, sizes, batch_size))
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, dataset: InstanceDataset, indices: Iterable[int], image_size: tuple[int, int], depth: int
+) -> Iterator[tuple[int, np.ndarray | None]]:
+    """Index and network image in order, loaded `depth` images ahead; None for an image that cannot be read."""
+    waiting: deque[tuple[int, Future[np.ndarray | None]]] = deque()
+    for index in indices:
+        waiting.append((index, pool.submit(_load, dataset, index, image_size)))
+        if len(waiting) > depth:
+            first, image = waiting.popleft()
+            yield first, image.result()
+    for first, image in waiting:
+        yield first, image.result()
+
+
+def _load(dataset: InstanceDataset, index: int, image_size: tuple[int, int]) -> np.ndarray | None:
+    try:
+        image = decode_image(dataset.encoded_image(index), _picture_size(dataset, index), dataset.file_names[index])
+    except DataError as error:
+        logger.warning("%s It counts as an image without detections.", error)
+        return None
+    return network_image(image, image_size)
+
+
+def _gather(results: CocoResults) -> CocoResults:
+    """The results of all processes, on all of them."""
+    if jax.process_count() == 1:
+        return results
+    text = np.frombuffer(json.dumps(results).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: text.size] = text
+    rows = multihost_utils.process_allgather(padded)
+    return merge_results([CocoResults(*json.loads(row[:size].tobytes())) for row, size in zip(rows, sizes, strict=True)])
+
+
+def write_results(output: Path, metrics: Mapping[str, float], results: CocoResults) -> None:
+    """Writes metrics.json (null for what there is nothing to find of), bbox_detections.json and mask_detections.json.
+
+    The names of the original; the two files are what `pycocotools.coco.COCO.loadRes` and COCO's server read.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    numbers = {key: None if math.isnan(value) else value for key, value in metrics.items()}
+    (output / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    (output / "bbox_detections.json").write_text(json.dumps(results.boxes))
+    if results.masks is not None:
+        (output / "mask_detections.json").write_text(json.dumps(results.masks))
+
+
+class _Progress:
+    """A line in the log every few seconds, and one at the end."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._start = self._last = time.monotonic()
+
+    def advance(self, images: int) -> None:
+        self._done += images
+        now = time.monotonic()
+        if self._done < self._total and now - self._last < _SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        rate = self._done / max(now - self._start, 1e-9)
+        left = (self._total - self._done) / rate
+        logger.info("evaluated %d of %d images, %.1f images/s, %.0f s left", self._done, self._total, rate, left)
