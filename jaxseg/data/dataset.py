@@ -81,7 +81,7 @@ class InstanceDataset(abc.ABC):
 
     @abc.abstractmethod
     def objects(self, index: int) -> Objects:
-        """The annotations of image `index`; does not open the image."""
+        """The annotations of image `index`; does not decode the image."""
 
     @abc.abstractmethod
     def encoded_image(self, index: int) -> bytes:
@@ -90,6 +90,10 @@ class InstanceDataset(abc.ABC):
         Raises:
             DataError: the file cannot be read.
         """
+
+    def record(self, index: int) -> tuple[bytes, Objects]:
+        """Both of them; readers that find them together do better."""
+        return self.encoded_image(index), self.objects(index)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -104,18 +108,16 @@ class InstanceDataset(abc.ABC):
         position = int(index)
         if not 0 <= position < len(self):
             raise IndexError(f"image {position} of a dataset of {len(self)}")
-        return self._sample(position, self.encoded_image(position), self.objects(position))
-
-    def _sample(self, index: int, encoded: bytes, objects: Objects) -> Sample:
-        height, width = (int(side) for side in self.image_sizes[index])
+        encoded, objects = self.record(position)
+        height, width = (int(side) for side in self.image_sizes[position])
         corners = np.concatenate([objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]], axis=1)
         return Sample(
-            image=decode_image(encoded, (height, width), self.file_names[index]),
+            image=decode_image(encoded, (height, width), self.file_names[position]),
             boxes=corners.astype(np.float32),
             classes=objects.classes,
             crowd=objects.crowd,
             masks=decode_masks(objects.rles, (height, width)),
-            index=index,
+            index=position,
         )
 
     def coco_ground_truth(self) -> dict[str, Any]:
