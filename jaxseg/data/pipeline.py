@@ -1,0 +1,309 @@
+"""From a dataset to batches: an endless, resumable, shuffled stream for training, and every image once for evaluation.
+
+Training's stream is one sequence of (image, seed) pairs, a function of the run's seed alone. Everything else only says who
+makes which part of it: worker processes take whole batches in turn, and process `p` of `n` makes the `p`-th contiguous piece of
+each global batch. So neither their numbers nor an interruption changes what the run sees.
+"""
+
+import dataclasses
+import logging
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
+
+import cv2
+import grain
+import jax
+import numpy as np
+from absl import flags
+from jaxtyping import Int64
+from numpy import ndarray
+
+from jaxseg.config import AugmentConfig, Config
+from jaxseg.data.coco import open_dataset
+from jaxseg.data.dataset import DataError, InstanceDataset, Sample
+from jaxseg.data.targets import to_targets
+from jaxseg.data.transforms import draw_augmentation, kept_objects, resize_image, to_uint8, warp_image
+from jaxseg.structures import Batch, InputSpec, Targets
+
+logger = logging.getLogger("jaxseg")
+
+# Images drawn in place of a broken one before the dataset as a whole is given up.
+REPLACEMENT_TRIES = 100
+# Lines of the log that one kind of trouble with images may fill; more is only counted.
+LOGGED_IMAGES = 20
+# Batches a worker process, or the thread that stands in for it, makes ahead.
+BATCHES_AHEAD = 2
+EVALUATION_THREADS = 4
+
+
+@dataclasses.dataclass
+class _Example:
+    """One row of a batch."""
+
+    image: ndarray
+    image_size: tuple[int, int]
+    index: int
+    targets: Targets
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loader:
+    """Makes a training batch from its (image, seed) pairs; travels into the worker processes."""
+
+    dataset: InstanceDataset
+    spec: InputSpec
+    augment: AugmentConfig
+    max_objects: int
+
+    def __call__(self, slots: Int64[ndarray, "b 2"]) -> dict[str, Any]:
+        broken: list[tuple[int, str]] = []
+        left_out: list[tuple[int, int]] = []
+        examples = []
+        for index, seed in slots.tolist():
+            rng = np.random.default_rng(seed)
+            sample = self._read(index, rng, broken)
+            example, surplus = self._example(sample, rng)
+            examples.append(example)
+            if surplus:
+                left_out.append((sample.index, surplus))
+        batch = _collate(examples, len(examples), self.spec, self.max_objects)
+        # Plain dicts, for Grain takes elements apart to share the arrays' memory between processes.
+        arrays = {**vars(batch), "targets": vars(batch.targets)}
+        return {"arrays": arrays, "broken": broken, "left_out": left_out}
+
+    def _read(self, index: int, rng: np.random.Generator, broken: list[tuple[int, str]]) -> Sample:
+        """The image, or where it is broken another one that the same seed always chooses."""
+        for _ in range(REPLACEMENT_TRIES):
+            try:
+                return self.dataset[index]
+            except DataError as error:
+                broken.append((index, str(error)))
+                index = int(rng.integers(len(self.dataset)))
+        raise DataError(f"None of {REPLACEMENT_TRIES} images in a row can be used; the last one: {broken[-1][1]}")
+
+    def _example(self, sample: Sample, rng: np.random.Generator) -> tuple[_Example, int]:
+        """The augmented image with its targets, and how many objects found no row."""
+        height, width = sample.image.shape[:2]
+        drawn = draw_augmentation(rng, (height, width), sample.boxes, sample.crowd, self.augment, self.spec.image_size)
+        image = to_uint8(warp_image(sample.image, drawn.window, self.spec.image_size, drawn.photometric))
+        targets = to_targets(sample, self.spec, self.max_objects, drawn.window)
+        surplus = int(kept_objects(sample.boxes, drawn.window, self.spec.image_size).sum()) - int(targets.valid.sum())
+        return _Example(image, (height, width), sample.index, targets), surplus
+
+
+class _Seeded(grain.transforms.RandomMap):
+    """Gives each position of the stream a seed for all that chance decides there."""
+
+    def random_map(self, element: int, rng: np.random.Generator) -> Int64[ndarray, "2"]:
+        return np.array([element, rng.integers(np.iinfo(np.int64).max)], np.int64)
+
+
+class TrainingIterator:
+    """Endless batches for one process. `get_state` and `set_state` resume it exactly, at any batch.
+
+    Attributes:
+        broken_images: why an image could not be used, by its index in the dataset.
+        overfull_images: how many objects of an image found no row, at most, by its index.
+    """
+
+    def __init__(self, loader: _Loader, *, batch_size: int, workers: int, process_index: int, process_count: int, seed: int):
+        self._loader = loader
+        self._batch_size = batch_size
+        self._workers = workers
+        self._process_index, self._process_count = process_index, process_count
+        self._seed = seed
+        self._images_seen = 0
+        self._batches: Any = None
+        self.broken_images: dict[int, str] = {}
+        self.overfull_images: dict[int, int] = {}
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            self._batches = iter(self._pipeline())
+        element = next(self._batches)
+        self._images_seen += self._batch_size
+        self._note(element["broken"], element["left_out"])
+        return Batch(**{**element["arrays"], "targets": Targets(**element["arrays"]["targets"])})
+
+    def get_state(self) -> dict[str, int]:
+        """Where the stream is: the images that all processes together have been given."""
+        return {"images_seen": self._images_seen, "dataset_size": len(self._loader.dataset)}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to where `get_state` was called; workers, processes and batch size may be others by now."""
+        if state["dataset_size"] != len(self._loader.dataset):
+            logger.warning(
+                "The training set has %d images and had %d when this run was saved; their order is another one from here on.",
+                len(self._loader.dataset),
+                state["dataset_size"],
+            )
+        self.close()
+        self._images_seen = int(state["images_seen"])
+
+    def close(self) -> None:
+        """Ends the worker processes; the next batch would start them again."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _pipeline(self) -> grain.IterDataset:
+        # Grain asks absl's flags for its debug mode, here and in its processes.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        stream = grain.MapDataset.range(len(self._loader.dataset)).seed(self._seed).shuffle().repeat().random_map(_Seeded())
+        local_batches = stream[self._images_seen :].batch(self._batch_size // self._process_count, batch_fn=np.stack)
+        batches = local_batches[self._process_index :: self._process_count].map(self._loader)
+        if self._workers == 0:
+            return batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCHES_AHEAD))
+        # One thread is enough where it does nothing but decode, and Grain keeps the order of batches over all workers.
+        in_worker = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=BATCHES_AHEAD)
+        return in_worker.mp_prefetch(options, worker_init_fn=_start_worker)
+
+    def _note(self, broken: list[tuple[int, str]], left_out: list[tuple[int, int]]) -> None:
+        for index, message in broken:
+            if index not in self.broken_images and len(self.broken_images) < LOGGED_IMAGES:
+                logger.warning("Image %d is replaced by another one: %s", index, message)
+            self.broken_images[index] = message
+        for index, surplus in left_out:
+            if index not in self.overfull_images and len(self.overfull_images) < LOGGED_IMAGES:
+                logger.warning(
+                    "%s has %d objects more than data.max_objects = %d; the smallest are left out.",
+                    self._loader.dataset.file_names[index],
+                    surplus,
+                    self._loader.max_objects,
+                )
+            self.overfull_images[index] = max(surplus, self.overfull_images.get(index, 0))
+
+
+def training_iterator(
+    config: Config,
+    spec: InputSpec,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    seed: int = 0,
+    dataset: InstanceDataset | None = None,
+) -> TrainingIterator:
+    """The endless stream of training batches of one process.
+
+    With `config.data.workers` above 0, processes are spawned at the first batch: the script that asks for it needs
+    `if __name__ == "__main__":`, for they import it again.
+
+    Args:
+        config: says which data, which augmentation, how many workers.
+        spec: the sizes the detector wants.
+        process_index, process_count: of `jax.distributed`; each gets `config.train.batch_size // process_count` images a batch.
+        seed: of order and augmentation; equal on all processes.
+        dataset: the training images, where they are open already; None: the config's.
+
+    Raises:
+        DataError: the data are missing or cannot be used. Single broken images are replaced, counted and told in the log.
+        ValueError: the batch size is no multiple of the number of processes.
+    """
+    if config.train.batch_size % process_count:
+        raise ValueError(
+            f"config.train.batch_size = {config.train.batch_size} is no multiple of the {process_count} processes; "
+            "it must be, for each takes an equal part."
+        )
+    return TrainingIterator(
+        _Loader(dataset or open_dataset(config, "train"), spec, config.data.augment, config.data.max_objects),
+        batch_size=config.train.batch_size,
+        workers=config.data.workers,
+        process_index=process_index,
+        process_count=process_count,
+        seed=seed,
+    )
+
+
+def evaluation_batches(
+    dataset: InstanceDataset,
+    spec: InputSpec,
+    *,
+    batch_size: int,
+    max_objects: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    indices: Sequence[int] | None = None,
+) -> Iterator[Batch]:
+    """Every image once, whole, in order, decoded ahead by threads.
+
+    Args:
+        dataset: the images.
+        spec: the sizes the detector wants.
+        batch_size: rows of each batch of this process.
+        max_objects: rows of ground truth an image.
+        process_index, process_count: this process takes every `process_count`-th image from `process_index` on.
+        indices: which images; None: all.
+
+    Yields:
+        Batches with float32 images. All processes get the same number; rows without an image, or with one that is
+        broken (told in the log), have `valid` False and index -1.
+    """
+    wanted = list(range(len(dataset)) if indices is None else indices)
+    count = -(-len(wanted) // (batch_size * process_count))
+    mine = wanted[process_index::process_count]
+    parts = [mine[i * batch_size : (i + 1) * batch_size] for i in range(count)]
+
+    def load(index: int) -> _Example | None:
+        try:
+            sample = dataset[index]
+        except DataError as error:
+            logger.warning("Image %d is left out of the evaluation: %s", index, error)
+            return None
+        height, width = sample.image.shape[:2]
+        image = resize_image(sample.image, spec.image_size)
+        return _Example(image, (height, width), index, to_targets(sample, spec, max_objects))
+
+    with ThreadPoolExecutor(EVALUATION_THREADS) as pool:
+        ahead: deque[list[Future[_Example | None]]] = deque()
+        try:
+            for i in range(count):
+                for part in parts[i + len(ahead) : i + 1 + BATCHES_AHEAD]:
+                    ahead.append([pool.submit(load, index) for index in part])
+                loaded = [future.result() for future in ahead.popleft()]
+                yield _collate([example for example in loaded if example], batch_size, spec, max_objects, np.float32)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _collate(examples: list[_Example], batch_size: int, spec: InputSpec, max_objects: int, dtype: type = np.uint8) -> Batch:
+    """Stacks examples, and fills up to `batch_size` rows with padding."""
+    padding = batch_size - len(examples)
+    if padding:
+        examples = examples + [_padding(spec, max_objects, dtype)] * padding
+    return Batch(
+        images=np.stack([example.image for example in examples]),
+        image_sizes=np.array([example.image_size for example in examples], np.int32),
+        indices=np.array([example.index for example in examples], np.int32),
+        valid=np.arange(batch_size) < batch_size - padding,
+        targets=jax.tree.map(lambda *rows: np.stack(rows), *(example.targets for example in examples)),
+    )
+
+
+def _padding(spec: InputSpec, max_objects: int, dtype: type) -> _Example:
+    nothing = Sample(
+        image=np.zeros((1, 1, 3), np.uint8),
+        boxes=np.zeros((0, 4), np.float32),
+        classes=np.zeros(0, np.int32),
+        crowd=np.zeros(0, bool),
+        masks=np.zeros((0, 1, 1), np.uint8),
+        index=-1,
+    )
+    return _Example(np.zeros((*spec.image_size, 3), dtype), spec.image_size, -1, to_targets(nothing, spec, max_objects))
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Before the first batch of worker `index` of `count`."""
+    # The run's own process decides what Ctrl-C means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The workers are the threads.
+    cv2.setNumThreads(0)
+    # Should anything in here ask for a device, it must not be the accelerator that the run holds.
+    jax.config.update("jax_platforms", "cpu")
