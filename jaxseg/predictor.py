@@ -1,0 +1,295 @@
+"""Pictures in, objects out: `Predictor`, and the same for files, with drawings and one JSON."""
+
+import dataclasses
+import functools
+import glob
+import itertools
+import json
+import logging
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxseg.config import Config, ConfigError, override
+from jaxseg.evaluation.detect import DeviceDetector, Selected, network_image, one_ahead, pad_batch, select
+from jaxseg.evaluation.masks import MASK_THRESHOLD, boxes_at_image_size, encode_rle, masks_at_image_size, polygons
+from jaxseg.ops.masks import resize_masks
+from jaxseg.structures import Detections
+from jaxseg.visualization import draw
+
+logger = logging.getLogger(__name__)
+
+# On accelerators masks are resized on a canvas of a multiple of this many pixels, so that few sizes are compiled.
+_CANVAS_STEP = 128
+_PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; the message says what is wrong and what would be right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The objects of one picture, best first.
+
+    Attributes:
+        boxes: float32 `[n, 4]`, `x1, y1, x2, y2` in pixels of the picture, clipped to it.
+        masks: bool `[n, H, W]`; None where the detector has no masks.
+        scores: float32 `[n]`, 0..1.
+        classes: int32 `[n]`, 0 .. C-1.
+        names: the name of each object's class.
+    """
+
+    boxes: np.ndarray
+    masks: np.ndarray | None
+    scores: np.ndarray
+    classes: np.ndarray
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+class Predictor:
+    """Finds objects in pictures of any sizes.
+
+    Pictures are detected in batches of 1, 2, 4, ... up to `batch_size`, filled up where needed, so that few programs are
+    compiled; the host finishes one batch while the device works on the next.
+
+    Args:
+        config: of the detector. `data.class_names` gives the names; where it is empty they are "class 0", "class 1", ...
+        variables: its parameters and statistics, from `init_variables` or `load_weights`.
+        score_threshold: keep objects with a score above it; 0 keeps all.
+        top_k: keep at most so many of a picture; 0 keeps all.
+        nms: instead of `config.model.detection.nms`: "fast", "cross_class" or "greedy".
+        batch_size: the largest batch, a power of two; 0 takes the largest one up to `config.eval.batch_size`.
+
+    Raises:
+        ConfigError: for an option out of range.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        variables: Any,
+        *,
+        score_threshold: float = 0.0,
+        top_k: int = 0,
+        nms: Literal["fast", "cross_class", "greedy"] | None = None,
+        batch_size: int = 0,
+    ) -> None:
+        if not 0 <= score_threshold <= 1:
+            raise ConfigError(f"score_threshold = {score_threshold} is out of range; it must be between 0 and 1.")
+        if top_k < 0:
+            raise ConfigError(f"top_k = {top_k} is out of range; it must be 0 (all) or more.")
+        if batch_size < 0 or batch_size & (batch_size - 1):
+            raise ConfigError(f"batch_size = {batch_size} is no power of two; use 1, 2, 4, 8, ...")
+        if nms is not None:
+            config = override(config, {"model.detection.nms": nms})
+        self.class_names = config.data.class_names or tuple(f"class {k}" for k in range(config.model.num_classes))
+        self._score_threshold = score_threshold
+        self._top_k = top_k
+        self._batch_size = batch_size or 1 << (config.eval.batch_size.bit_length() - 1)
+        device = jax.local_devices()[0]
+        self._detector = DeviceDetector(config, variables, [device])
+        self._masks_on_device = device.platform != "cpu"
+
+    @overload
+    def __call__(self, images: np.ndarray) -> Prediction: ...
+
+    @overload
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Prediction]: ...
+
+    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> Prediction | list[Prediction]:
+        """The objects of one picture, or of each in a list.
+
+        Args:
+            images: uint8 `[H, W, 3]`, RGB; grey `[H, W]` and RGBA `[H, W, 4]` are converted, alpha is dropped.
+
+        Raises:
+            ImageError: for anything else, before anything is detected.
+        """
+        if not isinstance(images, list | tuple):
+            return next(self.stream([rgb_image(images)]))
+        return list(self.stream([rgb_image(image, f"Picture {i}") for i, image in enumerate(images)]))
+
+    def stream(self, images: Iterable[np.ndarray]) -> Iterator[Prediction]:
+        """The objects of each of many pictures, which are asked for as they are needed: nothing keeps all of them.
+
+        Raises:
+            ImageError: at the first picture that cannot be used.
+        """
+        for sizes, detections, packed in one_ahead(self._submit(images)):
+            if packed is not None:
+                detections = dataclasses.replace(detections, masks=None)
+            on_host = jax.device_get(detections)
+            for row, size in enumerate(sizes):
+                selected = select(on_host, row, score_threshold=self._score_threshold, top_k=self._top_k)
+                yield self._finish(selected, size, None if packed is None else packed[row])
+
+    def _submit(self, images: Iterable[np.ndarray]) -> Iterator[tuple[list[tuple[int, int]], Detections, list[jax.Array] | None]]:
+        """Starts detection batch by batch: the pictures' sizes, what is found, and masks packed at canvas size."""
+        pictures = (rgb_image(image, f"Picture {i}") for i, image in enumerate(images))
+        while batch := list(itertools.islice(pictures, self._batch_size)):
+            sizes = [(image.shape[0], image.shape[1]) for image in batch]
+            rows = 1 << (len(batch) - 1).bit_length()
+            resized = [network_image(image, self._detector.image_size) for image in batch]
+            detections = self._detector(*pad_batch(resized, sizes, rows))
+            packed = None
+            if self._masks_on_device and detections.masks is not None:
+                packed = [
+                    _packed_masks(
+                        jax.lax.dynamic_index_in_dim(detections.masks, row, keepdims=False), np.array(size, np.int32), _canvas(size)
+                    )
+                    for row, size in enumerate(sizes)
+                ]
+            yield sizes, detections, packed
+
+    def _finish(self, selected: Selected, size: tuple[int, int], packed: jax.Array | None) -> Prediction:
+        masks = None
+        if packed is not None:
+            # The rows are in order of score, so the wanted ones come first.
+            bits = np.asarray(packed)[: len(selected.scores)]
+            masks = np.unpackbits(bits, axis=2, count=_canvas(size)[1])[:, : size[0], : size[1]].astype(bool)
+        elif selected.soft_masks is not None:
+            masks = masks_at_image_size(selected.soft_masks, size)
+        return Prediction(
+            boxes=boxes_at_image_size(selected.boxes, self._detector.image_size, size),
+            masks=masks,
+            scores=selected.scores,
+            classes=selected.classes,
+            names=tuple(self.class_names[k] for k in selected.classes),
+        )
+
+
+def _canvas(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = (-(-side // _CANVAS_STEP) * _CANVAS_STEP for side in size)
+    return height, width
+
+
+@functools.partial(jax.jit, static_argnames="canvas")
+def _packed_masks(soft_masks: jax.Array, image_size: jax.Array, canvas: tuple[int, int]) -> jax.Array:
+    """Masks of one picture on a canvas, one bit a pixel along x: a 32nd of what the host would else have to fetch."""
+    return jnp.packbits(resize_masks(soft_masks, image_size, canvas) > MASK_THRESHOLD, axis=2)
+
+
+def rgb_image(image: Any, whose: str = "The picture") -> np.ndarray:
+    """A picture as uint8 `[H, W, 3]`: grey is repeated, an alpha channel is dropped, all else is refused.
+
+    Args:
+        image: an array.
+        whose: the subject of the error's sentence.
+
+    Raises:
+        ImageError: it is no uint8 array of a picture's shape, or is empty.
+    """
+    right = "it must be a uint8 array [height, width, 3], RGB 0..255 (grey [height, width] and RGBA are converted)"
+    if not hasattr(image, "__array__"):
+        raise ImageError(f"{whose} is a {type(image).__name__}; {right}.")
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        raise ImageError(f"{whose} has dtype {array.dtype}; {right}.")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise ImageError(f"{whose} has shape {list(np.shape(image))}; {right}.")
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]
+
+
+def find_pictures(pattern: str) -> list[Path]:
+    """The files that a file name, a folder (its pictures, by their endings) or a glob names, in order of name.
+
+    Raises:
+        ImageError: there is none.
+    """
+    path = Path(pattern)
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in _PICTURE_SUFFIXES)
+        if not found:
+            raise ImageError(f"The folder {path} holds no pictures; their names end in one of {', '.join(sorted(_PICTURE_SUFFIXES))}.")
+        return found
+    found = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+    if not found:
+        raise ImageError(f"There is no picture {pattern}; give a file, a folder or a glob such as 'pictures/*.jpg'.")
+    return found
+
+
+def predict_files(predictor: Predictor, paths: Sequence[Path], output: Path) -> list[Path]:
+    """Detects in picture files; writes a drawing of each as PNG, and detections.json with everything found.
+
+    detections.json holds `images`, each with `file_name`, `height`, `width` and `detections` (`box` as x1, y1, x2, y2,
+    `class`, `name`, `score`, `rle`, `polygons`), and `skipped`, the names of files that are no readable picture.
+
+    Args:
+        predictor: says what to keep.
+        paths: picture files, in any format OpenCV reads.
+        output: a folder, made if need be.
+
+    Returns:
+        the drawings.
+
+    Raises:
+        ImageError: a drawing would overwrite one of the pictures, or none of the files can be read.
+    """
+    drawings = _drawing_paths(paths, output)
+    output.mkdir(parents=True, exist_ok=True)
+    read: deque[tuple[Path, np.ndarray]] = deque()
+    skipped: list[str] = []
+
+    def pictures() -> Iterator[np.ndarray]:
+        for path in paths:
+            image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+            if image is None:
+                logger.warning("%s is no picture that OpenCV can read; it is skipped.", path)
+                skipped.append(str(path))
+            else:
+                read.append((path, image))
+                yield image
+
+    entries, written = [], []
+    for prediction in predictor.stream(pictures()):
+        path, image = read.popleft()
+        drawing = draw(image, prediction.boxes, prediction.masks, prediction.classes, prediction.scores, predictor.class_names)
+        cv2.imwrite(str(drawings[path]), cv2.cvtColor(drawing, cv2.COLOR_RGB2BGR))
+        written.append(drawings[path])
+        entries.append({"file_name": str(path), "height": image.shape[0], "width": image.shape[1], "detections": as_json(prediction)})
+        logger.info("%s: %d objects -> %s", path, len(prediction), drawings[path])
+    if not written:
+        raise ImageError(f"None of the {len(paths)} files is a picture that OpenCV can read, beginning with {paths[0]}.")
+    (output / "detections.json").write_text(json.dumps({"images": entries, "skipped": skipped}) + "\n")
+    return written
+
+
+def as_json(prediction: Prediction) -> list[dict[str, Any]]:
+    """The objects of one picture as plain dicts and numbers, masks both as run lengths and as polygons."""
+    rows: list[dict[str, Any]] = [
+        {"box": box, "class": number, "name": name, "score": score}
+        for box, number, name, score in zip(
+            prediction.boxes.tolist(), prediction.classes.tolist(), prediction.names, prediction.scores.tolist(), strict=True
+        )
+    ]
+    if prediction.masks is None:
+        return rows
+    rles = encode_rle(prediction.masks)
+    return [{**row, "rle": rle, "polygons": polygons(mask)} for row, rle, mask in zip(rows, rles, prediction.masks, strict=True)]
+
+
+def _drawing_paths(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """A PNG for each picture, named like it; with its ending, or its folders too, where other pictures have that name."""
+    namings = (lambda path: path.stem, lambda path: path.name, lambda path: "_".join(path.resolve().parts[1:]))
+    counts = [Counter(naming(path) for path in paths) for naming in namings]
+    drawings = {}
+    for path in paths:
+        name = next(naming(path) for naming, count in zip(namings, counts, strict=True) if count[naming(path)] == 1)
+        drawings[path] = output / f"{name}.png"
+    taken = {path.resolve() for path in paths}
+    for path, drawing in drawings.items():
+        if drawing.resolve() in taken:
+            raise ImageError(f"The drawing of {path} would overwrite a picture, {drawing}; choose another --output folder.")
+    return drawings
