@@ -148,7 +148,9 @@ class Yolact(Detector):
         """
         expected = (self.config.image_size, self.config.image_size, 3)
         if images.shape[1:] != expected:
-            raise ValueError(f"YOLACT at {expected[0]} px wants images of shape [B, {expected[0]}, {expected[1]}, 3]; these are {images.shape}.")
+            raise ValueError(
+                f"YOLACT at {expected[0]} px wants images of shape [B, {expected[0]}, {expected[1]}, 3]; these are {images.shape}."
+            )
         backbone = self.config.backbone
         x = normalize_images(images, backbone.pixel_mean, backbone.pixel_std, self.dtype)
         c3, c4, c5 = self.backbone(x, train=train)[-3:]
@@ -315,9 +317,7 @@ def suppress(boxes: Float32[Array, "A 4"], scores: Float32[Array, "C A"], config
     rule = config.detection
     candidates = scores.max(0) > rule.score_threshold
     if rule.nms == "fast":
-        return fast_nms(
-            boxes, scores, candidates, iou_threshold=rule.iou_threshold, top_k=rule.top_k, max_detections=rule.max_detections
-        )
+        return fast_nms(boxes, scores, candidates, iou_threshold=rule.iou_threshold, top_k=rule.top_k, max_detections=rule.max_detections)
     if rule.nms == "cross_class":
         return cross_class_fast_nms(boxes, scores, candidates, iou_threshold=rule.iou_threshold, top_k=rule.top_k)
     return greedy_nms(

@@ -2,9 +2,10 @@
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
-from numpy import ndarray
 
-Boxes = Float32[Array | ndarray, "*n 4"]
+from jaxseg.structures import AnyArray
+
+Boxes = Float32[AnyArray, "*n 4"]
 
 
 def centers_to_corners(boxes: Boxes) -> Float32[Array, "*n 4"]:
@@ -13,12 +14,12 @@ def centers_to_corners(boxes: Boxes) -> Float32[Array, "*n 4"]:
     return jnp.concatenate([center - size / 2, center + size / 2], -1)
 
 
-def box_area(boxes: Boxes, offset: float = 0.0) -> Float32[Array, "*n"]:
+def box_area(boxes: Boxes, offset: float = 0.0) -> Float32[AnyArray, "*n"]:
     """Width times height; `offset` = 1 counts pixels inclusively, as older code bases do."""
     return (boxes[..., 2] - boxes[..., 0] + offset) * (boxes[..., 3] - boxes[..., 1] + offset)
 
 
-def pairwise_intersection(a: Float32[Array | ndarray, "*b n 4"], b: Float32[Array | ndarray, "*b m 4"], offset: float = 0.0) -> Float32[Array, "*b n m"]:
+def pairwise_intersection(a: Float32[AnyArray, "*b n 4"], b: Float32[AnyArray, "*b m 4"], offset: float = 0.0) -> Float32[Array, "*b n m"]:
     """Area that each of `a` shares with each of `b`."""
     a, b = a[..., :, None, :], b[..., None, :, :]
     size = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2]) + offset
@@ -26,8 +27,17 @@ def pairwise_intersection(a: Float32[Array | ndarray, "*b n 4"], b: Float32[Arra
     return size[..., 0] * size[..., 1]
 
 
+def _rounded(product: Float32[AnyArray, "*n"]) -> Float32[AnyArray, "*n"]:
+    """The product as it is, kept by a select from melting into the next sum as one instruction with one rounding.
+
+    The originals round each product. Many priors overlap an object equally, up to that rounding, and it decides
+    which of them matching gives to the object.
+    """
+    return jnp.where(jnp.isnan(product), jnp.nan, product)
+
+
 def pairwise_iou(
-    a: Float32[Array | ndarray, "*b n 4"], b: Float32[Array | ndarray, "*b m 4"], *, offset: float = 0.0, empty: float = 0.0
+    a: Float32[AnyArray, "*b n 4"], b: Float32[AnyArray, "*b m 4"], *, offset: float = 0.0, empty: float = 0.0
 ) -> Float32[Array, "*b n m"]:
     """Intersection over union of each of `a` with each of `b`.
 
@@ -37,12 +47,13 @@ def pairwise_iou(
         offset: 1 counts pixels inclusively.
         empty: the answer for two boxes without any area, where the quotient is undefined.
     """
-    intersection = pairwise_intersection(a, b, offset)
-    union = box_area(a, offset)[..., :, None] + box_area(b, offset)[..., None, :] - intersection
+    intersection = _rounded(pairwise_intersection(a, b, offset))
+    area_a, area_b = _rounded(box_area(a, offset)), _rounded(box_area(b, offset))
+    union = area_a[..., :, None] + area_b[..., None, :] - intersection
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1.0), empty)
 
 
-def pairwise_coverage(a: Float32[Array | ndarray, "*b n 4"], b: Float32[Array | ndarray, "*b m 4"]) -> Float32[Array, "*b n m"]:
+def pairwise_coverage(a: Float32[AnyArray, "*b n 4"], b: Float32[AnyArray, "*b m 4"]) -> Float32[Array, "*b n m"]:
     """Part of each of `a` that lies in each of `b`: intersection over the area of `a`. The measure for crowd regions."""
     area = box_area(a)[..., :, None]
     return jnp.where(area > 0, pairwise_intersection(a, b) / jnp.where(area > 0, area, 1.0), 0.0)

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
-from numpy import ndarray
+
+from jaxseg.structures import AnyArray
 
 
 def assemble_masks(prototypes: Float32[Array, "h w K"], coefficients: Float32[Array, "D K"]) -> Float32[Array, "D h w"]:
@@ -32,7 +33,7 @@ def box_mask(boxes: Float32[Array, "D 4"], size: tuple[int, int], padding: float
     return rows[:, :, None] & columns[:, None, :]
 
 
-def unpack_bits(packed: UInt8[Array | ndarray, "*n w8"], width: int) -> Bool[Array, "*n {width}"]:
+def unpack_bits(packed: UInt8[AnyArray, "*n w8"], width: int) -> Bool[Array, "*n {width}"]:
     """The inverse of `numpy.packbits` along the last axis."""
     bits = jnp.asarray(packed)[..., None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8) & 1
     return bits.reshape(*packed.shape[:-1], -1)[..., :width].astype(bool)

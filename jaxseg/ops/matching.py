@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
-from numpy import ndarray
 
 from jaxseg.ops.boxes import pairwise_coverage, pairwise_iou
+from jaxseg.structures import AnyArray
 
 
 class Match(enum.IntEnum):
@@ -27,10 +27,10 @@ class Matches(NamedTuple):
 
 
 def match_priors(
-    priors: Float32[Array | ndarray, "A 4"],
-    boxes: Float32[Array | ndarray, "N 4"],
-    ordinary: Bool[Array | ndarray, "N"],
-    crowd: Bool[Array | ndarray, "N"],
+    priors: Float32[AnyArray, "A 4"],
+    boxes: Float32[AnyArray, "N 4"],
+    ordinary: Bool[AnyArray, "N"],
+    crowd: Bool[AnyArray, "N"],
     *,
     positive_iou: float,
     negative_iou: float,
@@ -66,7 +66,7 @@ def match_priors(
     return Matches(labels, indices)
 
 
-def _forced_matches(overlaps: Float32[Array, "N A"], ordinary: Bool[Array | ndarray, "N"]) -> Int32[Array, "A"]:
+def _forced_matches(overlaps: Float32[Array, "N A"], ordinary: Bool[AnyArray, "N"]) -> Int32[Array, "A"]:
     """The object each prior must serve, -1 for none.
 
     The object with the globally largest overlap takes its prior, both leave the game, and so on. Overlaps of an

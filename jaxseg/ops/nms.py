@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
 from jaxseg.ops.boxes import pairwise_iou
+from jaxseg.structures import AnyArray
 
 
 class Kept(NamedTuple):
@@ -29,7 +30,7 @@ def _unsuppressed(boxes: Float32[Array, "*c k 4"], iou_threshold: float) -> Bool
 
 
 def fast_nms(
-    boxes: Float32[Array, "A 4"],
+    boxes: Float32[AnyArray, "A 4"],
     scores: Float32[Array, "C A"],
     candidates: Bool[Array, "A"],
     *,
@@ -47,15 +48,18 @@ def fast_nms(
         top_k: boxes a class considers.
         max_detections: rows of the answer.
     """
-    top_k = min(top_k, boxes.shape[0])
+    boxes, top_k = jnp.asarray(boxes), min(top_k, boxes.shape[0])
     class_scores, indices = jax.lax.top_k(jnp.where(candidates, scores, -1.0), top_k)
     keep = _unsuppressed(boxes[indices], iou_threshold) & (class_scores > -1.0)
     kept_scores, order = jax.lax.top_k(jnp.where(keep, class_scores, -1.0).reshape(-1), min(max_detections, keep.size))
-    return _pad(Kept(indices.reshape(-1)[order].astype(jnp.int32), (order // top_k).astype(jnp.int32), kept_scores, kept_scores > -1.0), max_detections)
+    return _pad(
+        Kept(indices.reshape(-1)[order].astype(jnp.int32), (order // top_k).astype(jnp.int32), kept_scores, kept_scores > -1.0),
+        max_detections,
+    )
 
 
 def cross_class_fast_nms(
-    boxes: Float32[Array, "A 4"],
+    boxes: Float32[AnyArray, "A 4"],
     scores: Float32[Array, "C A"],
     candidates: Bool[Array, "A"],
     *,
@@ -63,8 +67,7 @@ def cross_class_fast_nms(
     top_k: int,
 ) -> Kept:
     """Fast NMS over all classes at once, each box with its best class; keeps up to `top_k`, as the original."""
-    rows = top_k
-    top_k = min(top_k, boxes.shape[0])
+    boxes, rows, top_k = jnp.asarray(boxes), top_k, min(top_k, boxes.shape[0])
     best, indices = jax.lax.top_k(jnp.where(candidates, scores.max(0), -1.0), top_k)
     keep = _unsuppressed(boxes[indices], iou_threshold) & (best > -1.0)
     # Kept rows to the front, still in score order.
@@ -75,7 +78,7 @@ def cross_class_fast_nms(
 
 
 def greedy_nms(
-    boxes: Float32[Array, "A 4"],
+    boxes: Float32[AnyArray, "A 4"],
     scores: Float32[Array, "C A"],
     *,
     score_threshold: float,
@@ -98,6 +101,8 @@ def greedy_nms(
         offset: 1 counts pixels inclusively (boxes in pixels then), as the original's compiled routine.
         suppress_equal: a box goes at exactly the threshold, too.
     """
+
+    boxes = jnp.asarray(boxes)
 
     def turn(remaining: Float32[Array, "C A"], _: None) -> tuple[Array, tuple[Array, Array, Array]]:
         best = remaining.argmax()

@@ -1,0 +1,237 @@
+"""The whole of YOLACT against dbolya/yolact with the same weights: outputs, detections, losses, gradients."""
+
+import json
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from originals import FUNCTIONS, LOSS_NAMES, RUNS, functions, load_rebuild, load_run, original_name, targets, training_batch
+
+import jaxseg
+from jaxseg.models.yolact import YolactOutputs, image_losses, mined_negatives, suppress, weighted_losses
+from jaxseg.ops.matching import Match
+from jaxseg.structures import Targets
+
+PARAMETERS = {
+    "yolact_r50": 31_164_943,
+    "yolact_r101": 50_157_071,
+    "yolact_im400_r101": 50_157_071,
+    "yolact_im700_r101": 50_157_071,
+    "yolact_darknet53": 47_783_087,
+    "yolact_r50_pascal": 30_734_623,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count_is_the_originals(name):
+    config = jaxseg.load_config(f"configs/{name}.py")
+    variables = jax.eval_shape(lambda: jaxseg.init_variables(jaxseg.build_model(config), config))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_outputs_and_detections_are_the_originals(golden, name):
+    """Raw outputs within 5e-4, priors in their order; the kept detections as a set, scores within 1e-4, boxes within 0.05 px."""
+    run = load_run(golden, name)
+    outputs, detections = jax.jit(
+        lambda v, images: (
+            run.model.apply(v, images),
+            run.model.apply(v, images, jnp.full((1, 2), 550), method="detect"),
+        )
+    )(run.variables, run.images()[:1])
+    meta, heads = run.json("meta"), run.arrays("heads")
+    np.testing.assert_allclose(outputs.box_deltas[0], heads["loc"], atol=5e-4)
+    np.testing.assert_allclose(outputs.mask_coefficients[0, :: meta["stride_mask"]], heads["mask"], atol=5e-4)
+    np.testing.assert_allclose(outputs.class_logits[0, :: meta["stride_conf"]], run.arrays("conf_raw")["conf_raw"], atol=5e-4)
+    np.testing.assert_allclose(outputs.prototypes[0], run.arrays("proto")["proto"], atol=5e-4)
+    np.testing.assert_allclose(run.model.anchors(), heads["priors"], atol=1e-7)
+
+    golden_detections = run.arrays("detect")
+    assert_same_detections(
+        np.asarray(detections.boxes[0]) / run.config.model.image_size,
+        np.asarray(detections.classes[0]),
+        np.asarray(detections.scores[0]),
+        golden_detections,
+        "fast",
+        box_tolerance=0.05 / run.config.model.image_size,
+    )
+    soft = run.arrays("post")["soft_masks_cropped_first10"]
+    for i in range(soft.shape[-1]):
+        ours = np.argmin(
+            np.abs(np.asarray(detections.boxes[0]) / run.config.model.image_size - golden_detections["fast_box"][i]).sum(1)
+            + (np.asarray(detections.classes[0]) != golden_detections["fast_class"][i])
+        )
+        assert (np.abs(np.asarray(detections.masks[0, ours]) - soft[..., i]) > 2e-3).mean() < 1e-3
+
+
+def assert_same_detections(boxes, classes, scores, golden_detections, rule, *, box_tolerance):
+    """The same set of (class, score, box): each of the original's detections has exactly one partner."""
+    theirs = {key: golden_detections[f"{rule}_{key}"] for key in ("box", "class", "score")}
+    count = len(theirs["score"])
+    free = np.ones(count, bool)
+    for box, label, score in zip(theirs["box"], theirs["class"], theirs["score"], strict=True):
+        fits = (
+            free
+            & (classes[:count] == label)
+            & (np.abs(scores[:count] - score) < 1e-4)
+            & (np.abs(boxes[:count] - box).max(1) < box_tolerance)
+        )
+        assert fits.any(), f"no partner for class {label}, score {score}, box {box}"
+        free[np.argmax(fits)] = False
+
+
+@pytest.mark.parametrize("rule", ["fast", "fastcc", "trad"])
+@pytest.mark.parametrize("name", RUNS)
+def test_detect_on_the_originals_candidates(golden, name, rule):
+    """From the recorded candidates alone: the three ways of suppression keep the original's detections."""
+    folder = golden / "yolact" / RUNS[name]
+    config = jaxseg.load_config(
+        f"configs/{name}.py", {"model.detection.nms": {"fast": "fast", "fastcc": "cross_class", "trad": "greedy"}[rule]}
+    )
+    g = dict(np.load(folder / "detect.npz"))
+    boxes = jnp.asarray(g["decoded_boxes"][g["cand_idx"]])
+    kept = jax.jit(lambda b, s: suppress(b, s, config.model))(boxes, jnp.asarray(g["cand_conf"][:, 1:].T))
+    assert int(kept.valid.sum()) == len(g[f"{rule}_score"])
+    assert_same_detections(np.asarray(boxes[kept.indices]), np.asarray(kept.classes), np.asarray(kept.scores), g, rule, box_tolerance=1e-6)
+
+
+LOSS_CASES = ["yolact_base_config", "yolact_base_config+masks_to_train", "yolact_resnet50_pascal_config"]
+
+
+@pytest.mark.parametrize("case", LOSS_CASES)
+def test_losses_and_their_gradients_on_given_predictions(golden, case):
+    """No network: losses within 1e-5, gradients of each loss against the original's, limited mask positives included."""
+    facts, g = json.loads((FUNCTIONS / "loss_only.json").read_text())[case], functions("loss_only")
+    limit = facts["override"].get("masks_to_train", 100)
+    config = jaxseg.load_config(
+        "configs/yolact_r50_pascal.py" if "pascal" in case else "configs/yolact_r101.py", {"model.losses.max_mask_positives": limit}
+    )
+    model = jaxseg.build_model(config)
+    spec, anchors = model.input_spec, model.anchors()
+    p = load_rebuild(golden).yolact_loss_predictions(facts["seed"], len(anchors), spec.num_classes + 1)
+    truth = targets(g, spec, f"{case}/")
+    positive = g[f"{case}/pos_idx"]
+    priorities = np.full((2, len(anchors)), 0.5, np.float32)
+    for i in (0, 1):
+        if f"{case}/randperm{i}" in g:
+            chosen = positive[positive[:, 0] == i, 1][g[f"{case}/randperm{i}"][:limit]]
+            priorities[i, chosen] = 1.0
+
+    def losses(loc, conf, mask, proto, segm):
+        outputs = YolactOutputs(loc, conf, mask, proto, jnp.moveaxis(segm, 1, -1))
+        sums = jax.vmap(lambda o, t, r: image_losses(o, t, anchors, r, spec, config.model.losses))(outputs, truth, priorities)
+        return weighted_losses(jax.tree.map(jnp.sum, sums), jnp.int32(2), config.model.losses)
+
+    arguments = [p[key] for key in ("loc", "conf", "mask", "proto", "segm")]
+    values, gradients = jax.jit(lambda *a: (losses(*a), jax.grad(lambda *b: sum(losses(*b).values()), argnums=range(5))(*a)))(*arguments)
+    for ours, theirs in LOSS_NAMES.items():
+        np.testing.assert_allclose(values[ours], facts["losses"][theirs], rtol=1e-5)
+    for key, gradient in zip(("loc", "conf", "mask", "proto", "segm"), gradients, strict=True):
+        flat = np.asarray(gradient).reshape(-1)
+        expected = g[f"{case}/grad_{key}_sub"]
+        np.testing.assert_allclose(flat[:: max(1, flat.size // 20_000)], expected, rtol=1e-3, atol=1e-6 * np.abs(expected).max() + 1e-9)
+    np.testing.assert_allclose(np.asarray(gradients[2])[tuple(positive.T)], g[f"{case}/grad_mask_pos"], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["yolact_r50", *(pytest.param(n, marks=pytest.mark.slow) for n in ("yolact_r101", "yolact_darknet53", "yolact_im400_r101"))]
+)
+@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+def test_training_losses_and_gradients_are_the_originals(golden, name, batch_norm):
+    """Same weights, same batch: every loss within 1e-4, gradients within 1e-3, the running statistics."""
+    run = load_run(golden, name, **{"model.batch_norm": batch_norm})
+    kind = f"bn_{batch_norm}"
+    record, arrays = run.json("train")[kind], run.arrays("train")
+    batch = training_batch(run)
+
+    def total(params):
+        losses, updates = run.model.apply(
+            {**run.variables, "params": params},
+            batch,
+            train=True,
+            method="losses",
+            rngs={"sampling": jax.random.key(0)},
+            mutable=["batch_stats"],
+        )
+        return sum(losses.values()), (losses, updates)
+
+    (_, (losses, updates)), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(run.variables["params"])
+    for ours, theirs in LOSS_NAMES.items():
+        np.testing.assert_allclose(losses[ours], record["losses"][theirs], rtol=1e-4, err_msg=ours)
+    flat = flax.traverse_util.flatten_dict(gradients, sep="/")
+    ours = {path: float(jnp.linalg.norm(gradient.reshape(-1))) for path, gradient in flat.items()}
+    theirs = {path: record["grad_norm"][original_name(path, run.config)] for path in flat}
+    assert all(ours[path] == 0 for path in flat if theirs[path] is None)
+    np.testing.assert_allclose(sum(norm**2 for norm in ours.values()) ** 0.5, record["grad_norm_total"], rtol=1e-3)
+    error = {path: abs(ours[path] / norm - 1) for path, norm in theirs.items() if norm}
+    assert np.median(list(error.values())) < 2e-4
+    # Noise of 1e-5 of a grey level in the images, which is float32's rounding, moves single backbone layers by 1.4e-3:
+    # with random weights many activations sit at the ReLU's corner.
+    assert {path: e for path, e in error.items() if e > (3e-3 if path.startswith("backbone") else 1e-3)} == {}
+    whole = {key.removeprefix(f"{kind}_grad/"): value for key, value in arrays.items() if key.startswith(f"{kind}_grad/")}
+    assert whole
+    for path, gradient in flat.items():
+        if (theirs := whole.get(original_name(path, run.config))) is not None:
+            np.testing.assert_allclose(gradient.reshape(theirs.shape), theirs, atol=1e-3 * np.abs(theirs).max(), err_msg=path)
+    if batch_norm == "train":
+        stats = updates["batch_stats"]["backbone"]["bn1"] if "resnet" in run.config.model.backbone.name else None
+        if stats is not None:
+            for ours, theirs in (("mean", "running_mean"), ("var", "running_var")):
+                np.testing.assert_allclose(stats[ours], arrays[f"bn_train_after/backbone.bn1.{theirs}"], rtol=1e-4, atol=1e-5)
+
+
+def test_mined_negatives_and_matches_are_the_originals(golden):
+    run = load_run(golden, "yolact_r50", **{"model.batch_norm": "frozen"})
+    arrays = run.arrays("train")
+    outputs = jax.jit(run.model.apply)(run.variables, run.images())
+    for i in (0, 1):
+        labels = np.clip(arrays["conf_t"][i].astype(np.int32), Match.IGNORE, Match.POSITIVE)
+        mined = mined_negatives(outputs.class_logits[i], jnp.asarray(labels), run.config.model.losses)
+        expected = np.unpackbits(arrays["bn_frozen_neg_packed"][i])[: len(labels)].astype(bool)
+        np.testing.assert_array_equal(mined, expected)
+
+
+def test_an_image_without_objects_teaches_nothing_unless_asked():
+    """The original divides by zero here; negatives are mined when the config says so."""
+    config = jaxseg.load_config("configs/demo_shapes.py")
+    model = jaxseg.build_model(config)
+    spec, anchors = model.input_spec, model.anchors()
+    rng = np.random.default_rng(0)
+    outputs = YolactOutputs(
+        *(
+            jnp.asarray(rng.normal(size=s), jnp.float32)
+            for s in ((len(anchors), 4), (len(anchors), 5), (len(anchors), 16), (32, 32, 16), (16, 16, 4))
+        )
+    )
+    empty = jax.tree.map(lambda x: np.zeros_like(x[0]), targets_of_nothing(spec))
+    for negatives, positive_loss in ((0, False), (5, True)):
+        rules = jaxseg.load_config("configs/demo_shapes.py", {"model.losses.negatives_without_positives": negatives}).model.losses
+
+        def total(o, rules=rules):
+            sums = image_losses(o, empty, anchors, jnp.zeros(len(anchors)), spec, rules)
+            losses = weighted_losses(sums, jnp.int32(1), rules)
+            return losses["box"] + losses["class"] + losses["mask"]
+
+        value, gradient = jax.value_and_grad(total)(outputs)
+        assert (float(value) > 0) == positive_loss
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def targets_of_nothing(spec):
+    return Targets(
+        boxes=np.zeros((1, 3, 4), np.float32),
+        classes=np.zeros((1, 3), np.int32),
+        valid=np.zeros((1, 3), bool),
+        crowd=np.zeros((1, 3), bool),
+        masks=np.zeros((1, 3, spec.mask_size[0], -(-spec.mask_size[1] // 8)), np.uint8),
+        semantic=np.zeros((1, spec.num_classes, spec.semantic_size[0], -(-spec.semantic_size[1] // 8)), np.uint8),
+    )
+
+
+def test_images_of_another_size_are_refused():
+    config = jaxseg.load_config("configs/demo_shapes.py")
+    model = jaxseg.build_model(config)
+    with pytest.raises(ValueError, match=r"wants images of shape \[B, 128, 128, 3\]"):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 96, 96, 3))))
