@@ -47,12 +47,13 @@ CONFIG = override(
 class TinyDetector(nn.Module):
     """Learns the mean height and width of the boxes from the mean of the image; the rng `sampling` matters to its losses."""
 
+    outputs: int = 4
     input_spec = InputSpec(image_size=(SIZE, SIZE), mask_size=(8, 8), semantic_size=(8, 8), num_classes=2)
 
     def setup(self):
         self.convolution = nn.Conv(4, (3, 3))
         self.bn = nn.BatchNorm(momentum=0.9)
-        self.head = nn.Dense(4)
+        self.head = nn.Dense(self.outputs)
 
     def __call__(self, images, train=False):
         features = self.bn(self.convolution(images.astype(jnp.float32) / 255), use_running_average=not train)
@@ -127,7 +128,7 @@ class TinyData:
     def __len__(self):
         return self.images
 
-    def iterator(self, config: Config, spec: InputSpec, *, process_index: int, process_count: int, seed: int) -> Iterator[Batch]:
+    def iterator(self, config: Config, spec: InputSpec, *, process_index: int, process_count: int, seed: int, dataset) -> Iterator[Batch]:
         self._rows = np.array_split(np.arange(config.train.batch_size), process_count)[process_index]
         self._batch_size, self._seed = config.train.batch_size, seed
         return self
@@ -149,6 +150,9 @@ class TinyData:
 
     def set_state(self, state):
         self.position = state["position"]
+
+    def close(self):
+        pass
 
 
 def init_tiny(model, config, seed=0):
@@ -195,7 +199,7 @@ def params_of(folder: Path, overrides: dict | None = None, step="latest") -> dic
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     from jaxseg.training.sharding import initialize_distributed
 
     settings = dict(argument.split("=") for argument in sys.argv[2:])

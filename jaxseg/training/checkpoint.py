@@ -20,7 +20,6 @@ from orbax.checkpoint.checkpoint_managers import LatestN, PreservationPolicy
 from jaxseg.config import Config, ConfigError, load_config, to_dict
 from jaxseg.models import build_model, init_variables
 from jaxseg.training.optimizer import Tree
-from jaxseg.training.sharding import gather_json
 from jaxseg.training.step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -65,27 +64,27 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState, data_state: Any) -> None:
-        """Saves the state under its step, with the position of this process's data iterator (anything that JSON can hold)."""
+        """Saves the state under its step, with the data iterator's position: JSON, the same for all processes."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         items: dict[str, ocp.args.CheckpointArgs] = {
             "variables": ocp.args.StandardSave({"params": state.params, "batch_stats": state.batch_stats}),
             "optimizer": ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step, "rng": state.rng}),
-            "data": ocp.args.JsonSave({"processes": gather_json(data_state)}),
+            "data": ocp.args.JsonSave(data_state),
         }
         if state.ema_params is not None:
             items["ema"] = ocp.args.StandardSave(state.ema_params)
         self._manager.save(step, args=ocp.args.Composite(**items))
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, list[Any]] | None:
+    def restore(self, abstract: TrainState) -> tuple[TrainState, Any] | None:
         """The newest checkpoint that can be read, or None where there is none.
 
         Args:
             abstract: the state's shapes, dtypes and shardings (`jax.ShapeDtypeStruct`).
 
         Returns:
-            the state, and the position of each process's data iterator, by the index of the process.
+            the state, and the data iterator's position.
 
         Raises:
             CheckpointError: where the checkpoint is of another model, or none can be read.
@@ -107,7 +106,7 @@ class Checkpoints:
                 self._manager.reload()
         return None
 
-    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, list[Any]]:
+    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Any]:
         folder = self._folder / CHECKPOINTS / str(step)
         variables = {"params": abstract.params, "batch_stats": abstract.batch_stats}
         optimizer = {"opt_state": abstract.opt_state, "step": abstract.step, "rng": abstract.rng}
@@ -129,7 +128,7 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         average = restored["ema"] if "ema" in items else jax.tree.map(jnp.copy, restored["variables"]["params"])
         state = TrainState(**restored["optimizer"], **restored["variables"], ema_params=average if wanted_average else None)
-        return state, restored["data"]["processes"]
+        return state, restored["data"]
 
     def record_evaluation(self, step: int, mask_ap: float) -> None:
         """Notes the mask AP of a step, from which the best is chosen."""

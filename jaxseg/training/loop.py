@@ -94,6 +94,7 @@ class _Run:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             seed=config.train.seed,
+            dataset=self.dataset,
         )
         self.checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
         self.state = self._restored_or_new_state()
@@ -139,9 +140,9 @@ class _Run:
         if restored is None:
             logger.info("starts from nothing")
             return jax.jit(new_state, out_shardings=copied)()
-        state, data_states = restored
+        state, data_state = restored
         logger.info("goes on from step %d of %d", int(state.step), self.schedule.steps)
-        self.iterator.set_state(data_states[jax.process_index()])
+        self.iterator.set_state(data_state)
         return state
 
     def train(self) -> dict[str, float]:
@@ -157,6 +158,7 @@ class _Run:
                 else:
                     logger.info("trained %d steps", self.step)
         finally:
+            self.iterator.close()
             self.checkpoints.close()
             if self.writer:
                 self.writer.close()

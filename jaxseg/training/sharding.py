@@ -2,14 +2,11 @@
 
 import glob
 import importlib.util
-import json
 import logging
 import os
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.config import ConfigError
@@ -105,15 +102,3 @@ def to_global(batch: Batch, mesh: Mesh) -> Batch:
     """This process's part of a batch (NumPy) as part of the global arrays, on the devices."""
     sharding = split(mesh)
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
-
-
-def gather_json(value: Any) -> list[Any]:
-    """What each process passed, by process index, on all of them; anything that JSON can hold."""
-    if jax.process_count() == 1:
-        return [json.loads(json.dumps(value))]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(text.size))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: text.size] = text
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

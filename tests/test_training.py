@@ -1,0 +1,340 @@
+"""Whole runs of a tiny detector: what they write, what a stop of any kind leaves, what a bad step does, what is refused."""
+
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny_training
+from tiny_training import CONFIG, TinyData, TinyDetector, init_tiny, params_of, tiny_batch, tiny_parts, train_tiny, trainable_tiny
+
+import train as train_script
+from jaxseg.config import ConfigError, load_config, override
+from jaxseg.training import loop
+from jaxseg.training.loop import TrainingError
+from jaxseg.training.metrics import MetricsWriter, MovingAverages, progress_line
+from jaxseg.training.optimizer import make_optimizer
+from jaxseg.training.sharding import make_mesh, replicated, to_global
+from jaxseg.training.step import create_state, make_loss_step, make_train_step
+
+STEPS = CONFIG.train.steps
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    train_tiny(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _log(caplog):
+    caplog.set_level(logging.INFO, logger="jaxseg")
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_variables(folder: Path, other: Path) -> None:
+    ours, theirs = params_of(folder), params_of(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+# ---- One step ----
+
+
+def tiny_step(**overrides):
+    """A compiled step, a state and a batch for it."""
+    train = dataclasses.replace(CONFIG.train, **overrides)
+    model, mesh = TinyDetector(), make_mesh()
+    variables = init_tiny(model, CONFIG)
+    trained = trainable_tiny(CONFIG, variables["params"])
+    optimizer = make_optimizer(train, trained)
+    state = jax.device_put(create_state(variables, optimizer, train), replicated(mesh))
+    return (
+        make_train_step(model, optimizer, trained, train, mesh),
+        state,
+        lambda **options: to_global(tiny_batch(np.arange(8), **options), mesh),
+    )
+
+
+def test_a_step_with_a_nan_changes_nothing_but_the_count():
+    step, state, batch = tiny_step(ema_decay=0.9)
+    state, _ = step(state, batch())
+    before = jax.device_get(state)
+    state, scalars = step(state, batch(poisoned=True))
+    assert (float(scalars["skipped"]), int(state.step)) == (1.0, 2)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(dataclasses.replace(state, step=before.step)), before)
+    state, scalars = step(state, batch())
+    assert (float(scalars["skipped"]), int(state.step)) == (0.0, 3)
+    assert all((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (state.params, before.params)), strict=True))
+
+
+def test_the_step_uses_up_the_state_it_is_given():
+    step, state, batch = tiny_step()
+    step(state, batch())
+    assert state.params["head"]["kernel"].is_deleted()
+
+
+def test_steps_draw_different_random_numbers():
+    step, state, batch = tiny_step(learning_rate=1e-30, warmup_steps=0, weight_decay=0.0)
+    state, first = step(state, batch())
+    _, second = step(state, batch())
+    assert float(first["loss/box"]) != float(second["loss/box"])
+
+
+def test_the_average_follows_the_parameters():
+    step, state, batch = tiny_step(ema_decay=0.5)
+    start = np.asarray(state.params["head"]["kernel"])
+    state, _ = step(state, batch())
+    # The first step's decay is 1/10, see `update_average`.
+    expected = 0.1 * start + 0.9 * np.asarray(state.params["head"]["kernel"])
+    np.testing.assert_allclose(state.ema_params["head"]["kernel"], expected, rtol=1e-6)
+    assert state.evaluation_variables["params"] is state.ema_params
+
+
+def test_validation_losses_leave_the_statistics_alone_and_repeat():
+    _, state, batch = tiny_step()
+    loss_step = make_loss_step(TinyDetector(), make_mesh())
+    first, second = (jax.device_get(loss_step(state.evaluation_variables, batch())) for _ in range(2))
+    assert first == second
+    assert set(first) == {"box", "class"}
+
+
+def test_a_run_compiles_its_step_once(tmp_path, monkeypatch):
+    traced = []
+    losses = TinyDetector.losses
+
+    def counted(self, batch, *, train):
+        traced.append(train)
+        return losses(self, batch, train=train)
+
+    monkeypatch.setattr(TinyDetector, "losses", counted)
+    train_tiny(tmp_path)
+    assert traced == [True]
+
+
+# ---- A run ----
+
+
+def test_a_run_writes_its_folder(straight):
+    assert {"config.json", "checkpoints", "metrics.jsonl"} <= {path.name for path in straight.iterdir()}
+    assert list(straight.glob("events.out.tfevents.*"))
+    assert load_config(straight / "config.json") == CONFIG
+    lines = records(straight)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert {"loss/box", "loss/class", "loss/total", "grad_norm", "learning_rate", "step_time", "data_time"} <= lines[-1].keys()
+    assert lines[-1]["loss/total"] < lines[0]["loss/total"]
+    assert [lines[i]["learning_rate"] for i in (0, 3, 8)] == pytest.approx([0.01, 0.05, 0.005])
+
+
+def test_start_up_lines_tell_what_runs(tmp_path, caplog):
+    train_tiny(tmp_path, {"train.batch_size": "4", "train.steps": "2"})
+    for fact in (
+        "config.train.batch_size = 4",
+        f"run folder {tmp_path}",
+        "process 0 of 1: 2 of 2 devices",
+        "batch of 4 images, 2 on each device",
+        "40 training images",
+        "140 parameters, of which 140 learn",
+        "rate 0.025, 4 steps, decays at 16 (scaled from 0.05 and 2 for a batch of 4 instead of 8)",
+        "starts from nothing",
+    ):
+        assert fact in caplog.text
+
+
+def test_metrics_are_the_last_averages(straight, tmp_path):
+    metrics = train_tiny(tmp_path)
+    assert metrics["loss/total"] == records(tmp_path)[-1]["loss/total"] == records(straight)[-1]["loss/total"]
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="config.train.batch_size = 7 cannot be shared out over 2 devices; .* for instance 8"):
+        train_tiny(tmp_path, {"train.batch_size": 7})
+
+
+# ---- Going on ----
+
+
+@pytest.mark.parametrize("interrupted", [5, 8])
+def test_a_stopped_run_goes_on_bit_by_bit(straight, tmp_path, interrupted, caplog):
+    """Between two checkpoints, and with one just being written."""
+    train_tiny(tmp_path, interrupted=interrupted)
+    assert f"stopped at step {interrupted + 1} of {STEPS}" in caplog.text
+    train_tiny(tmp_path)
+    assert f"goes on from step {interrupted + 1} of {STEPS}" in caplog.text
+    assert_same_variables(tmp_path, straight)
+    assert [line["step"] for line in records(tmp_path)] == list(range(1, STEPS + 1))
+
+
+def test_the_average_goes_on_bit_by_bit(tmp_path):
+    average = {"train.ema_decay": 0.9}
+    train_tiny(tmp_path / "straight", average)
+    train_tiny(tmp_path / "stopped", average, interrupted=5)
+    train_tiny(tmp_path / "stopped", average)
+    assert_same_variables(tmp_path / "stopped", tmp_path / "straight")
+
+
+def test_a_finished_run_has_nothing_to_do(straight, caplog):
+    before = params_of(straight)
+    train_tiny(straight)
+    assert f"goes on from step {STEPS} of {STEPS}" in caplog.text
+    np.testing.assert_array_equal(params_of(straight)["['params']['head']['kernel']"], before["['params']['head']['kernel']"])
+
+
+def test_a_longer_schedule_and_another_rate_are_allowed_and_told(tmp_path, caplog):
+    train_tiny(tmp_path, {"train.steps": 4})
+    train_tiny(tmp_path, {"train.steps": 6, "train.learning_rate": 0.02})
+    assert "differs from the run saved here: train.steps: 4 -> 6" in caplog.text
+    assert "differs from the run saved here: train.learning_rate: 0.05 -> 0.02" in caplog.text
+    lines = records(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["learning_rate"] == pytest.approx(0.02)
+    assert load_config(tmp_path / "config.json").train.steps == 6
+
+
+def test_an_average_can_be_switched_on_and_off(tmp_path, caplog):
+    train_tiny(tmp_path, {"train.steps": 4})
+    train_tiny(tmp_path, {"train.steps": 8, "train.ema_decay": 0.5})
+    assert "the saved run kept no moving average: it starts from the parameters of step 4" in caplog.text
+    train_tiny(tmp_path, {"train.steps": 12})
+    assert "the saved run's moving average is left behind" in caplog.text
+
+
+def test_another_model_or_dataset_in_the_folder_is_refused(straight):
+    with pytest.raises(ConfigError, match=r"another model.fpn_channels and data.train_images; use the saved values"):
+        train_tiny(straight, {"model.fpn_channels": 8, "data.train_images": "elsewhere"})
+    assert load_config(straight / "config.json") == CONFIG
+
+
+def test_the_data_may_move_and_the_precision_change(straight):
+    with tiny_parts(TinyData()):
+        moved = override(CONFIG, {"data.root": "elsewhere", "data.workers": 0, "model.dtype": "float32", "model.detection.top_k": 7})
+        loop.train(moved, straight)
+
+
+def test_records_after_the_checkpoint_are_taken_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n{"step": 3, "a": 3.0}\n{"step": 4, "a"')
+    writer = MetricsWriter(tmp_path, 2)
+    writer.write(3, {"a": float("nan")})
+    writer.close()
+    assert records(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 3, "a": None}]
+
+
+def run_in_own_process(folder: Path, *settings: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, tiny_training.__file__, str(folder), *settings]
+    path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> None:
+    for line in process.stdout:
+        if line.strip().startswith(f"{step}/"):
+            return
+    raise AssertionError("the run ended before its time")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_cleanly(straight, tmp_path, number):
+    process = run_in_own_process(tmp_path, "delay=0.2")
+    wait_for_step(process, 2)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "stopped at step" in output
+    assert "Traceback" not in output
+    train_tiny(tmp_path)
+    assert_same_variables(tmp_path, straight)
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_nothing(tmp_path):
+    """Kill -9 while starting, stepping and saving, until a run comes through."""
+    settings = ["delay=0.01", "train.steps=120", "train.checkpoint_every=3", "train.decay_steps=(60,)"]
+    train_tiny(tmp_path / "straight", {"train.steps": 120, "train.checkpoint_every": 3, "train.decay_steps": (60,)})
+    rng = random.Random(0)
+    for attempt in itertools.count():
+        process = run_in_own_process(tmp_path / "killed", *settings)
+        if attempt < 5:
+            # Counted from a line of output, so that a slow machine is hit at the same moments.
+            next(line for line in process.stdout if "starts from nothing" in line or "goes on from step" in line)
+            time.sleep(rng.uniform(0, 1.5))
+            process.kill()
+            process.communicate()
+            continue
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        break
+    assert_same_variables(tmp_path / "killed", tmp_path / "straight")
+    assert [line["step"] for line in records(tmp_path / "killed")] == list(range(1, 121))
+
+
+# ---- Steps that are not finite ----
+
+
+def test_a_bad_batch_is_skipped_and_named(tmp_path, caplog):
+    train_tiny(tmp_path, poisoned=(1,))
+    assert "step 2 skipped: a loss or gradient is not finite; image ids of the batch: 1008 (1008.jpg), 1009 (1009.jpg)" in caplog.text
+    lines = records(tmp_path)
+    assert len(lines) == STEPS
+    assert all(np.isfinite(value).all() for value in params_of(tmp_path).values())
+    assert all(value is not None for value in lines[-1].values())
+
+
+def test_a_run_of_bad_batches_ends_training(tmp_path):
+    with pytest.raises(TrainingError, match=r"ended at step 5: the last 3 steps .* try a lower train.learning_rate"):
+        train_tiny(tmp_path, {"train.max_skipped_steps": 3}, poisoned=(0, 2, 3, 4))
+
+
+# ---- Lines and averages ----
+
+
+def test_the_progress_line_has_the_originals_names():
+    values = {f"loss/{name}": i + 0.5 for i, name in enumerate(("total", "mask", "semantic", "box", "class"))}
+    line = progress_line(10, 70, values | {"step_time": 60.0, "data_time": 0.25, "learning_rate": 1e-3})
+    assert line == (
+        "     10/70 || B: 3.500 | C: 4.500 | M: 1.500 | S: 2.500 | T: 0.500 || ETA: 1:00:00 || step: 60.000 s | data: 0.250 s || rate: 0.001"
+    )
+
+
+def test_averages_cover_the_window_and_leave_out_what_is_not_finite():
+    averages = MovingAverages(window=2)
+    for value in (100.0, 1.0, float("nan"), 2.0):
+        averages.add({"loss/box": value})
+    assert averages.means() == {"loss/box": 1.5}
+
+
+# ---- The command ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "nowhere.py"], "There is no config file nowhere.py"),
+        (["--config", "configs/demo_shapes.py", "--config.train.stepz=3"], "Did you mean steps?"),
+        (["--config", "configs/yolact_r50.py", "--config.data.root=nowhere"], "nowhere"),
+    ],
+)
+def test_the_command_answers_a_users_mistake_in_one_sentence(arguments, message, capsys, tmp_path):
+    assert train_script.main([*arguments, "--workdir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
