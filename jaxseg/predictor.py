@@ -1,33 +1,23 @@
-"""Pictures in, objects out: `Predictor`, and the same for files, with drawings and one JSON."""
+"""Pictures in, objects out."""
 
 import dataclasses
 import functools
-import glob
 import itertools
-import json
-import logging
-from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, overload
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxseg.config import Config, ConfigError, override
-from jaxseg.evaluation.detect import DeviceDetector, Selected, network_image, one_ahead, pad_batch, select
+from jaxseg.evaluation.detect import DeviceDetector, Selected, Selection, network_image, one_ahead, pad_batch, select
 from jaxseg.evaluation.masks import MASK_THRESHOLD, boxes_at_image_size, encode_rle, masks_at_image_size, polygons
 from jaxseg.ops.masks import resize_masks
 from jaxseg.structures import Detections
-from jaxseg.visualization import draw
-
-logger = logging.getLogger(__name__)
 
 # On accelerators masks are resized on a canvas of a multiple of this many pixels, so that few sizes are compiled.
 _CANVAS_STEP = 128
-_PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 class ImageError(ValueError):
@@ -84,17 +74,12 @@ class Predictor:
         nms: Literal["fast", "cross_class", "greedy"] | None = None,
         batch_size: int = 0,
     ) -> None:
-        if not 0 <= score_threshold <= 1:
-            raise ConfigError(f"score_threshold = {score_threshold} is out of range; it must be between 0 and 1.")
-        if top_k < 0:
-            raise ConfigError(f"top_k = {top_k} is out of range; it must be 0 (all) or more.")
         if batch_size < 0 or batch_size & (batch_size - 1):
             raise ConfigError(f"batch_size = {batch_size} is no power of two; use 1, 2, 4, 8, ...")
         if nms is not None:
             config = override(config, {"model.detection.nms": nms})
         self.class_names = config.data.class_names or tuple(f"class {k}" for k in range(config.model.num_classes))
-        self._score_threshold = score_threshold
-        self._top_k = top_k
+        self._selection = Selection(score_threshold, top_k)
         self._batch_size = batch_size or 1 << (config.eval.batch_size.bit_length() - 1)
         device = jax.local_devices()[0]
         self._detector = DeviceDetector(config, variables, [device])
@@ -130,7 +115,7 @@ class Predictor:
                 detections = dataclasses.replace(detections, masks=None)
             on_host = jax.device_get(detections)
             for row, size in enumerate(sizes):
-                selected = select(on_host, row, score_threshold=self._score_threshold, top_k=self._top_k)
+                selected = select(on_host, row, self._selection)
                 yield self._finish(selected, size, None if packed is None else packed[row])
 
     def _submit(self, images: Iterable[np.ndarray]) -> Iterator[tuple[list[tuple[int, int]], Detections, list[jax.Array] | None]]:
@@ -202,70 +187,6 @@ def rgb_image(image: Any, whose: str = "The picture") -> np.ndarray:
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]
 
 
-def find_pictures(pattern: str) -> list[Path]:
-    """The files that a file name, a folder (its pictures, by their endings) or a glob names, in order of name.
-
-    Raises:
-        ImageError: there is none.
-    """
-    path = Path(pattern)
-    if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in _PICTURE_SUFFIXES)
-        if not found:
-            raise ImageError(f"The folder {path} holds no pictures; their names end in one of {', '.join(sorted(_PICTURE_SUFFIXES))}.")
-        return found
-    found = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
-    if not found:
-        raise ImageError(f"There is no picture {pattern}; give a file, a folder or a glob such as 'pictures/*.jpg'.")
-    return found
-
-
-def predict_files(predictor: Predictor, paths: Sequence[Path], output: Path) -> list[Path]:
-    """Detects in picture files; writes a drawing of each as PNG, and detections.json with everything found.
-
-    detections.json holds `images`, each with `file_name`, `height`, `width` and `detections` (`box` as x1, y1, x2, y2,
-    `class`, `name`, `score`, `rle`, `polygons`), and `skipped`, the names of files that are no readable picture.
-
-    Args:
-        predictor: says what to keep.
-        paths: picture files, in any format OpenCV reads.
-        output: a folder, made if need be.
-
-    Returns:
-        the drawings.
-
-    Raises:
-        ImageError: a drawing would overwrite one of the pictures, or none of the files can be read.
-    """
-    drawings = _drawing_paths(paths, output)
-    output.mkdir(parents=True, exist_ok=True)
-    read: deque[tuple[Path, np.ndarray]] = deque()
-    skipped: list[str] = []
-
-    def pictures() -> Iterator[np.ndarray]:
-        for path in paths:
-            image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-            if image is None:
-                logger.warning("%s is no picture that OpenCV can read; it is skipped.", path)
-                skipped.append(str(path))
-            else:
-                read.append((path, image))
-                yield image
-
-    entries, written = [], []
-    for prediction in predictor.stream(pictures()):
-        path, image = read.popleft()
-        drawing = draw(image, prediction.boxes, prediction.masks, prediction.classes, prediction.scores, predictor.class_names)
-        cv2.imwrite(str(drawings[path]), cv2.cvtColor(drawing, cv2.COLOR_RGB2BGR))
-        written.append(drawings[path])
-        entries.append({"file_name": str(path), "height": image.shape[0], "width": image.shape[1], "detections": as_json(prediction)})
-        logger.info("%s: %d objects -> %s", path, len(prediction), drawings[path])
-    if not written:
-        raise ImageError(f"None of the {len(paths)} files is a picture that OpenCV can read, beginning with {paths[0]}.")
-    (output / "detections.json").write_text(json.dumps({"images": entries, "skipped": skipped}) + "\n")
-    return written
-
-
 def as_json(prediction: Prediction) -> list[dict[str, Any]]:
     """The objects of one picture as plain dicts and numbers, masks both as run lengths and as polygons."""
     rows: list[dict[str, Any]] = [
@@ -278,18 +199,3 @@ def as_json(prediction: Prediction) -> list[dict[str, Any]]:
         return rows
     rles = encode_rle(prediction.masks)
     return [{**row, "rle": rle, "polygons": polygons(mask)} for row, rle, mask in zip(rows, rles, prediction.masks, strict=True)]
-
-
-def _drawing_paths(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
-    """A PNG for each picture, named like it; with its ending, or its folders too, where other pictures have that name."""
-    namings = (lambda path: path.stem, lambda path: path.name, lambda path: "_".join(path.resolve().parts[1:]))
-    counts = [Counter(naming(path) for path in paths) for naming in namings]
-    drawings = {}
-    for path in paths:
-        name = next(naming(path) for naming, count in zip(namings, counts, strict=True) if count[naming(path)] == 1)
-        drawings[path] = output / f"{name}.png"
-    taken = {path.resolve() for path in paths}
-    for path, drawing in drawings.items():
-        if drawing.resolve() in taken:
-            raise ImageError(f"The drawing of {path} would overwrite a picture, {drawing}; choose another --output folder.")
-    return drawings

@@ -1,5 +1,6 @@
 """The device's half of detection, which the evaluator and the predictor share, and the host's first look at its answer."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -9,11 +10,33 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseg.config import Config
+from jaxseg.config import Config, ConfigError
 from jaxseg.models import build_model
 from jaxseg.structures import Detections
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which detections of an image are wanted.
+
+    Attributes:
+        score_threshold: keeps scores above it; 0 keeps all.
+        top_k: keeps the best so many; 0 keeps all.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    score_threshold: float = 0.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.score_threshold <= 1:
+            raise ConfigError(f"score_threshold = {self.score_threshold} is out of range; it must be between 0 and 1.")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k = {self.top_k} is out of range; it must be 0 (all) or more.")
 
 
 class Selected(NamedTuple):
@@ -108,19 +131,12 @@ def one_ahead(submitted: Iterable[T]) -> Iterator[T]:
     yield waiting
 
 
-def select(detections: Detections, row: int, *, score_threshold: float, top_k: int) -> Selected:
-    """The detections of one image above a score, at most `top_k` of them.
-
-    Args:
-        detections: of a batch, NumPy arrays.
-        row: which image.
-        score_threshold: keeps scores above it; 0 keeps all.
-        top_k: 0 keeps all.
-    """
+def select(detections: Detections, row: int, selection: Selection) -> Selected:
+    """The wanted detections of image `row` of a batch (NumPy arrays)."""
     keep = np.asarray(detections.valid[row])
     scores = np.asarray(detections.scores[row])
-    if score_threshold > 0:
-        keep = keep & (scores > score_threshold)
-    rows = np.flatnonzero(keep)[: top_k or None]
+    if selection.score_threshold > 0:
+        keep = keep & (scores > selection.score_threshold)
+    rows = np.flatnonzero(keep)[: selection.top_k or None]
     masks = None if detections.masks is None else np.asarray(detections.masks[row])[rows]
     return Selected(np.asarray(detections.boxes[row])[rows], scores[rows], np.asarray(detections.classes[row])[rows], masks)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxseg.config import Config, ConfigError
 from jaxseg.data.dataset import DataError, InstanceDataset, decode_image
 from jaxseg.evaluation.coco_metrics import CocoResults, coco_metrics, coco_results, merge_results
-from jaxseg.evaluation.detect import DeviceDetector, network_image, one_ahead, pad_batch, select
+from jaxseg.evaluation.detect import DeviceDetector, Selection, network_image, one_ahead, pad_batch, select
 from jaxseg.evaluation.masks import boxes_at_image_size, encode_rle, masks_at_image_size
 from jaxseg.structures import Detections
 
@@ -57,8 +57,9 @@ def evaluate(
         output: a folder for metrics.json, bbox_detections.json and mask_detections.json; None writes nothing.
 
     Raises:
-        ConfigError: the detector has another number of classes than the dataset.
+        ConfigError: the detector has another number of classes than the dataset, or an option is out of range.
     """
+    selection = Selection(score_threshold, top_k)
     if len(dataset.category_ids) != config.model.num_classes:
         raise ConfigError(
             f"config.model.num_classes = {config.model.num_classes}, but the dataset has {len(dataset.category_ids)} categories; "
@@ -67,7 +68,7 @@ def evaluate(
     detector = DeviceDetector(config, variables, mesh.local_devices if mesh else jax.local_devices())
     indices = range(min(limit, len(dataset)) if limit else len(dataset))
     own = indices[jax.process_index() :: jax.process_count()]
-    results = _gather(detect_dataset(detector, dataset, own, batch_size=batch_size, score_threshold=score_threshold, top_k=top_k))
+    results = _gather(detect_dataset(detector, dataset, own, batch_size, selection))
     metrics = coco_metrics(dataset.coco_ground_truth(), results, dataset.category_ids, dataset.class_names)
     if output is not None and jax.process_index() == 0:
         write_results(output, metrics, results)
@@ -75,7 +76,7 @@ def evaluate(
 
 
 def detect_dataset(
-    detector: DeviceDetector, dataset: InstanceDataset, indices: Sequence[int], *, batch_size: int, score_threshold: float, top_k: int
+    detector: DeviceDetector, dataset: InstanceDataset, indices: Sequence[int], batch_size: int, selection: Selection
 ) -> CocoResults:
     """Detections of some of a dataset's images in COCO's form; while the device detects, the host finishes the batch before.
 
@@ -90,8 +91,7 @@ def detect_dataset(
         for rows, detections in one_ahead(_submit(detector, dataset, images, batch_size)):
             on_host = jax.device_get(detections)
             jobs = [
-                finishing.submit(_finish, on_host, row, index, dataset, detector.image_size, score_threshold, top_k)
-                for row, index in enumerate(rows)
+                finishing.submit(_finish, on_host, row, index, dataset, detector.image_size, selection) for row, index in enumerate(rows)
             ]
             parts.extend(job.result() for job in jobs)
             progress.advance(len(rows))
@@ -100,11 +100,11 @@ def detect_dataset(
 
 
 def _finish(
-    detections: Detections, row: int, index: int, dataset: InstanceDataset, image_size: tuple[int, int], score_threshold: float, top_k: int
+    detections: Detections, row: int, index: int, dataset: InstanceDataset, image_size: tuple[int, int], selection: Selection
 ) -> CocoResults:
     """One image's detections at the picture's size; its masks live only until they are run lengths."""
     picture_size = _picture_size(dataset, index)
-    selected = select(detections, row, score_threshold=score_threshold, top_k=top_k)
+    selected = select(detections, row, selection)
     boxes = boxes_at_image_size(selected.boxes, image_size, picture_size)
     rles = None if selected.soft_masks is None else encode_rle(masks_at_image_size(selected.soft_masks, picture_size))
     return coco_results(dataset.image_ids[index], boxes, selected.classes, selected.scores, rles, dataset.category_ids)
