@@ -21,7 +21,7 @@ from jaxseg.data.dataset import DataError, Objects
 # Why an annotation is left out. 0 means it is not.
 _REASONS = (
     "",
-    "annotations that are no JSON object, or whose image_id or category_id is no number",
+    "annotations that are no JSON object, or whose image_id or category_id is no whole number",
     "annotations of an image that is not in images",
     "annotations of a category that is not in categories",
     "annotations of a category that the config leaves out",
@@ -35,6 +35,9 @@ _NO_OBJECT, _NO_IMAGE, _NO_CATEGORY, _OTHER_CATEGORY, _NO_BOX, _BAD_BOX, _NO_SEG
 
 # COCO writes two decimals: hundredths in 16 bits hold its polygons without loss, in a quarter of the memory.
 _HUNDREDTHS = 100.0
+
+# Of an image, so that its area fits the 32 bits that pycocotools counts in.
+_LONGEST_SIDE = 65535
 
 # Square pixels; points on one line give rounding errors, not exactly 0.
 _SMALLEST_AREA = 1e-6
@@ -241,8 +244,8 @@ def _images(entries: list, path: Path) -> tuple[list[int], list[str], ndarray]:
         if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
             raise DataError(f"{where} has the file_name {entry.get('file_name')!r}; it must be a path below the image folder.")
         for side in ("height", "width"):
-            if not _whole(entry.get(side)) or entry[side] < 1:
-                raise DataError(f"{where} has the {side} {entry.get(side)!r}; it must be a whole number above 0.")
+            if not _whole(entry.get(side)) or not 1 <= entry[side] <= _LONGEST_SIDE:
+                raise DataError(f"{where} has the {side} {entry.get(side)!r}; it must be a whole number from 1 to {_LONGEST_SIDE}.")
         ids.append(entry["id"])
         names.append(entry["file_name"])
         sizes.append((entry["height"], entry["width"]))

@@ -6,7 +6,7 @@ from jaxseg.config import Config, ConfigError
 from jaxseg.data.coco_files import CocoDataset, Split, open_coco_files, resolve_root
 from jaxseg.data.dataset import DataError, InstanceDataset, Objects, Sample
 
-__all__ = ["CocoDataset", "DataError", "InstanceDataset", "Objects", "Sample", "open_dataset", "resolve_classes", "resolve_root"]
+__all__ = ["CocoDataset", "DataError", "InstanceDataset", "Objects", "Sample", "Split", "open_dataset", "resolve_classes", "resolve_root"]
 
 
 def open_dataset(config: Config, split: Split) -> InstanceDataset:

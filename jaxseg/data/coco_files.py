@@ -60,8 +60,9 @@ class CocoDataset(InstanceDataset):
         if missing := int((~present).sum()):
             example = self._annotations.file_names[int(np.flatnonzero(~present)[0])]
             self.skipped[f"images whose file is missing, for instance {example}"] = missing
-        if empty := 0 if keep_empty else int((present & (counts == 0)).sum()):
-            logger.info("%s: %d images without objects are left out.", annotations, empty)
+        self.left_out = int(present.sum()) - len(self._rows)
+        if self.left_out:
+            logger.info("%s: %d images without objects are left out.", annotations, self.left_out)
         if self.skipped:
             logger.warning("%s: skipped %s.", annotations, "; ".join(f"{n} {what}" for what, n in self.skipped.items()))
         if not len(self._rows):
@@ -97,7 +98,10 @@ class CocoDataset(InstanceDataset):
 
 
 def _listing(folder: Path) -> frozenset[str]:
-    return frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()
 
 
 def resolve_root(data: DataConfig) -> Path:

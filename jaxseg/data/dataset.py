@@ -57,6 +57,11 @@ class Objects:
     areas: Float64[ndarray, "n"]
     rles: list[dict[str, Any]]
 
+    @property
+    def corners(self) -> Float64[ndarray, "n 4"]:
+        """The boxes as `x1, y1, x2, y2`."""
+        return np.concatenate([self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]], axis=1)
+
 
 class InstanceDataset(abc.ABC):
     """Images with instance masks. Decoding is lazy, the object is cheap to pickle into worker processes.
@@ -68,7 +73,8 @@ class InstanceDataset(abc.ABC):
         object_counts: rows of annotation each image has, crowds included.
         category_ids: the dataset's category ids in ascending order; class `k` is `category_ids[k]`.
         class_names: one name a category id.
-        skipped: how many images or annotations were left out at opening, by reason.
+        left_out: how many images without objects are not in the dataset, for `keep_empty` was off.
+        skipped: how many bad images or annotations are not in the dataset, by reason.
     """
 
     image_ids: list[int]
@@ -77,6 +83,7 @@ class InstanceDataset(abc.ABC):
     object_counts: Int64[ndarray, "len"]
     category_ids: tuple[int, ...]
     class_names: tuple[str, ...]
+    left_out: int
     skipped: dict[str, int]
 
     @abc.abstractmethod
@@ -109,16 +116,26 @@ class InstanceDataset(abc.ABC):
         if not 0 <= position < len(self):
             raise IndexError(f"image {position} of a dataset of {len(self)}")
         encoded, objects = self.record(position)
-        height, width = (int(side) for side in self.image_sizes[position])
-        corners = np.concatenate([objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]], axis=1)
         return Sample(
-            image=decode_image(encoded, (height, width), self.file_names[position]),
-            boxes=corners.astype(np.float32),
+            image=decode_image(encoded, self._size(position), self.file_names[position]),
+            boxes=objects.corners.astype(np.float32),
             classes=objects.classes,
             crowd=objects.crowd,
-            masks=decode_masks(objects.rles, (height, width)),
+            masks=decode_masks(objects.rles, self._size(position)),
             index=position,
         )
+
+    def image(self, index: int) -> UInt8[ndarray, "H W 3"]:
+        """Image `index` alone, RGB.
+
+        Raises:
+            DataError: as for a sample.
+        """
+        return decode_image(self.encoded_image(index), self._size(index), self.file_names[index])
+
+    def _size(self, index: int) -> tuple[int, int]:
+        height, width = self.image_sizes[index]
+        return int(height), int(width)
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """Images, annotations and categories as `pycocotools.coco.COCO` wants them in its `dataset`.

@@ -131,7 +131,7 @@ class TfdsDataset(InstanceDataset):
         self.object_counts = counts[self._records]
         self.category_ids = tuple(builder.info.metadata["category_ids"])
         self.class_names = tuple(builder.info.metadata["class_names"])
-        self.skipped = {}
+        self.left_out, self.skipped = len(counts) - len(self._records), {}
 
     def record(self, index: int) -> tuple[bytes, Objects]:
         """The image file's bytes and the annotations, from one look into the shards."""
