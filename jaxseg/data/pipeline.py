@@ -36,6 +36,8 @@ REPLACEMENT_TRIES = 100
 LOGGED_IMAGES = 20
 # Batches a worker process, or the thread that stands in for it, makes ahead.
 BATCHES_AHEAD = 2
+# Endless enough; Grain's own endless stream is longer than slices of it can say.
+EPOCHS = 2**32
 EVALUATION_THREADS = 4
 
 
@@ -50,7 +52,7 @@ class _Example:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Loader:
+class TrainingLoader:
     """Makes a training batch from its (image, seed) pairs; travels into the worker processes."""
 
     dataset: InstanceDataset
@@ -109,7 +111,7 @@ class TrainingIterator:
         overfull_images: how many objects of an image found no row, at most, by its index.
     """
 
-    def __init__(self, loader: _Loader, *, batch_size: int, workers: int, process_index: int, process_count: int, seed: int):
+    def __init__(self, loader: TrainingLoader, *, batch_size: int, workers: int, process_index: int, process_count: int, seed: int):
         self._loader = loader
         self._batch_size = batch_size
         self._workers = workers
@@ -156,7 +158,7 @@ class TrainingIterator:
         # Grain asks absl's flags for its debug mode, here and in its processes.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        stream = grain.MapDataset.range(len(self._loader.dataset)).seed(self._seed).shuffle().repeat().random_map(_Seeded())
+        stream = grain.MapDataset.range(len(self._loader.dataset)).seed(self._seed).shuffle().repeat(EPOCHS).random_map(_Seeded())
         local_batches = stream[self._images_seen :].batch(self._batch_size // self._process_count, batch_fn=np.stack)
         batches = local_batches[self._process_index :: self._process_count].map(self._loader)
         if self._workers == 0:
@@ -213,7 +215,7 @@ def training_iterator(
             "it must be, for each takes an equal part."
         )
     return TrainingIterator(
-        _Loader(dataset or open_dataset(config, "train"), spec, config.data.augment, config.data.max_objects),
+        TrainingLoader(dataset or open_dataset(config, "train"), spec, config.data.augment, config.data.max_objects),
         batch_size=config.train.batch_size,
         workers=config.data.workers,
         process_index=process_index,

@@ -84,7 +84,7 @@ def draw_crop(rng: np.random.Generator, window: Window, boxes: Float32[np.ndarra
             width, height = rng.uniform(0.3, 1.0) * window.width, rng.uniform(0.3, 1.0) * window.height
             if not 0.5 <= height / width <= 2:
                 continue
-            cropped = window.cropped(rng.uniform(0, window.width - width), rng.uniform(0, window.height - height), width, height)
+            cropped = window.cropped(_offset(rng, window.width - width), _offset(rng, window.height - height), width, height)
             if len(boxes) == 0 or cropped.holds(centres).any():
                 return cropped
     return window
@@ -132,7 +132,7 @@ def apply_photometric(image: UInt8[np.ndarray, "h w 3"], photometric: Photometri
     # HSV and back changes nothing but negative colours, and only darkening makes those.
     if photometric.saturation == 1 and photometric.hue == 0 and photometric.brightness >= 0:
         return changed
-    hsv = cv2.cvtColor(changed, cv2.COLOR_RGB2HSV)
+    hsv: np.ndarray = cv2.cvtColor(changed, cv2.COLOR_RGB2HSV)
     if photometric.saturation != 1:
         hsv[..., 1] *= photometric.saturation
     if photometric.hue != 0:
@@ -255,6 +255,11 @@ def _at_network_size(sample: Sample, image: np.ndarray, window: Window, size: tu
 
 def _heads(rng: np.random.Generator) -> bool:
     return bool(rng.random() < 0.5)
+
+
+def _offset(rng: np.random.Generator, room: float) -> float:
+    """Anywhere from 1 to `room` (or from `room` to 1). That it is 1 and not 0 is the original's, which names only one bound."""
+    return room + (1 - room) * rng.random()
 
 
 def _centres(boxes: Float32[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 2"]:

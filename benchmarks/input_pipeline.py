@@ -1,0 +1,125 @@
+"""How fast images become training batches on one core, and how large they are; beside dbolya/yolact where a checkout of it is given.
+
+    python benchmarks/input_pipeline.py --root data/coco
+    python benchmarks/input_pipeline.py --root data/coco --peer ../yolact     # needs torch
+
+Both sides read the same images, decode and augment them at 550 pixels, and stack batches of eight, in one process with one
+thread, turn by turn. The original leaves the resize of masks to the losses' resolutions to the training step; here it
+is part of the work.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+
+from jaxseg.config import Config, override
+from jaxseg.data.coco import open_dataset
+from jaxseg.data.pipeline import TrainingLoader
+from jaxseg.structures import InputSpec
+
+SPEC = InputSpec(image_size=(550, 550), mask_size=(138, 138), semantic_size=(69, 69), num_classes=80)
+BATCH_SIZE = 8
+
+
+def ours(config: Config, seed: int) -> tuple[Callable[[], int], float]:
+    """A function that reads every training image once and says how many it read; and the bytes of one."""
+    loader = TrainingLoader(open_dataset(config, "train"), SPEC, config.data.augment, config.data.max_objects)
+    rng = np.random.default_rng(seed)
+
+    def read() -> int:
+        order = rng.permutation(len(loader.dataset))
+        for start in range(0, len(order), BATCH_SIZE):
+            indices = order[start : start + BATCH_SIZE]
+            loader(np.stack([indices, rng.integers(2**62, size=len(indices))], axis=1))
+        return len(order)
+
+    arrays = loader(np.zeros((BATCH_SIZE, 2), np.int64))["arrays"]
+    return read, sum(array.nbytes for array in jax.tree.leaves(arrays)) / BATCH_SIZE
+
+
+def original(checkout: Path, config: Config, seed: int) -> Callable[[], int]:
+    """The same for the original's loader, made to run on today's NumPy from outside."""
+    import torch
+
+    torch.set_num_threads(1)
+    # Names that NumPy has removed since, and a package that is imported there but not used by what runs here.
+    vars(np).update(int=int, float=float)
+    sys.modules.setdefault("torchvision", types.ModuleType("torchvision"))
+    sys.modules["torchvision"].transforms = types.ModuleType("torchvision.transforms")  # type: ignore[attr-defined]
+    sys.path.insert(0, str(checkout))
+    from data import COCODetection, detection_collate  # type: ignore[import-not-found]
+    from utils import augmentations  # type: ignore[import-not-found]
+
+    augmentations.random = _RaggedChoice()
+    root = Path(config.data.root)
+    dataset = COCODetection(
+        str(root / config.data.train_images), str(root / config.data.train_annotations), augmentations.SSDAugmentation()
+    )
+    np.random.seed(seed)  # noqa: NPY002 (what the original draws from)
+
+    def read() -> int:
+        order = np.random.default_rng(seed).permutation(len(dataset))
+        for start in range(0, len(order), BATCH_SIZE):
+            detection_collate([dataset[i] for i in order[start : start + BATCH_SIZE]])
+        return len(order)
+
+    return read
+
+
+class _RaggedChoice:
+    """`numpy.random`, whose `choice` takes a tuple of unlike things as it once did."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np.random, name)
+
+    def choice(self, options: Any) -> Any:
+        return options[np.random.randint(len(options))]  # noqa: NPY002
+
+
+def measure(readers: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Images a second of each reader, in each of the rounds; the first turn of each is not counted."""
+    rates: dict[str, list[float]] = {name: [] for name in readers}
+    for turn in range(rounds + 1):
+        for name, read in readers.items():
+            started = time.perf_counter()
+            count = read()
+            if turn > 0:
+                rates[name].append(count / (time.perf_counter() - started))
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="a folder in COCO's layout")
+    parser.add_argument("--peer", type=Path, help="a checkout of dbolya/yolact")
+    parser.add_argument("--rounds", type=int, default=5, help="passes over the training images")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    config = override(Config(), {"data.root": arguments.root})
+    read, size = ours(config, arguments.seed)
+    readers = {"jaxseg": read}
+    if arguments.peer:
+        readers["original"] = original(arguments.peer, config, arguments.seed)
+    rates = measure(readers, arguments.rounds)
+    for name, values in rates.items():
+        print(
+            f"{name:10s} {statistics.median(values):6.1f} images/s on one core (median of {len(values)}, {min(values):.1f} to {max(values):.1f})"
+        )
+    if "original" in rates:
+        ratios = [a / b for a, b in zip(rates["jaxseg"], rates["original"], strict=True)]
+        print(f"{'ratio':10s} {statistics.median(ratios):6.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"{'jaxseg':10s} {size:,.0f} bytes/image")
+
+
+if __name__ == "__main__":
+    main()
