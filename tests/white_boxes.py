@@ -1,0 +1,128 @@
+"""A detector that sees white rectangles on black, and pictures of them as COCO files: whole evaluations with known answers.
+
+Run as a script it evaluates in its own process, for the test that needs two:
+`python white_boxes.py DATASET RESULT`, with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
+"""
+
+import json
+import sys
+from pathlib import Path
+from unittest import mock
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxseg.config import Config, override
+from jaxseg.structures import Detections, InputSpec
+
+SIZE = 32
+CATEGORY_IDS = (3, 8)
+CLASS_NAMES = ("dim", "bright")
+CONFIG = override(
+    Config(),
+    {
+        "name": "white_boxes",
+        "model.num_classes": 2,
+        "model.image_size": SIZE,
+        "data.class_names": CLASS_NAMES,
+        "data.category_ids": CATEGORY_IDS,
+        "eval.batch_size": 4,
+    },
+)
+
+
+class WhiteBoxDetector:
+    """Detects the smallest box around all pixels above 50: class 0 up to a brightness of 150, class 1 above.
+
+    Three rows: the box; its left half, with less score; and padding. Scores are multiplied by the only variable.
+    """
+
+    input_spec = InputSpec(image_size=(SIZE, SIZE), mask_size=(SIZE, SIZE), semantic_size=(SIZE, SIZE), num_classes=2)
+
+    def __init__(self):
+        self.traces = 0
+
+    def apply(self, variables, images, image_sizes, *, method):
+        assert method == "detect"
+        self.traces += 1
+        return jax.vmap(lambda image: self._one(image, variables["params"]["score"]))(images)
+
+    @staticmethod
+    def _one(image, score):
+        grey = image.astype(jnp.float32).mean(-1)
+        seen = grey > 50
+        rows, columns = seen.any(1), seen.any(0)
+        top, bottom = jnp.argmax(rows), SIZE - jnp.argmax(rows[::-1])
+        left, right = jnp.argmax(columns), SIZE - jnp.argmax(columns[::-1])
+        boxes = jnp.array([[left, top, right, bottom], [left, top, (left + right) / 2, bottom], [0, 0, 0, 0]], jnp.float32)
+        masks = seen[None] * (jnp.arange(SIZE) < boxes[:, 2, None])[:, None, :]
+        number = (grey.max() > 150).astype(jnp.int32)
+        found = seen.any()
+        return Detections(
+            boxes=boxes,
+            scores=jnp.array([0.9, 0.3, 0.0]) * score,
+            classes=jnp.stack([number, number, 0]),
+            valid=jnp.array([True, True, False]) & found,
+            masks=masks.astype(jnp.float32),
+        )
+
+
+VARIABLES = {"params": {"score": np.float32(1.0)}}
+
+
+def picture(height, width, box, brightness):
+    """Black, with one rectangle."""
+    image = np.zeros((height, width, 3), np.uint8)
+    x1, y1, x2, y2 = box
+    image[y1:y2, x1:x2] = brightness
+    return image
+
+
+def write_dataset(root: Path, count: int) -> None:
+    """`count` validation pictures of several sizes with a rectangle each, and a last one without, as COCO files."""
+    (root / "val2017").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    images, annotations = [], []
+    for i in range(count):
+        height, width = SIZE * (1 + i % 3), SIZE * (1 + i % 2)
+        # Edges that fall between cells of the network image at every size.
+        x, y, w, h = 8 * (i % 2), 6, 16, 18
+        brightness = 255 if i % 3 else 100
+        name = f"{i:03}.png"
+        cv2.imwrite(str(root / "val2017" / name), picture(height, width, (x, y, x + w, y + h), brightness))
+        images.append({"id": 100 + i, "file_name": name, "height": height, "width": width})
+        polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+        annotations.append(
+            {
+                "id": 1 + i,
+                "image_id": 100 + i,
+                "category_id": CATEGORY_IDS[brightness > 150],
+                "bbox": [x, y, w, h],
+                "area": w * h,
+                "iscrowd": 0,
+                "segmentation": [polygon],
+            }
+        )
+    cv2.imwrite(str(root / "val2017" / "black.png"), np.zeros((SIZE, SIZE, 3), np.uint8))
+    images.append({"id": 99, "file_name": "black.png", "height": SIZE, "width": SIZE})
+    categories = [{"id": number, "name": name} for number, name in zip(CATEGORY_IDS, CLASS_NAMES, strict=True)]
+    data = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(data))
+
+
+def main(root: str, result: str) -> None:
+    from jaxseg.data.coco import open_dataset
+    from jaxseg.evaluation import detect, evaluate
+    from jaxseg.training.sharding import initialize_distributed
+
+    initialize_distributed()
+    with mock.patch.object(detect, "build_model", return_value=WhiteBoxDetector()):
+        config = override(CONFIG, {"data.root": root})
+        metrics = evaluate(config, VARIABLES, open_dataset(config, "val"), batch_size=2)
+    Path(result).write_text(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
