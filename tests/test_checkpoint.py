@@ -126,12 +126,12 @@ def test_a_truncated_checkpoint_is_put_aside(tmp_path, state, item, caplog):
 def test_with_no_readable_checkpoint_the_run_does_not_start_anew(tmp_path, state):
     saved_run(tmp_path, state, [1])
     shutil.rmtree(tmp_path / "checkpoints" / "1" / "optimizer")
-    with pytest.raises(CheckpointError, match="checkpoints/1 cannot be read .* move that folder away"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/1 cannot be read .* move that folder away"):
         Checkpoints(tmp_path, 2).restore(abstract(state))
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
-    with tiny_parts(TinyData()), pytest.raises(CheckpointError, match="There is no checkpoint in .*checkpoints; a run folder is"):
+    with tiny_parts(TinyData()), pytest.raises(CheckpointError, match=r"There is no checkpoint in .*checkpoints; a run folder is"):
         restore_variables(tmp_path, CONFIG)
 
 

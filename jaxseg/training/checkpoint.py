@@ -6,6 +6,7 @@ A run folder holds `config.json`, `checkpoints/<step>/` and `evaluations.json` (
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -131,8 +132,8 @@ class Checkpoints:
         return state, restored["data"]
 
     def record_evaluation(self, step: int, mask_ap: float) -> None:
-        """Notes the mask AP of a step, from which the best is chosen."""
-        self.mask_ap[step] = mask_ap
+        """Notes the mask AP of a step, from which the best is chosen; NaN, where there was nothing to find, counts as 0."""
+        self.mask_ap[step] = 0.0 if math.isnan(mask_ap) else mask_ap
         if jax.process_index() == 0:
             write_atomically(self._folder / EVALUATIONS, json.dumps(self.mask_ap, indent=1))
 

@@ -6,12 +6,11 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from jaxseg.config import Config, show
+from jaxseg.config import Config, TrainConfig, show
 from jaxseg.data.coco import InstanceDataset, open_dataset, resolve_classes
 from jaxseg.data.pipeline import training_iterator
 from jaxseg.models import build_model, init_variables, trainable
@@ -123,9 +122,7 @@ class _Run:
         logger.info("batch of %d images, %d on each device", train.batch_size, train.batch_size // self.mesh.size)
         logger.info("%d training images%s", len(self.dataset), f", {len(validation_set)} validation images" if validation_set else "")
         logger.info("%s parameters, of which %s learn", f"{sum(sizes):,}", f"{learning:,}")
-        logger.info(
-            "rate %g, %d steps, decays at %s (%s)", schedule.learning_rate, schedule.steps, _decays(self.schedule), _scaling(self.config)
-        )
+        logger.info("rate %g, %d steps, %s; %s", schedule.learning_rate, schedule.steps, _decays(schedule), _scaling(train))
         for change in changes:
             logger.info("differs from the run saved here: %s", change)
 
@@ -172,7 +169,7 @@ class _Run:
         self.state, scalars = self.step_function(self.state, to_global(batch, self.mesh))
         self.step += 1
         times = {"data_time": fetched - started}
-        self.pending.append(_Pending(self.step, scalars, self.agreement.ask(interruption.wanted), batch.indices, times))
+        self.pending.append(_Pending(self.step, scalars, self.agreement.ask(interruption.wanted), np.asarray(batch.indices), times))
         stop = self._record(self.pending.popleft()) if len(self.pending) > _LAG else False
         times["step_time"] = time.perf_counter() - started
         if self.step % self.config.train.checkpoint_every == 0 or self.step == self.schedule.steps or self._evaluation_is_due():
@@ -228,21 +225,20 @@ class _Run:
             return
         self.last_evaluation, pictures = self.validation(self.step, self.state.evaluation_variables)
         self.checkpoints.record_evaluation(self.step, self.last_evaluation["val/mask/AP"])
-        logger.info("step %d: %s", self.step, ", ".join(f"{name} {value:.4f}" for name, value in self.last_evaluation.items()))
         if self.writer:
             self.writer.write(self.step, self.last_evaluation)
             for name, picture in pictures.items():
-                self.writer.picture(self.step, name, picture)
+                self.writer.picture(self.step, f"val/{name}", picture)
 
 
-def _decays(schedule: Any) -> str:
+def _decays(schedule: TrainConfig) -> str:
     if schedule.schedule == "cosine":
-        return "every step, along a cosine to 0"
-    return ", ".join(map(str, schedule.decay_steps)) or "no step"
+        return "falling along a cosine to 0"
+    return f"times {schedule.decay_factor:g} at {', '.join(map(str, schedule.decay_steps)) or 'no step'}"
 
 
-def _scaling(config: Config) -> str:
-    base = config.train.autoscale_batch_size
-    if not base or base == config.train.batch_size:
+def _scaling(train: TrainConfig) -> str:
+    base = train.autoscale_batch_size
+    if not base or base == train.batch_size:
         return "as configured"
-    return f"scaled from {config.train.learning_rate:g} and {config.train.steps} for a batch of {config.train.batch_size} instead of {base}"
+    return f"scaled from {train.learning_rate:g} and {train.steps} for a batch of {train.batch_size} instead of {base}"

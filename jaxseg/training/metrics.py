@@ -8,8 +8,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
 
 from jaxseg.training.checkpoint import write_atomically
 
@@ -37,6 +39,13 @@ class MovingAverages:
         return {name: sum(values) / len(values) for name, values in self._values.items() if values}
 
 
+def losses_text(values: Mapping[str, float]) -> str:
+    """`B: 1.234 | C: ...` of the values `loss/<name>`; other values are not shown."""
+    names = [name.removeprefix("loss/") for name in values if name.startswith("loss/")]
+    names.sort(key=lambda name: (list(_LETTERS).index(name) if name in _LETTERS else -1, name))
+    return " | ".join(f"{_LETTERS.get(name, name)}: {values[f'loss/{name}']:.3f}" for name in names)
+
+
 def progress_line(step: int, steps: int, values: Mapping[str, float]) -> str:
     """One console line: `step/steps || B: .. | C: .. | M: .. | S: .. | T: .. || ETA: .. || step: .. s | data: .. s || rate: ..`.
 
@@ -45,9 +54,7 @@ def progress_line(step: int, steps: int, values: Mapping[str, float]) -> str:
         steps: of the whole run.
         values: `loss/<name>`, `learning_rate`, and `step_time` and `data_time` in seconds; what is missing is not shown.
     """
-    names = [name.removeprefix("loss/") for name in values if name.startswith("loss/")]
-    names.sort(key=lambda name: (list(_LETTERS).index(name) if name in _LETTERS else -1, name))
-    parts = [f"{step:7d}/{steps}", " | ".join(f"{_LETTERS.get(name, name)}: {values[f'loss/{name}']:.3f}" for name in names)]
+    parts = [f"{step:7d}/{steps}", losses_text(values)]
     if "step_time" in values:
         parts.append(f"ETA: {datetime.timedelta(seconds=round((steps - step) * values['step_time']))}")
         parts.append(f"step: {values['step_time']:.3f} s | data: {values['data_time']:.3f} s")
@@ -69,12 +76,16 @@ class MetricsWriter:
         finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step} | finite) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        for name, number in finite.items():
+            if number is not None:
+                self._board.add_scalar(name, number, step)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture, uint8 RGB `[H, W, 3]`, for TensorBoard."""
-        self._board.add_image(name, image, step, dataformats="HWC")
+        # Encoded here, for tensorboardX's own add_image needs Pillow.
+        png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+        encoded = Summary.Image(height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=png)
+        self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=encoded)]), step)
 
     def close(self) -> None:
         """Flushes and closes both."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -101,11 +101,12 @@ def make_train_step(
     return jax.jit(train_step, in_shardings=(copied, split(mesh)), out_shardings=copied, donate_argnums=0)
 
 
-def make_loss_step(model: nn.Module, mesh: Mesh) -> Callable[[dict[str, Tree], Batch], dict[str, Array]]:
-    """The compiled validation losses of one global batch: variables and batch in, the model's losses by name out."""
+def make_loss_step(model: nn.Module, mesh: Mesh) -> Callable[[dict[str, Tree], Batch], tuple[dict[str, Array], Array]]:
+    """The compiled validation losses: variables and one global batch in, the losses by name and the count of images out."""
 
-    def loss_step(variables: dict[str, Any], batch: Batch) -> dict[str, Array]:
-        return cast(dict[str, Array], model.apply(variables, batch, train=False, method="losses", rngs={"sampling": jax.random.key(0)}))
+    def loss_step(variables: dict[str, Tree], batch: Batch) -> tuple[dict[str, Array], Array]:
+        losses = model.apply(variables, batch, train=False, method="losses", rngs={"sampling": jax.random.key(0)})
+        return cast(dict[str, Array], losses), batch.valid.sum()
 
     copied = replicated(mesh)
     return jax.jit(loss_step, in_shardings=(copied, split(mesh)), out_shardings=copied)

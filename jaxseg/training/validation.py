@@ -1,19 +1,114 @@
 """What a run looks at between steps: losses on the validation images, COCO's metrics, and a few pictures with detections."""
 
+import itertools
+import logging
+import math
 from pathlib import Path
 
+import cv2
+import jax
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
 from jaxseg.config import Config
-from jaxseg.data.dataset import InstanceDataset
+from jaxseg.data.dataset import DataError, InstanceDataset
+from jaxseg.data.pipeline import evaluation_batches
+from jaxseg.evaluation.coco_metrics import threshold_table
+from jaxseg.evaluation.detect import DeviceDetector, Selection, network_image, pad_batch, select
+from jaxseg.evaluation.evaluate import evaluate
+from jaxseg.evaluation.masks import boxes_at_image_size, masks_at_image_size
+from jaxseg.training.metrics import losses_text
 from jaxseg.training.optimizer import Tree
+from jaxseg.training.sharding import to_global
+from jaxseg.training.step import make_loss_step
+from jaxseg.visualization import draw
+
+logger = logging.getLogger(__name__)
+
+PICTURES = "pictures"
+# Detections under this are not drawn, as users of the original mostly choose.
+_DRAWN_SCORE = 0.15
 
 
 class Validation:
+    """Looks at the first `train.evaluate_images` validation images (0: all); every process calls it at the same steps."""
+
     def __init__(self, config: Config, model: nn.Module, dataset: InstanceDataset, mesh: Mesh, run_folder: Path):
-        pass
+        self._config, self._model, self._dataset, self._mesh = config, model, dataset, mesh
+        self._folder = run_folder / PICTURES
+        self._limit = min(config.train.evaluate_images or len(dataset), len(dataset))
+        self._loss_step = make_loss_step(model, mesh)
+        devices = mesh.local_mesh.size
+        # Of this process.
+        self._batch_size = math.ceil(config.eval.batch_size / devices) * devices
 
     def __call__(self, step: int, variables: dict[str, Tree]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        return {}, {}
+        """Evaluates, logs the tables, and writes `pictures/<step>_<image id>.jpg`.
+
+        Args:
+            step: finished steps, for the names.
+            variables: replicated over the mesh.
+
+        Returns:
+            `val/loss/<name>` (means over the images), `val/box/AP`, `val/mask/AP` and the other metrics of `evaluate`; and, on
+            the first process, the drawn pictures by name, uint8 RGB.
+        """
+        losses = self._losses(variables)
+        metrics = evaluate(self._config, variables, self._dataset, batch_size=self._batch_size, limit=self._limit, mesh=self._mesh)
+        logger.info("validation at step %d, %d images: %s\n%s", step, self._limit, losses_text(losses), threshold_table(metrics))
+        pictures = self._pictures(step, variables) if jax.process_index() == 0 else {}
+        return {f"val/{name}": value for name, value in (losses | metrics).items()}, pictures
+
+    def _losses(self, variables: dict[str, Tree]) -> dict[str, float]:
+        batches = evaluation_batches(
+            self._dataset,
+            self._model.input_spec,
+            batch_size=self._batch_size,
+            max_objects=self._config.data.max_objects,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            indices=range(self._limit),
+        )
+        sums: dict[str, float] = {}
+        images = 0
+        for batch in batches:
+            losses, count = jax.device_get(self._loss_step(variables, to_global(batch, self._mesh)))
+            images += int(count)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * int(count)
+        means = {f"loss/{name}": value / max(images, 1) for name, value in sums.items()}
+        return means | {"loss/total": sum(means.values())}
+
+    def _pictures(self, step: int, variables: dict[str, Tree]) -> dict[str, np.ndarray]:
+        """The first images with what is found in them."""
+        detector = DeviceDetector(self._config, variables, self._mesh.local_devices)
+        indices = iter(range(min(self._config.train.draw_images, len(self._dataset))))
+        drawn: dict[str, np.ndarray] = {}
+        while chosen := list(itertools.islice(indices, self._batch_size)):
+            drawn |= self._draw(chosen, detector)
+        self._folder.mkdir(exist_ok=True)
+        for name, picture in drawn.items():
+            cv2.imwrite(str(self._folder / f"{step:07d}_{name}.jpg"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        return drawn
+
+    def _draw(self, indices: list[int], detector: DeviceDetector) -> dict[str, np.ndarray]:
+        images = {}
+        for index in indices:
+            try:
+                images[index] = self._dataset[index].image
+            except DataError as error:
+                logger.warning("Image %d is not drawn: %s", index, error)
+        if not images:
+            return {}
+        sizes = [image.shape[:2] for image in images.values()]
+        network_images = [network_image(image, detector.image_size) for image in images.values()]
+        detections = jax.device_get(detector(*pad_batch(network_images, sizes, self._batch_size)))
+        drawn = {}
+        for row, (index, image) in enumerate(images.items()):
+            found = select(detections, row, Selection(score_threshold=_DRAWN_SCORE))
+            boxes = boxes_at_image_size(found.boxes, detector.image_size, sizes[row])
+            masks = None if found.soft_masks is None else masks_at_image_size(found.soft_masks, sizes[row])
+            name = str(self._dataset.image_ids[index])
+            drawn[name] = draw(image, boxes, masks, found.classes, found.scores, self._dataset.class_names)
+        return drawn
