@@ -203,6 +203,7 @@ BAD_ANNOTATIONS = {
     "empty compressed RLE": (annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": ""}), "RLE does not fit"),
     "compressed RLE that ends early": (annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": "a1"}), "RLE does not fit"),
     "compressed RLE of rubbish": (annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": "~ß\n"}), "RLE does not fit"),
+    "RLE with half a run": (annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": [0.5, 599.5]}), "RLE does not fit"),
     "RLE without counts": (annotation(segmentation={"size": [HEIGHT, WIDTH]}), "without segmentation"),
 }
 
@@ -272,6 +273,7 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     ("content", "told"),
     [
         ([1], "it holds a list"),
+        ("[" * 100_000, "nested too deeply"),
         ({"images": [], "annotations": []}, "it has no categories, only images, annotations"),
         ({}, "only nothing"),
         ({"images": {}, "annotations": [], "categories": []}, "its images is a dict"),

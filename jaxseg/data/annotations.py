@@ -85,7 +85,7 @@ class Annotations:
 
     def _settle(self, rows: _Rows) -> None:
         """Judges boxes and polygons, and sorts what is good by image."""
-        reason = np.frombuffer(rows.reason, np.int8).copy() if rows.reason else np.zeros(0, np.int8)
+        reason = np.array(rows.reason, np.int8)
         image = np.array(rows.image, np.int64)
         boxes = np.array(rows.box, np.float64).reshape(-1, 4)
         _judge_boxes(reason, boxes, self.image_sizes[image])
@@ -113,7 +113,7 @@ class Annotations:
         position[kept] = np.arange(len(kept))
         self._rles = {int(position[row]): counts for row, counts in rows.rles.items() if position[row] >= 0}
 
-        good &= position[owner] >= 0 if len(owner) else good
+        good &= position[owner] >= 0
         order = np.argsort(position[owner[good]], kind="stable")
         self._polygon_start, self._polygon_length = start[good][order], length[good][order]
         polygons = np.bincount(position[owner[good]], minlength=len(kept))
@@ -163,6 +163,8 @@ def _load(path: Path) -> dict[str, list]:
         raise DataError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not valid JSON: byte {error.start} is not UTF-8.") from None
+    except RecursionError:
+        raise DataError(f"{path} is not a COCO instance file: its lists or objects are nested too deeply.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
     keys = ("images", "annotations", "categories")
@@ -217,9 +219,10 @@ def _categories(
         return tuple(sorted(names)), tuple(names[number] for number in sorted(names)), frozenset(names)
     for number, name in zip(wanted_ids, wanted_names, strict=bool(wanted_names)):
         if names.get(number, name) != name:
+            flag = "--config.data.class_names=() --config.data.category_ids=()"
             raise DataError(
-                f"{path} calls category {number} {names[number]!r}, but data.class_names of the config calls it {name!r}; "
-                f"if these are your own classes, --config.model.num_classes={len(names)} reads their names from the file."
+                f"{path} calls category {number} {names[number]!r}, but data.class_names of the config calls it {name!r}; if these are "
+                f"your own classes, --config.model.num_classes={len(names)} {flag} reads their names from the file."
             )
     if not names.keys() & set(wanted_ids):
         raise DataError(
@@ -276,7 +279,7 @@ def _collect(entries: list, images: dict[int, int], sizes: list[list[int]], cate
         rows.reason.append(reason)
         rows.image.append(image)
         rows.label.append(label)
-        rows.crowd.append(bool(entry.get("iscrowd")))
+        rows.crowd.append(entry.get("iscrowd") == 1)
         rows.box.extend(box if box and not reason else (0.0, 0.0, 0.0, 0.0))
         rows.area.extend(_numbers([entry.get("area")]) or (math.nan,))
     return rows
