@@ -1,0 +1,196 @@
+"""`Predictor`: pictures of any sizes, options, and pictures that cannot be used."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from white_boxes import CLASS_NAMES, CONFIG, SIZE, VARIABLES, WhiteBoxDetector, picture
+
+from jaxseg.config import BackboneConfig, ConfigError, load_config, override
+from jaxseg.evaluation import detect
+from jaxseg.evaluation.masks import decode_rle
+from jaxseg.models import build_model, init_variables
+from jaxseg.predictor import ImageError, Predictor, as_json
+
+# Edges on whole cells of the network image.
+PICTURES = [
+    (SIZE, SIZE, (4, 8, 20, 24), 255),
+    (2 * SIZE, SIZE, (8, 0, 16, 16), 100),
+    (3 * SIZE, 2 * SIZE, (0, 30, 64, 96), 255),
+    (SIZE // 2, SIZE, (2, 2, 10, 10), 100),
+    (SIZE, 4 * SIZE, (8, 8, 128, 16), 255),
+]
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    detector = WhiteBoxDetector()
+    monkeypatch.setattr(detect, "build_model", lambda config: detector)
+    detect._detect_program.cache_clear()
+    yield detector
+    detect._detect_program.cache_clear()
+
+
+def check(prediction, height, width, box, brightness):
+    x1, y1, x2, y2 = box
+    assert len(prediction) == 2
+    np.testing.assert_allclose(prediction.boxes, [box, [x1, y1, (x1 + x2) / 2, y2]], atol=1e-4)
+    assert prediction.boxes.dtype == np.float32
+    assert prediction.scores.tolist() == [pytest.approx(0.9), pytest.approx(0.3)]
+    assert prediction.classes.tolist() == [int(brightness > 150)] * 2
+    assert prediction.names == (CLASS_NAMES[brightness > 150],) * 2
+    assert prediction.masks.dtype == bool
+    assert prediction.masks.shape == (2, height, width)
+    expected = picture(height, width, box, 255)[:, :, 0] > 0
+    # Interpolation may round the corners.
+    assert (prediction.masks[0] != expected).sum() <= 12
+
+
+def test_one_picture_and_a_list_of_all_sizes(detector):
+    predictor = Predictor(CONFIG, VARIABLES)
+    predictions = predictor([picture(*arguments) for arguments in PICTURES])
+    for arguments, prediction in zip(PICTURES, predictions, strict=True):
+        check(prediction, *arguments)
+        alone = predictor(picture(*arguments))
+        np.testing.assert_array_equal(alone.boxes, prediction.boxes)
+        np.testing.assert_array_equal(alone.masks, prediction.masks)
+    assert predictor([]) == []
+
+
+def test_few_batch_sizes_are_compiled(detector):
+    predictor = Predictor(CONFIG, VARIABLES, batch_size=4)
+    for count in range(1, 12):
+        assert len(predictor([picture(*PICTURES[i % 5]) for i in range(count)])) == count
+    assert detector.traces == 3, "batches of 1, 2 and 4"
+
+
+def test_masks_resized_on_the_device_are_those_of_the_host(detector):
+    """What GPUs and TPUs do, on the CPU."""
+    host, device = Predictor(CONFIG, VARIABLES), Predictor(CONFIG, VARIABLES)
+    device._masks_on_device = True
+    pictures = [picture(*arguments) for arguments in PICTURES]
+    for expected, found in zip(host(pictures), device(pictures), strict=True):
+        np.testing.assert_array_equal(found.masks, expected.masks)
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+    device = Predictor(CONFIG, VARIABLES, top_k=1)
+    device._masks_on_device = True
+    assert device(pictures[2]).masks.shape == (1, 3 * SIZE, 2 * SIZE)
+
+
+def test_options(detector):
+    image = picture(*PICTURES[0])
+    assert len(Predictor(CONFIG, VARIABLES, score_threshold=0.5)(image)) == 1
+    assert len(Predictor(CONFIG, VARIABLES, score_threshold=0.95)(image)) == 0
+    assert len(Predictor(CONFIG, VARIABLES, top_k=1)(image)) == 1
+    unnamed = override(CONFIG, {"data.class_names": (), "data.category_ids": ()})
+    assert Predictor(unnamed, VARIABLES)(image).names == ("class 1", "class 1")
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [({"score_threshold": -0.1}, "score_threshold"), ({"top_k": -1}, "top_k"), ({"batch_size": 3}, "batch_size"), ({"nms": "x"}, "nms")],
+)
+def test_options_out_of_range_are_refused(detector, options, key):
+    with pytest.raises(ConfigError, match=key):
+        Predictor(CONFIG, VARIABLES, **options)
+
+
+def test_nothing_found(detector):
+    prediction = Predictor(CONFIG, VARIABLES)(np.zeros((50, 40, 3), np.uint8))
+    assert len(prediction) == 0
+    assert prediction.boxes.shape == (0, 4)
+    assert prediction.masks.shape == (0, 50, 40)
+    assert prediction.names == ()
+    assert as_json(prediction) == []
+
+
+def test_grey_and_alpha_are_converted(detector):
+    predictor = Predictor(CONFIG, VARIABLES)
+    image = picture(*PICTURES[1])
+    alpha = np.full((*image.shape[:2], 1), 7, np.uint8)
+    for converted in (image[:, :, 0], image[:, :, :1], np.concatenate([image, alpha], 2), jnp.asarray(image)):
+        check(predictor(converted), *PICTURES[1])
+
+
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        (np.zeros((5, 5, 3), np.float32), "dtype float32"),
+        (np.zeros((5, 5, 3), np.uint16), "dtype uint16"),
+        (np.zeros((0, 5, 3), np.uint8), r"shape \[0, 5, 3\]"),
+        (np.zeros((3, 5, 5), np.uint8), r"shape \[3, 5, 5\]"),
+        (np.zeros((1, 5, 5, 3), np.uint8), r"shape \[1, 5, 5, 3\]"),
+        ("cat.jpg", "is a str"),
+        (None, "is a NoneType"),
+    ],
+)
+def test_pictures_that_cannot_be_used_are_refused(detector, image, sentence):
+    predictor = Predictor(CONFIG, VARIABLES)
+    with pytest.raises(ImageError, match=f"The picture .*{sentence}.*; it must be a uint8 array"):
+        predictor(image)
+    with pytest.raises(ImageError, match=f"Picture 1 .*{sentence}"):
+        predictor([picture(*PICTURES[0]), image])
+    assert detector.traces == 0, "refused before anything is detected"
+
+
+def test_a_stream_keeps_two_batches_at_most(detector):
+    asked = []
+
+    def pictures():
+        for i in range(12):
+            asked.append(i)
+            yield picture(*PICTURES[0])
+
+    for i, _ in enumerate(Predictor(CONFIG, VARIABLES, batch_size=2).stream(pictures())):
+        assert len(asked) <= i + 4
+    assert len(asked) == 12
+
+
+def test_objects_as_json(detector):
+    prediction = Predictor(CONFIG, VARIABLES)(picture(*PICTURES[2]))
+    rows = json.loads(json.dumps(as_json(prediction)))
+    assert [row["name"] for row in rows] == ["bright", "bright"]
+    assert [row["class"] for row in rows] == [1, 1]
+    np.testing.assert_allclose([row["box"] for row in rows], prediction.boxes)
+    np.testing.assert_allclose([row["score"] for row in rows], prediction.scores)
+    np.testing.assert_array_equal(decode_rle([row["rle"] for row in rows]), prediction.masks)
+    for row in rows:
+        (polygon,) = row["polygons"]
+        xs, ys = polygon[::2], polygon[1::2]
+        np.testing.assert_allclose([min(xs), min(ys), max(xs), max(ys)], row["box"], atol=1)
+
+
+def test_a_real_detector_gets_what_the_evaluation_transform_makes():
+    """A tiny YOLACT: the predictor's answer is `detect` on the stretched float32 picture, at the picture's scale."""
+    config = override(
+        load_config("configs/demo_shapes.py"),
+        {
+            "model.image_size": 64,
+            "model.backbone": BackboneConfig(stage_sizes=(1, 1, 1, 1), width=4),
+            "model.fpn_channels": 8,
+            "model.head_channels": 8,
+            "model.prototype_channels": 8,
+            "model.num_prototypes": 4,
+            "data.class_names": ("a", "b", "c", "d"),
+            "data.category_ids": (1, 2, 3, 4),
+        },
+    )
+    model = build_model(config)
+    variables = init_variables(model, config)
+    image = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    rows, columns = ((np.clip((np.arange(64) + 0.5) * side / 64 - 0.5, 0, side - 1)) for side in image.shape[:2])
+    taps = [np.maximum(1 - np.abs(centers[:, None] - np.arange(side)), 0) for centers, side in ((rows, 90), (columns, 130))]
+    stretched = np.einsum("Hh,hwc,Ww->HWc", taps[0], image.astype(np.float64), taps[1]).astype(np.float32)
+    expected = jax.jit(lambda images: model.apply(variables, images, jnp.array([[90, 130]]), method="detect"))(stretched[None])
+    found = Predictor(config, variables, top_k=5)(image)
+    assert len(found) == 5
+    np.testing.assert_allclose(found.scores, expected.scores[0, :5], atol=1e-5)
+    np.testing.assert_array_equal(found.classes, expected.classes[0, :5])
+    boxes = np.clip(np.asarray(expected.boxes[0, :5]), 0, 64) * np.array([130, 90, 130, 90]) / 64
+    np.testing.assert_allclose(found.boxes, boxes, atol=0.02)
+    soft = jax.image.resize(expected.masks[0, :5], (5, 90, 130), "linear", antialias=False)
+    assert (found.masks != (soft > 0.5)).mean() < 1e-3
+    assert not math.isclose(found.masks.mean(), 0)
