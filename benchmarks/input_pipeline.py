@@ -112,9 +112,8 @@ def main() -> None:
         readers["original"] = original(arguments.peer, config, arguments.seed)
     rates = measure(readers, arguments.rounds)
     for name, values in rates.items():
-        print(
-            f"{name:10s} {statistics.median(values):6.1f} images/s on one core (median of {len(values)}, {min(values):.1f} to {max(values):.1f})"
-        )
+        spread = f"median of {len(values)}, {min(values):.1f} to {max(values):.1f}"
+        print(f"{name:10s} {statistics.median(values):6.1f} images/s on one core ({spread})")
     if "original" in rates:
         ratios = [a / b for a, b in zip(rates["jaxseg"], rates["original"], strict=True)]
         print(f"{'ratio':10s} {statistics.median(ratios):6.2f} ({min(ratios):.2f} to {max(ratios):.2f})")

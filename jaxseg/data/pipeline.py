@@ -131,7 +131,11 @@ class TrainingIterator:
         element = next(self._batches)
         self._images_seen += self._batch_size
         self._note(element["broken"], element["left_out"])
-        return Batch(**{**element["arrays"], "targets": Targets(**element["arrays"]["targets"])})
+        arrays = element["arrays"]
+        if self._workers:
+            # Out of the memory shared with the worker, which is gone when this array is: devices may keep what they are given.
+            arrays = jax.tree.map(np.array, arrays)
+        return Batch(**{**arrays, "targets": Targets(**arrays["targets"])})
 
     def get_state(self) -> dict[str, int]:
         """Where the stream is: the images that all processes together have been given."""
@@ -153,6 +157,10 @@ class TrainingIterator:
         if self._batches is not None:
             self._batches.close()
             self._batches = None
+
+    def __del__(self) -> None:
+        # Processes that outlive their iterator would leave shared memory behind.
+        self.close()
 
     def _pipeline(self) -> grain.IterDataset:
         # Grain asks absl's flags for its debug mode, here and in its processes.
