@@ -2,6 +2,17 @@
 
 from jaxseg.config import Config, ConfigError, load_config
 from jaxseg.models import build_model, init_variables
+from jaxseg.predictor import Prediction, Predictor
 from jaxseg.weights import WeightsError, load_weights
 
-__all__ = ["Config", "ConfigError", "WeightsError", "build_model", "init_variables", "load_config", "load_weights"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Prediction",
+    "Predictor",
+    "WeightsError",
+    "build_model",
+    "init_variables",
+    "load_config",
+    "load_weights",
+]

@@ -9,7 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from jaxtyping import install_import_hook
 
 # Every shape and dtype in a signature of these rooms is checked while the tests run.
-install_import_hook(["jaxseg.structures", "jaxseg.ops"], "beartype.beartype")
+install_import_hook(["jaxseg.ops", "jaxseg.models"], "beartype.beartype")
 
 import pytest
 

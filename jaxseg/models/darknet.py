@@ -38,7 +38,7 @@ class DarkNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W 3"], *, train: bool) -> tuple[Float[Array, "B h w c"], ...]:
+    def __call__(self, x: Float[Array, "B H W 3"], *, train: bool) -> tuple[Float[Array, "B _ _ _"], ...]:
         """The outputs of all five stages, at strides 2 to 32."""
 
         def unit(features: int, kernel: int, stride: int, name: str, y: Array) -> Array:

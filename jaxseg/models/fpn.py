@@ -18,7 +18,7 @@ class FPN(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Sequence[Float[Array, "B h w c"]]) -> tuple[Float[Array, "B h w C"], ...]:
+    def __call__(self, features: Sequence[Float[Array, "B _ _ _"]]) -> tuple[Float[Array, "B _ _ C"], ...]:
         """C3, C4, C5 to P3, P4, P5, P6, P7."""
         levels: list[Array] = []
         top_down = None

@@ -45,7 +45,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W 3"], *, train: bool) -> tuple[Float[Array, "B h w c"], ...]:
+    def __call__(self, x: Float[Array, "B H W 3"], *, train: bool) -> tuple[Float[Array, "B _ _ _"], ...]:
         """C2 to C5, at strides 4, 8, 16 and 32."""
         x = conv(self.width, 7, 2, bias=False, dtype=self.dtype, name="conv1")(x)
         x = nn.relu(BatchNorm(frozen=self.frozen, dtype=self.dtype, name="bn1")(x, train=train))

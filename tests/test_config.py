@@ -1,0 +1,160 @@
+"""Configs: files, overrides, refusals; every file of configs/ is traced through init, losses and detect."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxseg
+from jaxseg.config import Config, ConfigError, from_dict, load_config, override, parse_config_flags, show, to_dict
+from jaxseg.structures import Batch, Targets
+
+CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.py"))
+
+
+def empty_batch(config: Config, model: jaxseg.models.Detector, size: int = 2) -> Batch:
+    """Zeros of the shapes that the config's pipeline gives."""
+
+    def array(shape: tuple[int, ...], dtype: str) -> jax.Array:
+        return jnp.zeros((size, *shape), dtype)
+
+    spec, rows = model.input_spec, config.data.max_objects
+    return Batch(
+        images=array((*spec.image_size, 3), "uint8"),
+        image_sizes=array((2,), "int32"),
+        indices=array((), "int32"),
+        valid=array((), "bool"),
+        targets=Targets(
+            boxes=array((rows, 4), "float32"),
+            classes=array((rows,), "int32"),
+            valid=array((rows,), "bool"),
+            crowd=array((rows,), "bool"),
+            masks=array((rows, spec.mask_size[0], -(-spec.mask_size[1] // 8)), "uint8"),
+            semantic=array((spec.num_classes, spec.semantic_size[0], -(-spec.semantic_size[1] // 8)), "uint8"),
+        ),
+    )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_config_traces(path, dtype):
+    config = load_config(path, {"model.dtype": dtype})
+    assert config.name == path.stem
+    model = jaxseg.build_model(config)
+    variables = jax.eval_shape(lambda: jaxseg.init_variables(model, config))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+    def losses(variables, key):
+        batch = empty_batch(config, model)
+        return model.apply(variables, batch, train=True, method="losses", rngs={"sampling": key}, mutable=["batch_stats"])[0]
+
+    def detect(variables):
+        batch = empty_batch(config, model)
+        return model.apply(variables, batch.images, batch.image_sizes, method="detect")
+
+    shapes = jax.eval_shape(losses, variables, jax.random.key(0))
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in shapes.items()} == dict.fromkeys(
+        ("box", "class", "mask", "semantic"), ((), jnp.dtype("float32"))
+    )
+    detections = jax.eval_shape(detect, variables)
+    rows = config.model.detection.max_detections
+    assert detections.boxes.shape == (2, rows, 4)
+    assert detections.masks.shape == (2, rows, *model.input_spec.mask_size)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_says_its_command(path):
+    assert f"python train.py --config configs/{path.name}\n" in path.read_text().split('"""')[1]
+
+
+def test_overrides_are_parsed_by_type():
+    config = load_config(
+        "configs/yolact_r50.py",
+        {
+            "train.batch_size": "16",
+            "train.learning_rate": "2e-3",
+            "train.decay_steps": "(10, 20)",
+            "data.keep_empty": "true",
+            "data.root": "123",
+            "model.anchor_scales": "((8,), (16,), (32,), (64,), (128,))",
+        },
+    )
+    assert config.train.batch_size == 16
+    assert config.train.learning_rate == 2e-3
+    assert config.train.decay_steps == (10, 20)
+    assert config.data.keep_empty is True
+    assert config.data.root == "123"
+    assert config.model.anchor_scales[0] == (8.0,)
+
+
+def test_another_number_of_classes_takes_its_names_from_the_annotations():
+    config = load_config("configs/yolact_r50.py", {"model.num_classes": 3})
+    assert config.data.class_names == config.data.category_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"model.num_clases": 3}, "Unknown config key model.num_clases: model has the keys num_classes,.*Did you mean num_classes"),
+        ({"modle.num_classes": 3}, "Unknown config key modle.num_classes: config has the keys name, model, data, train, eval"),
+        ({"train.steps.more": 3}, "steps is a single value and has no key more"),
+        ({"train.steps": "many"}, "train.steps = 'many' is not a whole number"),
+        ({"train.steps": 1.5}, "train.steps = 1.5 is not a whole number"),
+        ({"train.steps": True}, "train.steps = True is not a whole number"),
+        ({"train.steps": 0}, "config.train.steps = 0 is out of range; it must be at least 1"),
+        ({"train.learning_rate": "fast"}, "train.learning_rate = 'fast' is not a number"),
+        ({"train.learning_rate": -1.0}, "train.learning_rate = -1.0 is out of range; it must be above 0"),
+        ({"train.momentum": 1.0}, "train.momentum = 1.0 is out of range"),
+        ({"train.decay_steps": (20, 10)}, "train.decay_steps = .* distinct steps in ascending order"),
+        ({"data.keep_empty": "perhaps"}, "data.keep_empty = 'perhaps' is not a true or false"),
+        ({"data.class_names": ("cat",)}, "data.category_ids .* as many ids as class_names, 1"),
+        ({"model.detection.nms": "soft"}, "model.detection.nms = 'soft' is not one of 'fast', 'cross_class', 'greedy'"),
+        ({"model.losses.negative_iou": 0.6}, "negative_iou = 0.6 is out of range; it must be at most positive_iou, 0.5"),
+        ({"model.anchor_scales": ((8,), (16,))}, "anchor_scales = .* five tuples of scales"),
+        ({"model.backbone.stage_sizes": (3, 4, 6)}, "stage_sizes = .* 4 stages for a resnet"),
+        ({"model.backbone": "resnet18"}, "model.backbone is a group of keys; set one of them: name, stage_sizes"),
+        ({"model.image_size": 16}, "image_size = 16 is out of range; it must be at least 32 pixels"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_sentence(overrides, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        load_config("configs/yolact_r50.py", overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_configs_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"no config file .*yolact_r5.py; the files beside it are: .*yolact_r50.py"):
+        load_config("configs/yolact_r5.py")
+    for text, sentence in (("x = 1", "has no function get_config"), ("def get_config(): return 3", "returned a int, not a")):
+        path = tmp_path / "config.py"
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=sentence):
+            load_config(path)
+    broken = tmp_path / "config.json"
+    broken.write_text("{")
+    with pytest.raises(ConfigError, match="is not valid JSON"):
+        load_config(broken)
+    broken.write_text('{"nme": "x"}')
+    with pytest.raises(ConfigError, match="Unknown config key nme"):
+        load_config(broken)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_survives_its_json(path):
+    config = load_config(path)
+    assert from_dict(Config, to_dict(config)) == config
+
+
+def test_shown_lines_are_the_command_lines_flags():
+    config = load_config("configs/demo_shapes.py")
+    flags, others = parse_config_flags([f"--{line.replace(' = ', '=', 1)}" for line in show(config).splitlines() if "name" not in line])
+    assert others == []
+    plain = {key: value.strip("'") for key, value in flags.items()}
+    assert override(config, plain) == config
+
+
+def test_flags_take_their_value_in_both_forms():
+    assert parse_config_flags(["--config.a.b=1", "--config", "f.py", "--config.c", "2"]) == ({"a.b": "1", "c": "2"}, ["--config", "f.py"])
+    with pytest.raises(ConfigError, match=r"--config.a has no value"):
+        parse_config_flags(["--config.a", "--workdir", "x"])
