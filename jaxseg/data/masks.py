@@ -7,6 +7,7 @@ computed, only where the object is, and the large mask is never made.
 """
 
 import dataclasses
+import functools
 
 import cv2
 import numpy as np
@@ -57,6 +58,14 @@ def _exceeds_half(mask: UInt8[np.ndarray, "H W"], rows: Interpolation, columns: 
     return across[rows.lower] * rows.lower_weight[:, None] + across[rows.upper] * rows.upper_weight[:, None] > 0.5
 
 
+@functools.lru_cache(maxsize=16)
+def _needed_positions(length: int, size: int) -> tuple[Interpolation, Int[np.ndarray, "positions"]]:
+    """The positions that an interpolation looks at, and the interpolation on these alone. The same for all images of a run."""
+    cells = Interpolation.between(length, size)
+    positions, where = np.unique(np.concatenate([cells.lower, cells.upper]), return_inverse=True)
+    return dataclasses.replace(cells, lower=where[:size], upper=where[size:]), positions
+
+
 @dataclasses.dataclass(frozen=True)
 class _Axis:
     """One axis of the way from the picture over the network's input to the cells of a loss.
@@ -81,9 +90,7 @@ class _Axis:
             lower, upper = stop - 1 - lower, stop - 1 - upper
         else:
             lower, upper = start + lower, start + upper
-        cells = Interpolation.between(network_size, size)
-        needed, where = np.unique(np.concatenate([cells.lower, cells.upper]), return_inverse=True)
-        cells = dataclasses.replace(cells, lower=where[:size], upper=where[size:])
+        cells, needed = _needed_positions(network_size, size)
         lower, upper, weight = lower[needed], upper[needed], weight[needed]
         ends = np.stack([lower[cells.lower], upper[cells.lower], lower[cells.upper], upper[cells.upper]])
         return cls(
@@ -106,8 +113,8 @@ class _Axis:
         positions = slice(begin, int(self.cells.upper[part.stop - 1]) + 1)
         lower, upper = self.lower[positions], self.upper[positions]
         axis = _Axis(
-            lower=np.clip(lower, start, stop - 1) - start,
-            upper=np.clip(upper, start, stop - 1) - start,
+            lower=np.minimum(np.maximum(lower, start), stop - 1) - start,
+            upper=np.minimum(np.maximum(upper, start), stop - 1) - start,
             lower_weight=np.where((lower >= start) & (lower < stop), self.lower_weight[positions], np.uint16(0)),
             upper_weight=np.where((upper >= start) & (upper < stop), self.upper_weight[positions], np.uint16(0)),
             cells=Interpolation(
