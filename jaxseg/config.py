@@ -190,7 +190,10 @@ class DataConfig:
             f"as many ids as class_names, {len(self.class_names)}",
         )
         _require(
-            list(self.category_ids) == sorted(set(self.category_ids)), f"{key}.category_ids", self.category_ids, "distinct ids in ascending order"
+            list(self.category_ids) == sorted(set(self.category_ids)),
+            f"{key}.category_ids",
+            self.category_ids,
+            "distinct ids in ascending order",
         )
 
 
@@ -201,6 +204,8 @@ class TrainConfig:
     seed: int = 0
     batch_size: int = 8
     steps: int = 800_000
+    # "adamw" for training small models from nothing; the rate wants to be lower, about 1e-3.
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 1e-3
     momentum: float = 0.9
     # On every trained parameter, biases and batch norm included, as the original does.
@@ -212,6 +217,8 @@ class TrainConfig:
     warmup_learning_rate: float = 1e-4
     # Multiply the rate and divide the steps by batch_size / 8 when that is not 1; 0 switches it off.
     autoscale_batch_size: int = 8
+    # False: the steps are meant as they stand, only the rate is scaled. So when they come from the command line.
+    autoscale_steps: bool = True
     # Global norm of the gradient; 0: no clipping.
     clip_norm: float = 0.0
     # 0: no moving average of the parameters; else its decay a step, say 0.9998. Evaluation then uses the average.
@@ -240,7 +247,10 @@ class TrainConfig:
         for name in ("momentum", "ema_decay"):
             _require(0 <= getattr(self, name) < 1, f"{key}.{name}", getattr(self, name), "at least 0 and under 1")
         _require(
-            list(self.decay_steps) == sorted(set(self.decay_steps)), f"{key}.decay_steps", self.decay_steps, "distinct steps in ascending order"
+            list(self.decay_steps) == sorted(set(self.decay_steps)),
+            f"{key}.decay_steps",
+            self.decay_steps,
+            "distinct steps in ascending order",
         )
 
 
@@ -289,6 +299,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         path: a Python file with `get_config()`, or a `config.json` that a run has saved. A relative path is looked
             up from the working folder, then from the folder that holds the jaxseg package.
         overrides: for instance `{"model.num_classes": 3, "train.batch_size": "16"}`; text is parsed by the field's type.
+            A `train.steps` given here is meant literally and switches `train.autoscale_steps` off.
 
     Raises:
         ConfigError: naming the file or key, what is wrong, and what would be right.
@@ -305,7 +316,10 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             raise ConfigError(f"{found} is not valid JSON: {error}.") from None
     else:
         config = _run_config_file(found)
-    return override(config, overrides or {})
+    overrides = dict(overrides or {})
+    if "train.steps" in overrides:
+        overrides.setdefault("train.autoscale_steps", False)
+    return override(config, overrides)
 
 
 def _run_config_file(path: Path) -> Config:
@@ -331,7 +345,11 @@ def override(config: C, overrides: Mapping[str, Any]) -> C:
     for key, value in overrides.items():
         config = _replace(config, key.split("."), value, key)
     if isinstance(config, Config):
-        if "model.num_classes" in overrides and "data.class_names" not in overrides and len(config.data.class_names) != config.model.num_classes:
+        if (
+            "model.num_classes" in overrides
+            and "data.class_names" not in overrides
+            and len(config.data.class_names) != config.model.num_classes
+        ):
             # Another number of classes is another dataset: its names come from its annotations.
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, class_names=(), category_ids=()))
         config.validate()

@@ -9,6 +9,7 @@ import pytest
 import jaxseg
 from jaxseg.config import Config, ConfigError, from_dict, load_config, override, parse_config_flags, show, to_dict
 from jaxseg.structures import Batch, Targets
+from jaxseg.training.optimizer import autoscaled
 
 CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.py"))
 
@@ -86,6 +87,13 @@ def test_overrides_are_parsed_by_type():
     assert config.data.keep_empty is True
     assert config.data.root == "123"
     assert config.model.anchor_scales[0] == (8.0,)
+
+
+def test_steps_from_the_command_line_are_meant_literally():
+    for overrides, steps in (({}, 3_200_000), ({"train.steps": 30}, 30), ({"train.steps": 30, "train.autoscale_steps": True}, 120)):
+        config = load_config("configs/yolact_r50.py", {"train.batch_size": 2, **overrides})
+        assert autoscaled(config.train).steps == steps
+        assert autoscaled(config.train).learning_rate == 2.5e-4
 
 
 def test_another_number_of_classes_takes_its_names_from_the_annotations():

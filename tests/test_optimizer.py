@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxseg.config import TrainConfig
@@ -121,3 +122,17 @@ def test_the_average_starts_fast_and_ends_slow():
 def test_keep_if_does_not_let_a_nan_through():
     kept = keep_if(jnp.bool_(False), {"w": jnp.array([jnp.nan, 1.0])}, {"w": jnp.array([2.0, 3.0])})
     np.testing.assert_array_equal(kept["w"], [2.0, 3.0])
+
+
+def test_adamw_is_optax_adamw():
+    train = TrainConfig(optimizer="adamw", momentum=0.9, weight_decay=0.1, clip_norm=0.0)
+    params = {"w": jnp.array([1.0, -2.0])}
+    ours, theirs = make_optimizer(train, {"w": True}), optax.adamw(0.01, b1=0.9, weight_decay=0.1)
+    a, b, state_a, state_b = params, params, ours.init(params), theirs.init(params)
+    for i in range(3):
+        gradient = {"w": jnp.array([0.3, -0.1]) * (i + 1)}
+        updates, state_a = ours.update(gradient, state_a, a)
+        a = descend(a, updates, jnp.float32(0.01))
+        updates, state_b = theirs.update(gradient, state_b, b)
+        b = optax.apply_updates(b, updates)
+    np.testing.assert_allclose(a["w"], b["w"], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""SGD as dbolya/yolact trains with it: the rate as a pure function of the step, decay on every trained parameter, an optional average.
+"""SGD as dbolya/yolact trains with it, or AdamW: the rate as a pure function of the step, decay on every trained parameter, an optional average.
 
 The optimizer gives a direction and never sees the rate. So a skipped step leaves its state alone while the schedule goes on.
 """
@@ -21,14 +21,17 @@ def autoscaled(train: TrainConfig) -> TrainConfig:
     """The schedule for the batch size in use, as the original's autoscaling.
 
     With `f = batch_size / autoscale_batch_size` the rate is multiplied by f, and the number of steps and every decay step are
-    floor-divided by f. Warm-up keeps its length and its first rate. `autoscale_batch_size = 0` changes nothing.
+    floor-divided by f. Warm-up keeps its length and its first rate. `autoscale_batch_size = 0` changes nothing, and
+    `autoscale_steps = False` changes the rate only.
     """
     if not train.autoscale_batch_size:
         return train
     factor = train.batch_size / train.autoscale_batch_size
+    train = dataclasses.replace(train, learning_rate=train.learning_rate * factor)
+    if not train.autoscale_steps:
+        return train
     return dataclasses.replace(
         train,
-        learning_rate=train.learning_rate * factor,
         steps=int(train.steps // factor),
         decay_steps=tuple(int(step // factor) for step in train.decay_steps),
     )
@@ -63,17 +66,19 @@ def learning_rate(train: TrainConfig, step: Int32[Array, ""] | int) -> Float32[A
 
 
 def make_optimizer(train: TrainConfig, trained: Tree) -> optax.GradientTransformation:
-    """SGD with momentum and decay, as torch.optim.SGD, without the rate: subtract `rate * updates` from the parameters.
+    """The optimizer without its rate: subtract `rate * updates` from the parameters.
 
-    `buffer = momentum * buffer + gradient + weight_decay * parameter`, with a buffer of 0 before the first step. Clipping by
-    the global norm of the trained parameters' gradients, if any, comes first and does not see the decay.
+    "sgd" is torch.optim.SGD: `buffer = momentum * buffer + gradient + weight_decay * parameter`, with a buffer of 0 before
+    the first step. "adamw" (arXiv:1711.05101) takes `momentum` as its first decay and adds `weight_decay * parameter` to
+    the direction. Clipping by the global norm of the trained parameters' gradients, if any, comes first.
 
     Args:
-        train: momentum, weight_decay and clip_norm.
+        train: optimizer, momentum, weight_decay and clip_norm.
         trained: True for each parameter that learns; the others get an update of 0, no decay and no state.
     """
     steps = [optax.clip_by_global_norm(train.clip_norm)] if train.clip_norm else []
-    steps += [optax.add_decayed_weights(train.weight_decay), optax.trace(train.momentum)]
+    decay = optax.add_decayed_weights(train.weight_decay)
+    steps += [optax.scale_by_adam(b1=train.momentum), decay] if train.optimizer == "adamw" else [decay, optax.trace(train.momentum)]
     return optax.partition({True: optax.chain(*steps), False: optax.set_to_zero()}, trained)
 
 
