@@ -83,16 +83,14 @@ def load_detector(
         step: of a run folder: "best", "latest" or a number.
 
     Raises:
-        ConfigError: there is no configuration, it cannot be used, or `step` is none of these.
+        ConfigError: there is no configuration, or it cannot be used.
         WeightsError, CheckpointError: the weights cannot be read, or do not fit the configuration.
     """
     path = Path(checkpoint) / CONFIG
     if config_file is None and not path.is_file():
         raise ConfigError(f"There is no {path}; give a run folder of train.py as --checkpoint, or say --config FILE for weights in a file.")
-    if step not in ("best", "latest") and not step.isdecimal():
-        raise ConfigError(f"step = {step!r} is no checkpoint; it must be best, latest or a number.")
     config = load_config(config_file or path, overrides)
-    return config, load_weights(checkpoint, config, step=int(step) if step.isdecimal() else step)
+    return config, load_weights(checkpoint, config, step=step)
 
 
 def measure(config: Config, variables: Any, output: Path, *, limit: int, selection: Selection) -> str:

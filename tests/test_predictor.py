@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_yolact
 from white_boxes import CLASS_NAMES, CONFIG, SIZE, VARIABLES, WhiteBoxDetector, picture
 
-from jaxseg.config import BackboneConfig, ConfigError, load_config, override
+from jaxseg.config import ConfigError, override
 from jaxseg.evaluation import detect
 from jaxseg.evaluation.masks import decode_rle
-from jaxseg.models import build_model, init_variables
+from jaxseg.models import build_model
 from jaxseg.predictor import ImageError, Predictor, as_json
 
 # Edges on whole cells of the network image.
@@ -165,27 +166,13 @@ def test_objects_as_json(detector):
 
 def test_a_real_detector_gets_what_the_evaluation_transform_makes():
     """A tiny YOLACT: the predictor's answer is `detect` on the stretched float32 picture, at the picture's scale."""
-    config = override(
-        load_config("configs/demo_shapes.py"),
-        {
-            "model.image_size": 64,
-            "model.backbone": BackboneConfig(stage_sizes=(1, 1, 1, 1), width=4),
-            "model.fpn_channels": 8,
-            "model.head_channels": 8,
-            "model.prototype_channels": 8,
-            "model.num_prototypes": 4,
-            "data.class_names": ("a", "b", "c", "d"),
-            "data.category_ids": (1, 2, 3, 4),
-        },
-    )
-    model = build_model(config)
-    variables = init_variables(model, config)
+    model, variables = build_model(tiny_yolact.CONFIG), tiny_yolact.variables()
     image = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     rows, columns = ((np.clip((np.arange(64) + 0.5) * side / 64 - 0.5, 0, side - 1)) for side in image.shape[:2])
     taps = [np.maximum(1 - np.abs(centers[:, None] - np.arange(side)), 0) for centers, side in ((rows, 90), (columns, 130))]
     stretched = np.einsum("Hh,hwc,Ww->HWc", taps[0], image.astype(np.float64), taps[1]).astype(np.float32)
     expected = jax.jit(lambda images: model.apply(variables, images, jnp.array([[90, 130]]), method="detect"))(stretched[None])
-    found = Predictor(config, variables, top_k=5)(image)
+    found = Predictor(tiny_yolact.CONFIG, variables, top_k=5)(image)
     assert len(found) == 5
     np.testing.assert_allclose(found.scores, expected.scores[0, :5], atol=1e-5)
     np.testing.assert_array_equal(found.classes, expected.classes[0, :5])

@@ -1,0 +1,173 @@
+"""`python eval.py`: what it prints and writes, and one sentence for what it cannot do."""
+
+import importlib.util
+import json
+import logging
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import optax
+import pytest
+import tiny_yolact
+
+from jaxseg.commands import find_pictures
+from jaxseg.config import override
+from jaxseg.data.shapes import write_shapes
+from jaxseg.evaluation.masks import decode_rle
+from jaxseg.predictor import ImageError
+from jaxseg.training.checkpoint import Checkpoints, save_config
+from jaxseg.training.step import create_state
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """A run of the tiny YOLACT on 4 validation images of shapes, with checkpoints 1 and 2."""
+    root = tmp_path_factory.mktemp("eval_cli")
+    write_shapes(root / "data", train=2, val=4, size=64)
+    config = override(tiny_yolact.CONFIG, {"data.root": str(root / "data"), "eval.batch_size": 2})
+    variables = tiny_yolact.variables()
+    state = create_state(variables, optax.sgd(0.0), config.train)
+    checkpoints = Checkpoints(root / "run", 2)
+    for step in (1, 2):
+        checkpoints.save(state.replace(step=np.int32(step)), {})
+    checkpoints.close()
+    save_config(root / "run", config)
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(folder / "b.png"), rng.integers(0, 256, (70, 50, 3), dtype=np.uint8))
+    cv2.imwrite(str(folder / "a.jpg"), rng.integers(0, 256, (40, 90), dtype=np.uint8))
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("no picture, and not called one")
+    return folder
+
+
+@pytest.fixture
+def evaluate(monkeypatch, tmp_path):
+    """eval.py's `main`, in an empty folder."""
+    specification = importlib.util.spec_from_file_location("eval_script", REPOSITORY / "eval.py")
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    monkeypatch.chdir(tmp_path)
+    # The script sets up logging for its process.
+    root, own = logging.getLogger(), logging.getLogger("jaxseg")
+    before = root.handlers[:], root.level, own.level
+    yield lambda *arguments: script.main([str(argument) for argument in arguments])
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    own.setLevel(before[2])
+
+
+def test_metrics_of_a_run(evaluate, run_folder, tmp_path, capsys):
+    assert evaluate("--checkpoint", run_folder) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"^box +\d+\.\d\d( +\d+\.\d\d){10}$", output, re.MULTILINE)
+    assert re.search(r"^mask +\d+\.\d\d( +\d+\.\d\d){10}$", output, re.MULTILINE)
+    for name in tiny_yolact.CONFIG.data.class_names:
+        assert re.search(rf"^{name}( +(\d+\.\d\d|-)){{4}}$", output, re.MULTILINE)
+    assert "Loading" not in output
+    metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert 0 <= metrics["mask/AP"] <= 1
+    boxes = json.loads((tmp_path / "results" / "bbox_detections.json").read_text())
+    masks = json.loads((tmp_path / "results" / "mask_detections.json").read_text())
+    assert len(boxes) == len(masks) > 0
+    assert set(boxes[0]) == {"image_id", "category_id", "bbox", "score"}
+    assert set(masks[0]) == {"image_id", "category_id", "segmentation", "score"}
+    assert {row["category_id"] for row in boxes} <= set(tiny_yolact.CONFIG.data.category_ids)
+
+
+def test_options_of_an_evaluation(evaluate, run_folder, tmp_path):
+    options = ["--limit", 3, "--top_k", 2, "--step", 1, "--nms", "cross_class", "--config.eval.batch_size=3", "--output", "elsewhere"]
+    assert evaluate("--checkpoint", run_folder, *options) == 0
+    rows = json.loads((tmp_path / "elsewhere" / "bbox_detections.json").read_text())
+    counts = [[row["image_id"] for row in rows].count(number) for number in {row["image_id"] for row in rows}]
+    assert len(counts) == 3
+    assert max(counts) <= 2
+
+
+def test_drawings_of_a_folder(evaluate, run_folder, pictures, tmp_path, capsys):
+    assert evaluate("--checkpoint", run_folder, "--images", pictures, "--score_threshold", 0.0, "--top_k", 3) == 0
+    drawn = {path.name for path in (tmp_path / "results").iterdir()}
+    assert drawn == {"a.png", "b.png", "detections.json"}
+    found = json.loads((tmp_path / "results" / "detections.json").read_text())
+    assert found["skipped"] == [str(pictures / "broken.jpg")]
+    assert "broken.jpg is no picture" in capsys.readouterr().err
+    assert [(entry["file_name"], entry["height"], entry["width"]) for entry in found["images"]] == [
+        (str(pictures / "a.jpg"), 40, 90),
+        (str(pictures / "b.png"), 70, 50),
+    ]
+    for entry in found["images"]:
+        assert len(entry["detections"]) == 3
+        for row in entry["detections"]:
+            assert set(row) == {"box", "class", "name", "score", "rle", "polygons"}
+            assert decode_rle([row["rle"]]).shape == (1, entry["height"], entry["width"])
+    assert cv2.imread(str(tmp_path / "results" / "b.png")).shape == (490, 350, 3), "small pictures are enlarged"
+
+
+def test_drawings_leave_out_what_is_unlikely(evaluate, run_folder, pictures, tmp_path):
+    """The thresholds of the drawings, 0.15 and 15, are not those of the metrics."""
+    assert evaluate("--checkpoint", run_folder, "--images", pictures / "b.png") == 0
+    rows = json.loads((tmp_path / "results" / "detections.json").read_text())["images"][0]["detections"]
+    assert len(rows) <= 15
+    assert all(row["score"] > 0.15 for row in rows)
+
+
+@pytest.mark.parametrize("images", [None, "b.png"])
+def test_benchmark(evaluate, run_folder, pictures, images, capsys):
+    options = [] if images is None else ["--images", pictures / images]
+    assert evaluate("--checkpoint", run_folder, "--benchmark", *options) == 0
+    output = capsys.readouterr().out
+    for batch_size in (1, 2):
+        for phase in ("preparation", "network and detection", "post-processing", "total"):
+            assert re.search(rf"^ +{batch_size} +{phase} +\d+\.\d\d +\d+\.\d\d +\d+\.\d\d$", output, re.MULTILINE)
+        assert re.search(rf"^ +{batch_size} +\d+\.\d pictures/s; the first batch took \d+\.\d s", output, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--checkpoint", "nowhere"], r"no nowhere.config\.json; .* --config FILE"),
+        (["--checkpoint", "RUN", "--step", "7"], r"no checkpoint 7 .*; there are 1, 2, latest, best"),
+        (["--checkpoint", "RUN", "--limit", "-1"], r"--limit -1 is out of range"),
+        (["--checkpoint", "RUN", "--score_threshold", "2"], r"score_threshold = 2\.0 is out of range"),
+        (["--checkpoint", "RUN", "--top_k", "-3"], r"top_k = -3 is out of range"),
+        (["--checkpoint", "RUN", "--config.model.depth=3"], r"Unknown config key model\.depth"),
+        (["--checkpoint", "RUN", "--config.data.val_annotations=nowhere.json"], r"nowhere\.json"),
+        (["--checkpoint", "RUN", "--images", "nowhere/*.jpg"], r"no picture nowhere"),
+        (["--checkpoint", "RUN", "--images", "RUN"], r"holds no pictures"),
+        (["--checkpoint", "RUN", "--images", "PICTURES/broken.jpg"], r"None of the 1 files"),
+        (["--checkpoint", "RUN", "--benchmark", "--images", "PICTURES/broken.jpg"], r"is a picture that OpenCV can read"),
+        (["--checkpoint", "RUN", "--images", "PICTURES/b.png", "--output", "PICTURES"], r"would overwrite"),
+        (["--checkpoint", "nowhere.pth", "--config", "configs/demo_shapes.py"], r"no weights at nowhere\.pth"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(evaluate, run_folder, pictures, arguments, sentence, capsys):
+    given = [argument.replace("RUN", str(run_folder)).replace("PICTURES", str(pictures)) for argument in arguments]
+    assert evaluate(*given) == 2
+    captured = capsys.readouterr()
+    assert re.search(sentence, captured.err)
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_a_checkpoint_is_asked_for(evaluate, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        evaluate("--images", "b.png")
+    assert exit_.value.code == 2
+    assert "required: --checkpoint" in capsys.readouterr().err
+
+
+def test_pictures_by_file_folder_and_glob(pictures):
+    assert [path.name for path in find_pictures(str(pictures))] == ["a.jpg", "b.png", "broken.jpg"]
+    assert find_pictures(str(pictures / "notes.txt")) == [pictures / "notes.txt"], "a file that is named is tried"
+    assert [path.name for path in find_pictures(str(pictures / "*.png"))] == ["b.png"]
+    with pytest.raises(ImageError, match="file, a folder or a glob"):
+        find_pictures(str(pictures / "*.gif"))
