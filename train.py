@@ -14,7 +14,7 @@ from jaxseg.training.sharding import initialize_distributed
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command; 0 when training ended or was asked to stop, 2 when the user's input cannot be used."""
+    """Runs the command; 0 when training ended or was asked to stop, 2 when the input cannot be used, 130 after two Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="train.py", description="Trains a detector; the same command goes on with a run that was stopped."
     )
@@ -34,6 +34,9 @@ def main(arguments: list[str]) -> int:
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        # Before the first step, or for the second time: there is nothing to save, or no wish to.
+        return 130
     return 0
 
 

@@ -4,23 +4,34 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import numpy as np
 import pytest
-import tiny_training
-from tiny_training import CONFIG, TinyData, TinyDetector, init_tiny, params_of, tiny_batch, tiny_parts, train_tiny, trainable_tiny
+from tiny_training import (
+    CONFIG,
+    TinyData,
+    TinyDetector,
+    init_tiny,
+    params_of,
+    run_in_own_process,
+    tiny_batch,
+    tiny_parts,
+    train_tiny,
+    trainable_tiny,
+    wait_for_step,
+)
 
 import train as train_script
 from jaxseg.config import ConfigError, load_config, override
 from jaxseg.training import loop
+from jaxseg.training.checkpoint import restore_variables
 from jaxseg.training.loop import TrainingError
 from jaxseg.training.metrics import MetricsWriter, MovingAverages, progress_line
 from jaxseg.training.optimizer import make_optimizer
@@ -236,21 +247,6 @@ def test_records_after_the_checkpoint_are_taken_back(tmp_path):
     assert records(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 3, "a": None}]
 
 
-def run_in_own_process(folder: Path, *settings: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, tiny_training.__file__, str(folder), *settings]
-    path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": path, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def wait_for_step(process: subprocess.Popen, step: int) -> None:
-    for line in process.stdout:
-        if line.strip().startswith(f"{step}/"):
-            return
-    raise AssertionError("the run ended before its time")
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_cleanly(straight, tmp_path, number):
     process = run_in_own_process(tmp_path, "delay=0.2")
@@ -286,6 +282,96 @@ def test_kills_at_any_moment_change_nothing(tmp_path):
     assert [line["step"] for line in records(tmp_path / "killed")] == list(range(1, 121))
 
 
+# ---- Evaluation on the way ----
+
+
+class KnownValidation:
+    """Stands in for `Validation`: the mask AP of each step is given, and what was asked for is noted."""
+
+    mask_ap: ClassVar[dict[int, float]] = {4: 0.1, 8: 0.3, 12: 0.2}
+
+    def __init__(self, *_):
+        self.asked = []
+
+    def __call__(self, step, variables):
+        self.asked.append(step)
+        return {"val/mask/AP": self.mask_ap[step], "val/loss/total": 1.0}, {"7": np.zeros((4, 5, 3), np.uint8)}
+
+
+EVALUATED = {"train.evaluate_every": 4, "train.checkpoint_every": 3, "train.keep_checkpoints": 1}
+
+
+@pytest.fixture
+def validation(monkeypatch) -> KnownValidation:
+    known = KnownValidation()
+    monkeypatch.setattr(loop, "Validation", lambda *_: known)
+    return known
+
+
+def test_evaluations_are_recorded_and_the_best_checkpoint_stays(tmp_path, validation):
+    metrics = train_tiny(tmp_path, EVALUATED)
+    assert validation.asked == [4, 8, 12]
+    assert metrics["val/mask/AP"] == 0.2
+    assert [line["val/mask/AP"] for line in records(tmp_path) if "val/mask/AP" in line] == [0.1, 0.3, 0.2]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "8"]
+
+
+def test_an_evaluation_that_was_missed_is_made_up_for(tmp_path, validation):
+    train_tiny(tmp_path, EVALUATED, interrupted=3)
+    assert validation.asked == []
+    train_tiny(tmp_path, EVALUATED)
+    assert validation.asked == [4, 8, 12]
+    train_tiny(tmp_path, EVALUATED)
+    assert validation.asked == [4, 8, 12]
+
+
+def test_an_evaluation_whose_checkpoint_was_lost_is_made_again(tmp_path, validation):
+    train_tiny(tmp_path, EVALUATED)
+    shutil.rmtree(tmp_path / "checkpoints" / "12")
+    train_tiny(tmp_path, EVALUATED)
+    assert validation.asked == [4, 8, 12, 12]
+    assert [line["val/mask/AP"] for line in records(tmp_path) if "val/mask/AP" in line] == [0.1, 0.3, 0.2]
+
+
+# ---- The real parts ----
+
+REAL = {
+    "data.workers": 1,
+    "model.image_size": 64,
+    "model.backbone.width": 4,
+    "model.fpn_channels": 8,
+    "model.head_channels": 8,
+    "model.prototype_channels": 8,
+    "model.num_prototypes": 4,
+    "train.schedule": "steps",
+    "train.decay_steps": (),
+    "train.warmup_steps": 0,
+    "train.learning_rate": 1e-3,
+    "train.log_every": 1,
+    "train.evaluate_images": 12,
+    "train.draw_images": 2,
+    "eval.batch_size": 8,
+}
+
+
+@pytest.mark.slow
+def test_a_detector_on_shapes_goes_on_bit_by_bit_and_is_evaluated(tmp_path):
+    """The whole house: shapes on disk, worker processes, YOLACT, validation, checkpoints."""
+    config = override(load_config("configs/demo_shapes.py"), REAL | {"data.root": str(tmp_path / "shapes")})
+    straight = override(config, {"train.steps": 4, "train.evaluate_every": 4})
+    metrics = loop.train(straight, tmp_path / "straight")
+    assert 0 <= metrics["val/mask/AP"] <= 1
+    assert metrics["val/loss/total"] == pytest.approx(sum(metrics[f"val/loss/{name}"] for name in ("box", "class", "mask", "semantic")))
+    assert sorted(path.name for path in (tmp_path / "straight" / "pictures").iterdir()) == ["0000004_1.jpg", "0000004_2.jpg"]
+
+    loop.train(override(config, {"train.steps": 2}), tmp_path / "stopped")
+    loop.train(override(config, {"train.steps": 4, "data.workers": 0}), tmp_path / "stopped")
+    ours, theirs = (restore_variables(tmp_path / name, config, "latest") for name in ("stopped", "straight"))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    first, second = ([line["grad_norm"] for line in records(tmp_path / name) if line["step"] == 1] for name in ("stopped", "straight"))
+    assert first == second
+
+
 # ---- Steps that are not finite ----
 
 
@@ -308,9 +394,9 @@ def test_a_run_of_bad_batches_ends_training(tmp_path):
 
 def test_the_progress_line_has_the_originals_names():
     values = {f"loss/{name}": i + 0.5 for i, name in enumerate(("total", "mask", "semantic", "box", "class"))}
-    line = progress_line(10, 70, values | {"step_time": 60.0, "data_time": 0.25, "learning_rate": 1e-3})
+    line = progress_line(9, 69, values | {"step_time": 60.0, "data_time": 0.25, "learning_rate": 1.0})
     assert line == (
-        "     10/70 || B: 3.500 | C: 4.500 | M: 1.500 | S: 2.500 | T: 0.500 || ETA: 1:00:00 || step: 60.000 s | data: 0.250 s || rate: 0.001"
+        "      9/69 || B: 3.500 | C: 4.500 | M: 1.500 | S: 2.500 | T: 0.500 || ETA: 1:00:00 || step: 60.000 s | data: 0.250 s || rate: 1"
     )
 
 

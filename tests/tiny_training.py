@@ -1,7 +1,8 @@
 """A detector of one convolution, a dataset and an iterator out of nothing, and `train` on them: whole runs in seconds.
 
 Run as a script it trains in its own process, for the tests that kill one or need several:
-`python tiny_training.py RUN_FOLDER key=value ...`, with the keys of the configuration and of `TinyData`.
+`python tiny_training.py RUN_FOLDER key=value ...`, with the keys of the configuration,
+and `delay`, `interrupted` (of `TinyData`) and `timeout` (seconds to wait for other processes).
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import dataclasses
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -198,11 +200,28 @@ def params_of(folder: Path, overrides: dict | None = None, step="latest") -> dic
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
+def run_in_own_process(folder: Path, *settings: str, **environment: str) -> subprocess.Popen:
+    """This file as a script, see above; its output in `stdout`."""
+    command = [sys.executable, __file__, str(folder), *settings]
+    path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> None:
+    """Until the process has told about a step."""
+    for line in process.stdout:
+        if line.strip().startswith(f"{step}/"):
+            return
+    raise AssertionError("the run ended before its time")
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     from jaxseg.training.sharding import initialize_distributed
 
     settings = dict(argument.split("=") for argument in sys.argv[2:])
     tiny = {name: float(settings.pop(name)) for name in ("delay", "interrupted") if name in settings}
-    initialize_distributed(timeout=60)
+    initialize_distributed(timeout=int(settings.pop("timeout", 60)))
     train_tiny(Path(sys.argv[1]), settings, **tiny)

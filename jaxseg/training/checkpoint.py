@@ -93,7 +93,9 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                return self._restore(step, abstract)
+                restored = self._restore(step, abstract)
+                self._forget_evaluations_after(step)
+                return restored
             except CheckpointError:
                 raise
             # The storage below Orbax raises what it likes for a file that is cut short.
@@ -105,7 +107,13 @@ class Checkpoints:
                 logger.warning("%s; it is renamed to %s.unreadable, and the run goes on from the one before it", reason, step)
                 folder.rename(folder.with_name(f"{step}.unreadable"))
                 self._manager.reload()
+        self._forget_evaluations_after(0)
         return None
+
+    def _forget_evaluations_after(self, step: int) -> None:
+        """Of checkpoints that a killed process could not finish: the run will come to those steps anew."""
+        for later in [evaluated for evaluated in self.mask_ap if evaluated > step]:
+            del self.mask_ap[later]
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Any]:
         folder = self._folder / CHECKPOINTS / str(step)
@@ -127,9 +135,10 @@ class Checkpoints:
         elif saved_average:
             logger.info("train.ema_decay is 0: the saved run's moving average is left behind")
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        average = restored["ema"] if "ema" in items else jax.tree.map(jnp.copy, restored["variables"]["params"])
-        state = TrainState(**restored["optimizer"], **restored["variables"], ema_params=average if wanted_average else None)
-        return state, restored["data"]
+        average = None
+        if wanted_average:
+            average = restored["ema"] if saved_average else jax.tree.map(jnp.copy, restored["variables"]["params"])
+        return TrainState(**restored["optimizer"], **restored["variables"], ema_params=average), restored["data"]
 
     def record_evaluation(self, step: int, mask_ap: float) -> None:
         """Notes the mask AP of a step, from which the best is chosen; NaN, where there was nothing to find, counts as 0."""

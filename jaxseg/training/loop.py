@@ -164,7 +164,13 @@ class _Run:
     def _advance(self, interruption: Interruption) -> bool:
         """One step, with what is due after it; tells whether the run's processes want to stop."""
         started = time.perf_counter()
-        batch = next(self.iterator)
+        try:
+            batch = next(self.iterator)
+        except Exception:
+            # A scheduler that stops a job may have ended the data's worker processes already.
+            if interruption.wanted and jax.process_count() == 1:
+                return True
+            raise
         fetched = time.perf_counter()
         self.state, scalars = self.step_function(self.state, to_global(batch, self.mesh))
         self.step += 1
@@ -224,11 +230,11 @@ class _Run:
         if self.validation is None or not self._evaluation_is_due() or self.step in self.checkpoints.mask_ap:
             return
         self.last_evaluation, pictures = self.validation(self.step, self.state.evaluation_variables)
-        self.checkpoints.record_evaluation(self.step, self.last_evaluation["val/mask/AP"])
         if self.writer:
             self.writer.write(self.step, self.last_evaluation)
             for name, picture in pictures.items():
                 self.writer.picture(self.step, f"val/{name}", picture)
+        self.checkpoints.record_evaluation(self.step, self.last_evaluation["val/mask/AP"])
 
 
 def _decays(schedule: TrainConfig) -> str:
