@@ -176,13 +176,16 @@ class DataConfig:
     max_objects: int = 100
     # Train on images without objects, too (see losses.negatives_without_positives).
     keep_empty: bool = False
+    # Use the first so many images of each split, 0: all. A model should be able to learn 8 images by heart.
+    limit_images: int = 0
     # Worker processes that decode and augment; 0 does it in the training process.
     workers: int = 4
     augment: AugmentConfig = AugmentConfig()
 
     def validate(self, key: str) -> None:
         _require(self.max_objects >= 1, f"{key}.max_objects", self.max_objects, "at least 1")
-        _require(self.workers >= 0, f"{key}.workers", self.workers, "0 or more")
+        for name in ("workers", "limit_images"):
+            _require(getattr(self, name) >= 0, f"{key}.{name}", getattr(self, name), "0 or more")
         _require(
             len(self.class_names) == len(self.category_ids),
             f"{key}.category_ids",

@@ -495,3 +495,13 @@ def test_classes_are_read_from_the_training_annotations(own_dataset):
 def test_a_wrong_number_of_classes_is_refused_with_the_right_one(own_dataset):
     with pytest.raises(ConfigError, match=r"num_classes = 4, .* 3 categories \(two, five, nine\); set --config.model.num_classes=3"):
         resolve_classes(override(own_dataset, {"model.num_classes": 4}))
+
+
+def test_a_limit_takes_the_first_images(own_dataset):
+    everything = open_dataset(override(own_dataset, {"data.keep_empty": True}), "train")
+    first = open_dataset(override(own_dataset, {"data.keep_empty": True, "data.limit_images": 1}), "train")
+    assert first.image_ids == everything.image_ids[:1]
+    assert len(first.coco_ground_truth()["images"]) == 1
+    np.testing.assert_array_equal(first[0].masks, everything[0].masks)
+    with pytest.raises(IndexError):
+        first[1]

@@ -4,7 +4,7 @@ import dataclasses
 
 from jaxseg.config import Config, ConfigError
 from jaxseg.data.coco_files import CocoDataset, Split, open_coco_files, resolve_root
-from jaxseg.data.dataset import DataError, InstanceDataset, Objects, Sample
+from jaxseg.data.dataset import DataError, FirstImages, InstanceDataset, Objects, Sample
 
 __all__ = ["CocoDataset", "DataError", "InstanceDataset", "Objects", "Sample", "Split", "open_dataset", "resolve_classes", "resolve_root"]
 
@@ -17,12 +17,15 @@ def open_dataset(config: Config, split: Split) -> InstanceDataset:
     Raises:
         DataError: something is missing (says where it was looked for and how to get it) or cannot be used.
     """
+    dataset: InstanceDataset
     if config.data.format == "coco":
-        return open_coco_files(config, split)
-    # Not at the top: TFDS takes a second to import, and most runs do not use it.
-    from jaxseg.data.tfds_coco import open_tfds
+        dataset = open_coco_files(config, split)
+    else:
+        # Not at the top: TFDS takes a second to import, and most runs do not use it.
+        from jaxseg.data.tfds_coco import open_tfds
 
-    return open_tfds(config, split)
+        dataset = open_tfds(config, split)
+    return FirstImages(dataset, config.data.limit_images) if config.data.limit_images else dataset
 
 
 def resolve_classes(config: Config) -> Config:

@@ -208,3 +208,23 @@ def decode_masks(rles: list[dict[str, Any]], size: tuple[int, int]) -> UInt8[nda
         # Run lengths go down the columns, so the decoded bytes are the transposed mask; OpenCV turns it fastest.
         cv2.transpose(coco_mask.decode(rle).T, mask)
     return masks
+
+
+class FirstImages(InstanceDataset):
+    """The first images of another dataset."""
+
+    def __init__(self, dataset: InstanceDataset, count: int):
+        self._dataset = dataset
+        self.image_ids, self.file_names = dataset.image_ids[:count], dataset.file_names[:count]
+        self.image_sizes, self.object_counts = dataset.image_sizes[:count], dataset.object_counts[:count]
+        self.category_ids, self.class_names = dataset.category_ids, dataset.class_names
+        self.left_out, self.skipped = dataset.left_out, dataset.skipped
+
+    def objects(self, index: int) -> Objects:
+        return self._dataset.objects(index)
+
+    def encoded_image(self, index: int) -> bytes:
+        return self._dataset.encoded_image(index)
+
+    def record(self, index: int) -> tuple[bytes, Objects]:
+        return self._dataset.record(index)

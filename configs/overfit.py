@@ -1,0 +1,38 @@
+"""A small YOLACT that learns 8 real images by heart: the quickest proof that data, losses and detection fit together.
+
+No augmentation; trained and evaluated on the same first 8 images of COCO's training set, or of any dataset in its layout.
+
+    python train.py --config configs/overfit.py
+"""
+
+from jaxseg.config import AugmentConfig, BackboneConfig, Config, override
+
+
+def get_config() -> Config:
+    return override(
+        Config(),
+        {
+            "name": "overfit",
+            "model.image_size": 320,
+            "model.backbone": BackboneConfig(stage_sizes=(1, 1, 2, 1), width=32),
+            "model.fpn_channels": 128,
+            "model.head_channels": 128,
+            "model.prototype_channels": 64,
+            "model.anchor_scales": ((12,), (28,), (60,), (120,), (240,)),
+            "model.square_anchors": False,
+            "data.val_annotations": "annotations/instances_train2017.json",
+            "data.val_images": "train2017",
+            "data.limit_images": 8,
+            "data.workers": 1,
+            "data.augment": AugmentConfig(photometric=False, expand=False, crop=False, mirror=False),
+            "train.batch_size": 8,
+            "train.steps": 1200,
+            "train.optimizer": "adamw",
+            "train.learning_rate": 1e-3,
+            "train.weight_decay": 1e-4,
+            "train.schedule": "cosine",
+            "train.warmup_steps": 50,
+            "train.checkpoint_every": 600,
+            "train.evaluate_every": 600,
+        },
+    )

@@ -1,0 +1,50 @@
+"""The documents say what the code does: every config key with its default, links that lead somewhere, the commands that CI runs."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxseg.config import Config
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def settings(config: object, prefix: str = "") -> dict[str, object]:
+    values: dict[str, object] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        key = f"{prefix}{field.name}"
+        values |= settings(value, f"{key}.") if dataclasses.is_dataclass(value) else {key: value}
+    return values
+
+
+def test_the_reference_lists_every_key_with_its_default():
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| [^|]+(?:/[^|]+)*\| ([^|]*) \|", (ROOT / "docs" / "config.md").read_text(), re.M))
+    expected = settings(Config())
+    assert sorted(rows) == sorted(expected)
+    spoken = {"model.anchor_scales", "data.class_names", "data.category_ids"}
+    assert {key: rows[key] for key in expected if key not in spoken} == {
+        key: f"`{value!r}`" for key, value in expected.items() if key not in spoken
+    }
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_files_exist(document):
+    for name in re.findall(r"\b((?:configs|docs|benchmarks|tests)/\w+\.\w+)\b", document.read_text()):
+        assert (ROOT / name).exists() or name == "configs/my_data.py", name
+
+
+def test_ci_runs_the_readmes_test_command():
+    commands = re.findall(r"```bash\n(.+?)\n```", (ROOT / "README.md").read_text(), re.S)
+    assert len(commands) == 2
+    assert commands[1] in (ROOT / ".ci" / "run").read_text()
