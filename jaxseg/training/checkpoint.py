@@ -121,7 +121,12 @@ class Checkpoints:
         optimizer = {"opt_state": abstract.opt_state, "step": abstract.step, "rng": abstract.rng}
         metadata = self._manager.item_metadata(step)
         _check_shapes(folder, metadata["variables"].tree, variables, "the model of this configuration")
-        _check_shapes(folder, metadata["optimizer"].tree, optimizer, "the parameters that this configuration trains")
+        _check_shapes(
+            folder,
+            metadata["optimizer"].tree,
+            optimizer,
+            "the optimizer of this configuration (train.optimizer, and what model.batch_norm trains)",
+        )
         items: dict[str, ocp.args.CheckpointArgs] = {
             "variables": ocp.args.StandardRestore(variables),
             "optimizer": ocp.args.StandardRestore(optimizer),

@@ -1,4 +1,4 @@
-"""SGD as dbolya/yolact trains with it, or AdamW: the rate as a pure function of the step, decay on every trained parameter, an optional average.
+"""SGD as dbolya/yolact trains with it, or AdamW: the rate as a pure function of the step, decay on all that learns, an average.
 
 The optimizer gives a direction and never sees the rate. So a skipped step leaves its state alone while the schedule goes on.
 """
