@@ -1,0 +1,258 @@
+"""From pictures in memory to boxes and masks at their size, on this machine; beside dbolya/yolact where a checkout of it is given.
+
+    python benchmarks/detect.py --config configs/yolact_r101.py
+    python benchmarks/detect.py --config configs/yolact_r101.py --golden golden/yolact/yolact_base_s0 --peer ../yolact   # needs torch
+
+Batches of 1 and 8, both sides in turns on the same pictures with the same weights; medians and the range between the 10th and
+the 90th percentile, in milliseconds a batch, each phase waited for:
+
+- preparation: picture to network input;
+- network: raw outputs;
+- detection: from there to what Fast NMS keeps (ours already assembles and crops the soft masks, which the original leaves to
+  the next phase: compare the sum);
+- post-processing: boxes and binary masks at the size of the picture, in NumPy;
+- total: everything as a user runs it (`Predictor` here; transform, network and `postprocess` there), measured on its own.
+
+Honest times of detection need many candidates, which fresh weights do not find. `--golden` takes a folder of the original's
+numbers, whose rebuild.py makes weights and pictures that do. Without it weights are fresh and pictures noise.
+"""
+
+import argparse
+import importlib.util
+import sys
+import time
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+
+import jaxseg
+from jaxseg.config import Config, parse_config_flags
+from jaxseg.evaluation.detect import Selection, network_image, pad_batch, select
+from jaxseg.evaluation.masks import boxes_at_image_size, masks_at_image_size
+from jaxseg.models.yolact import image_detections
+from jaxseg.predictor import Predictor
+
+PHASES = ("preparation", "network", "detection", "post-processing", "total")
+PICTURE_SIZE = (480, 640)
+PEER_CONFIGS = {
+    "yolact_r101": "yolact_base_config",
+    "yolact_r50": "yolact_resnet50_config",
+    "yolact_darknet53": "yolact_darknet53_config",
+    "yolact_im400_r101": "yolact_im400_config",
+    "yolact_im700_r101": "yolact_im700_config",
+    "yolact_r50_pascal": "yolact_resnet50_pascal_config",
+}
+
+# Pictures in, milliseconds of each phase and the number of detections out.
+Side = Callable[[list[np.ndarray]], tuple[dict[str, float], int]]
+
+
+def ours(config: Config, variables: Any) -> Side:
+    """jaxseg. The network and the detection are programs of their own for the phases, one program for the total."""
+    model = jaxseg.build_model(config)
+    size = model.input_spec.image_size
+    network = jax.jit(lambda images: model.apply(variables, images))
+    detection = jax.jit(jax.vmap(lambda outputs: image_detections(outputs, model.anchors(), config.model)))
+    predictor = Predictor(config, variables, batch_size=8)
+
+    def run(pictures: list[np.ndarray]) -> tuple[dict[str, float], int]:
+        watch = Stopwatch()
+        sizes = [picture.shape[:2] for picture in pictures]
+        images, _ = pad_batch([network_image(picture, size) for picture in pictures], sizes, len(pictures))
+        watch.split("preparation")
+        outputs = jax.block_until_ready(network(images))
+        watch.split("network")
+        detections = jax.block_until_ready(detection(outputs))
+        watch.split("detection")
+        on_host = jax.device_get(detections)
+        for row, picture_size in enumerate(sizes):
+            selected = select(on_host, row, Selection())
+            boxes_at_image_size(selected.boxes, size, picture_size)
+            if selected.soft_masks is not None:
+                masks_at_image_size(selected.soft_masks, picture_size)
+        watch.split("post-processing")
+        watch.restart()
+        predictions = predictor(pictures)
+        watch.split("total")
+        return watch.milliseconds, sum(len(prediction) for prediction in predictions)
+
+    return run
+
+
+def original(checkout: Path, config_name: str, state: Mapping[str, np.ndarray] | None) -> tuple[Side, dict[str, np.ndarray]]:
+    """dbolya/yolact on the CPU with torch, made to run from outside; and its weights by name."""
+    import torch
+    from torch import nn
+
+    make_importable(checkout)
+    from data import cfg, set_cfg  # type: ignore[import-not-found]
+    from layers.output_utils import postprocess  # type: ignore[import-not-found]
+    from utils.augmentations import FastBaseTransform  # type: ignore[import-not-found]
+    from yolact import Yolact  # type: ignore[import-not-found]
+
+    set_cfg(config_name)
+    cfg.mask_proto_debug = False
+    model = Yolact()
+    if state is None:
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+    else:
+        model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()})
+    model.eval()
+    detect = model.detect
+    detect.use_fast_nms = True
+    transform = FastBaseTransform()
+
+    def prepare(pictures: list[np.ndarray]) -> Any:
+        return torch.cat([transform(torch.from_numpy(picture[:, :, ::-1].copy()).float()[None]) for picture in pictures])
+
+    def finish(detections: Any, pictures: list[np.ndarray]) -> int:
+        count = 0
+        for row, picture in enumerate(pictures):
+            results = postprocess(detections, picture.shape[1], picture.shape[0], batch_idx=row)
+            arrays = [result.numpy() for result in results]
+            count += len(arrays[0])
+        return count
+
+    @torch.no_grad()
+    def run(pictures: list[np.ndarray]) -> tuple[dict[str, float], int]:
+        watch = Stopwatch()
+        images = prepare(pictures)
+        watch.split("preparation")
+        # The network ends in the detection; for the phases it hands out what it would pass on.
+        model.detect = lambda outputs, net: outputs
+        outputs = model(images)
+        watch.split("network")
+        detections = detect(outputs, model)
+        watch.split("detection")
+        count = finish(detections, pictures)
+        watch.split("post-processing")
+        model.detect = detect
+        watch.restart()
+        finish(model(prepare(pictures)), pictures)
+        watch.split("total")
+        return watch.milliseconds, count
+
+    return run, {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def make_importable(checkout: Path) -> None:
+    """Lets the original import where there is no GPU, on today's torch and NumPy, without touching its files."""
+    import torch
+
+    torch.cuda.current_device = lambda: 0
+    # With several GPUs it leaves the script compiler out, which refuses its modules today.
+    torch.cuda.device_count = lambda: 2
+    torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign, assignment]
+    vars(np).update(int=int, float=float)
+    if importlib.util.find_spec("torchvision") is None:
+        # Imported there, but not used by what runs here.
+        for name in ("torchvision", "torchvision.transforms", "torchvision.models", "torchvision.models.resnet"):
+            sys.modules[name] = types.ModuleType(name)
+        sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]  # type: ignore[attr-defined]
+        sys.modules["torchvision.models.resnet"].Bottleneck = object  # type: ignore[attr-defined]
+    sys.path.insert(0, str(checkout))
+
+
+class Stopwatch:
+    """Milliseconds between splits, by name."""
+
+    def __init__(self) -> None:
+        self.milliseconds: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        self._last = time.perf_counter()
+
+    def split(self, name: str) -> None:
+        now = time.perf_counter()
+        self.milliseconds[name] = 1000 * (now - self._last)
+        self._last = time.perf_counter()
+
+
+def golden_weights(folder: Path) -> dict[str, np.ndarray]:
+    """The weights behind a golden run, by the original's names."""
+    specification = importlib.util.spec_from_file_location("rebuild", folder.parent.parent / "rebuild.py")
+    if specification is None or specification.loader is None:
+        raise SystemExit(f"There is no rebuild.py two folders above {folder}.")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.yolact_state_dict(folder)
+
+
+def make_pictures(folder: Path | None) -> list[np.ndarray]:
+    """RGB pictures of 640 x 480: those of a golden run, or noise."""
+    if folder is None:
+        return [np.random.default_rng(seed).integers(0, 256, (*PICTURE_SIZE, 3), dtype=np.uint8) for seed in range(2)]
+    images = np.load(folder / "feats.npz")["image_bgr"]
+    return [np.ascontiguousarray(cv2.resize(image, PICTURE_SIZE[::-1])[:, :, ::-1]) for image in images]
+
+
+def measure(sides: Mapping[str, Side], pictures: list[np.ndarray], batch_size: int, repetitions: int) -> dict[str, dict[str, np.ndarray]]:
+    """Milliseconds by side and phase; the sides take turns, and a first turn of each does not count."""
+    batch = [pictures[i % len(pictures)] for i in range(batch_size)]
+    times: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in PHASES} for name in sides}
+    for repetition in range(-1, repetitions):
+        for name, side in sides.items():
+            milliseconds, count = side(batch)
+            if repetition < 0:
+                print(f"{name}, batch {batch_size}: {count} detections")
+                continue
+            for phase in PHASES:
+                times[name][phase].append(milliseconds[phase])
+    return {name: {phase: np.array(values) for phase, values in phases.items()} for name, phases in times.items()}
+
+
+def table(times: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """A row a phase, and detection with post-processing; with two sides, how many times as fast the first one is."""
+    lines = [f"{'':<29}" + "".join(f"{name:>12} {'(10 to 90 %)':<19}" for name in times) + ("ratio" if len(times) > 1 else "")]
+    both = "detection + post-processing"
+    for phase in (*PHASES[:-1], both, "total"):
+        values = [side["detection"] + side["post-processing"] if phase == both else side[phase] for side in times.values()]
+        cells = []
+        for value in values:
+            low, median, high = np.percentile(value, (10, 50, 90))
+            cells.append(f"{median:>9.1f} ms ({low:.1f} to {high:.1f})".ljust(32))
+        ratio = f"{np.median(values[1]) / np.median(values[0]):.2f}" if len(values) > 1 else ""
+        lines.append(f"{phase:<29}" + "".join(cells) + ratio)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/yolact_r101.py")
+    parser.add_argument("--golden", type=Path, help="folder of one run of the original")
+    parser.add_argument("--peer", type=Path, help="checkout of dbolya/yolact")
+    parser.add_argument(
+        "--peer_config", help="the original's name for the config, or its Python expression (default: by our config's name)"
+    )
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--repetitions", type=int, default=10)
+    overrides, others = parse_config_flags(sys.argv[1:])
+    options = parser.parse_args(others)
+    config = jaxseg.load_config(options.config, overrides)
+    state = None if options.golden is None else golden_weights(options.golden)
+    sides: dict[str, Side] = {}
+    if options.peer is not None:
+        if not options.peer_config and config.name not in PEER_CONFIGS:
+            parser.error(f"the original has no {config.name}; say --peer_config, or take one of {', '.join(PEER_CONFIGS)}")
+        sides["original"], state = original(options.peer, options.peer_config or PEER_CONFIGS[config.name], state)
+    if state is None:
+        variables = jaxseg.init_variables(jaxseg.build_model(config), config)
+    else:
+        variables = jaxseg.load_weights(state, config)
+    sides = {"jaxseg": ours(config, variables), **sides}
+    print(f"{config.name} at {config.model.image_size} px, pictures of 640 x 480, on {jax.devices()[0].device_kind}")
+    for batch_size in options.batch_sizes:
+        times = measure(sides, make_pictures(options.golden), batch_size, options.repetitions)
+        print(f"\nbatch of {batch_size}, {options.repetitions} repetitions\n{table(times)}\n")
+
+
+if __name__ == "__main__":
+    main()
