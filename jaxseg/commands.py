@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import jax
 import numpy as np
 
 from jaxseg.config import Config, ConfigError, load_config
@@ -68,7 +69,16 @@ def run(
     elif images is not None:
         predict_files(Predictor(*detector, **dataclasses.asdict(selection)), find_pictures(images)[: limit or None], output)
     else:
-        print(measure(*detector, output, limit=limit, selection=selection))
+        tables = measure(*detector, output, limit=limit, selection=selection)
+        if jax.process_index() == 0:
+            print(tables)
+
+
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be made a folder ({error.strerror}); choose another.") from None
 
 
 def load_detector(
@@ -97,8 +107,10 @@ def measure(config: Config, variables: Any, output: Path, *, limit: int, selecti
     """Evaluates on the validation images of `config.data` and writes the results to `output`, see `evaluate`; gives the tables.
 
     Raises:
-        ConfigError, DataError: the dataset cannot be used, or is another one than the detector's.
+        ConfigError, DataError: the dataset or `output` cannot be used, or the dataset is another one than the detector's.
     """
+    # Before the work, not after it.
+    _make_folder(output)
     config = resolve_classes(config)
     dataset = open_dataset(config, "val")
     logger.info("evaluating on %d images", min(limit, len(dataset)) if limit else len(dataset))
@@ -180,7 +192,7 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], output: Path) -> 
         ImageError: a drawing would overwrite one of the pictures, or none of the files can be read.
     """
     drawings = _drawing_paths(paths, output)
-    output.mkdir(parents=True, exist_ok=True)
+    _make_folder(output)
     read: deque[tuple[Path, np.ndarray]] = deque()
     skipped: list[str] = []
 

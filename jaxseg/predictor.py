@@ -24,7 +24,7 @@ class ImageError(ValueError):
     """A picture that cannot be used; the message says what is wrong and what would be right."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
     """The objects of one picture, best first.
 

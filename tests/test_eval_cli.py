@@ -146,6 +146,7 @@ def test_benchmark(evaluate, run_folder, pictures, images, capsys):
         (["--checkpoint", "RUN", "--images", "PICTURES/broken.jpg"], r"None of the 1 files"),
         (["--checkpoint", "RUN", "--benchmark", "--images", "PICTURES/broken.jpg"], r"is a picture that OpenCV can read"),
         (["--checkpoint", "RUN", "--images", "PICTURES/b.png", "--output", "PICTURES"], r"would overwrite"),
+        (["--checkpoint", "RUN", "--output", "PICTURES/notes.txt"], r"--output .*notes\.txt cannot be made a folder"),
         (["--checkpoint", "nowhere.pth", "--config", "configs/demo_shapes.py"], r"no weights at nowhere\.pth"),
     ],
 )

@@ -16,7 +16,7 @@ import white_boxes
 from pycocotools import mask as coco_mask
 from white_boxes import CATEGORY_IDS, CLASS_NAMES, CONFIG, VARIABLES, WhiteBoxDetector
 
-from jaxseg.config import ConfigError, override
+from jaxseg.config import Config, ConfigError, override
 from jaxseg.data.coco import open_dataset
 from jaxseg.evaluation import detect, evaluate
 from jaxseg.evaluation.coco_metrics import CocoResults, class_table, coco_metrics, coco_results, merge_results, threshold_table
@@ -236,6 +236,23 @@ def test_no_objects_at_all_score_nothing():
     metrics = coco_metrics(ground_truth(), detect_squares(1, (0, 4, 4, 20, 0.9)), (5, 9, 11), ("cat", "dog", "newt"))
     assert all(math.isnan(value) for value in metrics.values())
     assert threshold_table(metrics).splitlines()[1].split() == ["box", *["-"] * 11]
+
+
+def test_the_truth_scores_one_on_real_images(coco_mini):
+    """Polygons, both forms of run lengths and crowds: detecting the ordinary objects is all there is to do."""
+    dataset = open_dataset(override(Config(), {"data.root": str(coco_mini)}), "val")
+    truth = dataset.coco_ground_truth()
+    parts = []
+    for index, image_id in enumerate(dataset.image_ids):
+        objects = dataset.objects(index)
+        rows = np.flatnonzero(~objects.crowd)
+        corners = np.concatenate([objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]], axis=1)[rows]
+        rles = [{"size": objects.rles[row]["size"], "counts": objects.rles[row]["counts"].decode()} for row in rows]
+        parts.append(coco_results(image_id, corners, objects.classes[rows], np.ones(len(rows)), rles, dataset.category_ids))
+    metrics = coco_metrics(truth, merge_results(parts), dataset.category_ids, dataset.class_names)
+    assert len(dataset) == 50
+    for key in ("box/AP", "mask/AP", "mask/AP/person", "box/APs", "mask/APl"):
+        assert metrics[key] == pytest.approx(1.0, abs=1e-9), key
 
 
 def test_detections_in_a_crowd_are_no_mistakes():
