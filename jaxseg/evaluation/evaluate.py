@@ -65,7 +65,7 @@ def evaluate(
             f"config.model.num_classes = {config.model.num_classes}, but the dataset has {len(dataset.category_ids)} categories; "
             "evaluate on the dataset the detector was made for."
         )
-    detector = DeviceDetector(config, variables, mesh.local_devices if mesh else jax.local_devices())
+    detector = DeviceDetector(config, variables, jax.local_devices() if mesh is None else mesh.local_devices)
     indices = range(min(limit, len(dataset)) if limit else len(dataset))
     own = indices[jax.process_index() :: jax.process_count()]
     results = _gather(detect_dataset(detector, dataset, own, batch_size, selection))
