@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -128,15 +129,15 @@ class _Run:
 
     def _restored_or_new_state(self) -> TrainState:
         copied = replicated(self.mesh)
-
-        def new_state() -> TrainState:
-            return create_state(init_variables(self.model, self.config, self.config.train.seed), self.optimizer, self.config.train)
-
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=copied), jax.eval_shape(new_state))
-        restored = self.checkpoints.restore(abstract)
+        fresh_state = functools.partial(create_state, optimizer=self.optimizer, train=self.config.train)
+        shapes = jax.eval_shape(fresh_state, jax.eval_shape(lambda: init_variables(self.model, self.config)))
+        restored = self.checkpoints.restore(
+            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=copied), shapes)
+        )
         if restored is None:
             logger.info("starts from nothing")
-            return jax.jit(new_state, out_shardings=copied)()
+            variables = init_variables(self.model, self.config, self.config.train.seed)
+            return jax.jit(fresh_state, out_shardings=copied)(jax.device_put(variables, copied))
         state, data_state = restored
         logger.info("goes on from step %d of %d", int(state.step), self.schedule.steps)
         self.iterator.set_state(data_state)
