@@ -2,12 +2,13 @@
 
 from jaxseg.config import Config, ConfigError, load_config
 from jaxseg.models import build_model, init_variables
-from jaxseg.predictor import Prediction, Predictor
+from jaxseg.predictor import ImageError, Prediction, Predictor
 from jaxseg.weights import WeightsError, load_weights
 
 __all__ = [
     "Config",
     "ConfigError",
+    "ImageError",
     "Prediction",
     "Predictor",
     "WeightsError",

@@ -339,7 +339,7 @@ def _run_config_file(path: Path) -> Config:
     return config
 
 
-def override(config: C, overrides: Mapping[str, Any]) -> C:
+def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     """A copy of `config` with dotted keys replaced, checked as a whole.
 
     Raises:
@@ -347,15 +347,11 @@ def override(config: C, overrides: Mapping[str, Any]) -> C:
     """
     for key, value in overrides.items():
         config = _replace(config, key.split("."), value, key)
-    if isinstance(config, Config):
-        if (
-            "model.num_classes" in overrides
-            and "data.class_names" not in overrides
-            and len(config.data.class_names) != config.model.num_classes
-        ):
-            # Another number of classes is another dataset: its names come from its annotations.
-            config = dataclasses.replace(config, data=dataclasses.replace(config.data, class_names=(), category_ids=()))
-        config.validate()
+    names_given = "data.class_names" in overrides or len(config.data.class_names) == config.model.num_classes
+    if "model.num_classes" in overrides and not names_given:
+        # Another number of classes is another dataset: its names come from its annotations.
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, class_names=(), category_ids=()))
+    config.validate()
     return config
 
 

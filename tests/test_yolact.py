@@ -1,5 +1,6 @@
 """The whole of YOLACT against dbolya/yolact with the same weights: outputs, detections, losses, gradients."""
 
+import dataclasses
 import json
 
 import flax
@@ -7,12 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from originals import FUNCTIONS, LOSS_NAMES, RUNS, functions, load_rebuild, load_run, original_name, targets, training_batch
 
 import jaxseg
 from jaxseg.models.yolact import YolactOutputs, image_losses, mined_negatives, suppress, weighted_losses
 from jaxseg.ops.matching import Match
 from jaxseg.structures import Targets
+from jaxseg.training.optimizer import make_optimizer
+from jaxseg.training.sharding import AXIS
+from jaxseg.training.step import create_state, make_train_step
 
 PARAMETERS = {
     "yolact_r50": 31_164_943,
@@ -235,3 +240,23 @@ def test_images_of_another_size_are_refused():
     model = jaxseg.build_model(config)
     with pytest.raises(ValueError, match=r"wants images of shape \[B, 128, 128, 3\]"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 96, 96, 3))))
+
+
+@pytest.mark.slow
+def test_three_steps_of_sgd_are_the_originals(golden):
+    """The compiled training step with the original's optimizer: losses before each step, and the parameters after the last."""
+    run = load_run(golden, "yolact_r50", **{"model.batch_norm": "frozen"})
+    train = dataclasses.replace(run.config.train, learning_rate=1e-4, warmup_steps=0, decay_steps=(), autoscale_batch_size=0)
+    record, batch = run.json("train"), training_batch(run)
+    trained = jaxseg.models.trainable(run.config, run.variables["params"])
+    optimizer, mesh = make_optimizer(train, trained), jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
+    step = make_train_step(run.model, optimizer, trained, train, mesh)
+    state = create_state(jax.tree.map(jnp.array, run.variables), optimizer, train)
+    for golden_losses, tolerance in zip(record["sgd_lr1e-4_m.9_wd5e-4_frozen_bn"], (1e-4, 1e-3, 1e-2), strict=True):
+        state, scalars = step(state, batch)
+        for ours, theirs in LOSS_NAMES.items():
+            np.testing.assert_allclose(scalars[f"loss/{ours}"], golden_losses[theirs], rtol=tolerance, err_msg=ours)
+    for path, parameter in flax.traverse_util.flatten_dict(state.params, sep="/").items():
+        expected = record["sgd_param_norm_after"].get(original_name(path, run.config))
+        if expected is not None:
+            np.testing.assert_allclose(jnp.linalg.norm(parameter.reshape(-1)), expected, rtol=1e-3, err_msg=path)

@@ -168,7 +168,7 @@ class Yolact(Detector):
 
     def losses(self, batch: Batch, *, train: bool) -> dict[str, Float32[Array, ""]]:
         """`box`, `class`, `mask` over the batch's positives, `semantic` over its images (B, C, M, S of the original)."""
-        outputs = self(batch.images, train=train, semantic=True)
+        outputs = self(jnp.asarray(batch.images), train=train, semantic=True)
         priorities = jax.random.uniform(self.make_rng("sampling"), outputs.class_logits.shape[:2])
         sums = jax.vmap(lambda o, t, p: image_losses(o, t, self.anchors(), p, self.input_spec, self.config.losses))(
             outputs, batch.targets, priorities
@@ -208,7 +208,7 @@ def image_losses(
         spec: sizes of the input and the masks.
         config: rules.
     """
-    boxes = targets.boxes / _corners(spec.image_size)
+    boxes = jnp.asarray(targets.boxes) / _corners(spec.image_size)
     labels, indices = match_priors(
         centers_to_corners(anchors),
         boxes,
@@ -300,9 +300,9 @@ def image_detections(outputs: YolactOutputs, anchors: Float32[Array, "A 4"], con
     boxes = decode_boxes(outputs.box_deltas, anchors)
     kept = suppress(boxes, jax.nn.softmax(outputs.class_logits, -1)[:, 1:].T, config)
     kept_boxes = jnp.where(kept.valid[:, None], boxes[kept.indices], 0.0)
-    size = outputs.prototypes.shape[:2]
+    height, width = outputs.prototypes.shape[:2]
     masks = assemble_masks(outputs.prototypes, outputs.mask_coefficients[kept.indices])
-    inside = box_mask(kept_boxes * _corners(size), size) & kept.valid[:, None, None]
+    inside = box_mask(kept_boxes * _corners((height, width)), (height, width)) & kept.valid[:, None, None]
     return Detections(kept_boxes * config.image_size, kept.scores, kept.classes, kept.valid, jnp.where(inside, masks, 0.0))
 
 
