@@ -32,7 +32,8 @@ import numpy as np
 
 import jaxseg
 from jaxseg.config import Config, parse_config_flags
-from jaxseg.evaluation.detect import Selection, network_image, pad_batch, select
+from jaxseg.data.transforms import resize_image
+from jaxseg.evaluation.detect import Selection, pad_batch, select
 from jaxseg.evaluation.masks import boxes_at_image_size, masks_at_image_size
 from jaxseg.models.yolact import image_detections
 from jaxseg.predictor import Predictor
@@ -63,7 +64,7 @@ def ours(config: Config, variables: Any) -> Side:
     def run(pictures: list[np.ndarray]) -> tuple[dict[str, float], int]:
         watch = Stopwatch()
         sizes = [picture.shape[:2] for picture in pictures]
-        images, _ = pad_batch([network_image(picture, size) for picture in pictures], sizes, len(pictures))
+        images, _ = pad_batch([resize_image(picture, size) for picture in pictures], sizes, len(pictures))
         watch.split("preparation")
         outputs = jax.block_until_ready(network(images))
         watch.split("network")

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg.config import Config, ConfigError, override
-from jaxseg.evaluation.detect import DeviceDetector, Selected, Selection, network_image, one_ahead, pad_batch, select
+from jaxseg.data.transforms import resize_image
+from jaxseg.evaluation.detect import DeviceDetector, Selected, Selection, one_ahead, pad_batch, select
 from jaxseg.evaluation.masks import MASK_THRESHOLD, boxes_at_image_size, encode_rle, masks_at_image_size, polygons
 from jaxseg.ops.masks import resize_masks
 from jaxseg.structures import Detections
@@ -124,7 +125,7 @@ class Predictor:
         while batch := list(itertools.islice(pictures, self._batch_size)):
             sizes = [(image.shape[0], image.shape[1]) for image in batch]
             rows = 1 << (len(batch) - 1).bit_length()
-            resized = [network_image(image, self._detector.image_size) for image in batch]
+            resized = [resize_image(image, self._detector.image_size) for image in batch]
             detections = self._detector(*pad_batch(resized, sizes, rows))
             packed = None
             if self._masks_on_device and detections.masks is not None:

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import cv2
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -98,15 +97,6 @@ def _local(array: Any) -> Any:
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return array.addressable_data(0)
     return array
-
-
-def network_image(image: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """A picture, uint8 `[H, W, 3]`, stretched to the network's input: float32, bilinear, half-pixel centres, no antialias.
-
-    As the original's evaluation does it: not rounded back to whole numbers.
-    """
-    height, width = image_size
-    return cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def pad_batch(images: Sequence[np.ndarray], image_sizes: Sequence[tuple[int, int]], batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 
 from jaxseg.config import Config, ConfigError
 from jaxseg.data.dataset import DataError, InstanceDataset, decode_image
+from jaxseg.data.transforms import resize_image
 from jaxseg.evaluation.coco_metrics import CocoResults, coco_metrics, coco_results, merge_results
-from jaxseg.evaluation.detect import DeviceDetector, Selection, network_image, one_ahead, pad_batch, select
+from jaxseg.evaluation.detect import DeviceDetector, Selection, one_ahead, pad_batch, select
 from jaxseg.evaluation.masks import boxes_at_image_size, encode_rle, masks_at_image_size
 from jaxseg.structures import Detections
 
@@ -146,7 +147,7 @@ def _load(dataset: InstanceDataset, index: int, image_size: tuple[int, int]) -> 
     except DataError as error:
         logger.warning("%s It counts as an image without detections.", error)
         return None
-    return network_image(image, image_size)
+    return resize_image(image, image_size)
 
 
 def _gather(results: CocoResults) -> CocoResults:

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from jaxseg.config import Config
-from jaxseg.evaluation.detect import DeviceDetector, Selection, network_image, pad_batch, select
+from jaxseg.data.transforms import resize_image
+from jaxseg.evaluation.detect import DeviceDetector, Selection, pad_batch, select
 from jaxseg.evaluation.masks import boxes_at_image_size, masks_at_image_size
 
 _PERCENTILES = (50, 10, 90)
@@ -60,7 +61,7 @@ def time_detection(
         batch = [pictures[(repetition * batch_size + i) % len(pictures)] for i in range(batch_size)]
         sizes = [(picture.shape[0], picture.shape[1]) for picture in batch]
         marks = [time.perf_counter()]
-        inputs = pad_batch([network_image(picture, detector.image_size) for picture in batch], sizes, batch_size)
+        inputs = pad_batch([resize_image(picture, detector.image_size) for picture in batch], sizes, batch_size)
         marks.append(time.perf_counter())
         detections = jax.block_until_ready(detector(*inputs))
         marks.append(time.perf_counter())

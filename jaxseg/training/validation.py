@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from jaxseg.config import Config
 from jaxseg.data.dataset import DataError, InstanceDataset
 from jaxseg.data.pipeline import evaluation_batches
+from jaxseg.data.transforms import resize_image
 from jaxseg.evaluation.coco_metrics import threshold_table
-from jaxseg.evaluation.detect import DeviceDetector, Selection, network_image, pad_batch, select
+from jaxseg.evaluation.detect import DeviceDetector, Selection, pad_batch, select
 from jaxseg.evaluation.evaluate import evaluate
 from jaxseg.evaluation.masks import boxes_at_image_size, masks_at_image_size
 from jaxseg.training.metrics import losses_text
@@ -102,7 +103,7 @@ class Validation:
         if not images:
             return {}
         sizes = [image.shape[:2] for image in images.values()]
-        network_images = [network_image(image, detector.image_size) for image in images.values()]
+        network_images = [resize_image(image, detector.image_size) for image in images.values()]
         detections = jax.device_get(detector(*pad_batch(network_images, sizes, self._batch_size)))
         drawn = {}
         for row, (index, image) in enumerate(images.items()):
