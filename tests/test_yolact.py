@@ -252,7 +252,9 @@ def test_three_steps_of_sgd_are_the_originals(golden):
     optimizer, mesh = make_optimizer(train, trained), jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
     step = make_train_step(run.model, optimizer, trained, train, mesh)
     state = create_state(jax.tree.map(jnp.array, run.variables), optimizer, train)
-    for golden_losses, tolerance in zip(record["sgd_lr1e-4_m.9_wd5e-4_frozen_bn"], (1e-4, 1e-3, 1e-2), strict=True):
+    # The first step takes a third of the loss, along a gradient whose float32 noise is 1e-3 (see above): noise of 1e-5 of a
+    # grey level in the images moves the losses before the second step by 1e-3 and those before the third by 2e-2.
+    for golden_losses, tolerance in zip(record["sgd_lr1e-4_m.9_wd5e-4_frozen_bn"], (1e-4, 3e-3, 2e-2), strict=True):
         state, scalars = step(state, batch)
         for ours, theirs in LOSS_NAMES.items():
             np.testing.assert_allclose(scalars[f"loss/{ours}"], golden_losses[theirs], rtol=tolerance, err_msg=ours)

@@ -99,6 +99,8 @@ class _Run:
         self.checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
         self.state = self._restored_or_new_state()
         self.step = int(self.state.step)
+        # The first step compiles, and the next are over before the devices have begun them.
+        self.timed_after = self.step + _LAG
         self.writer = MetricsWriter(workdir, self.step) if jax.process_index() == 0 else None
         self.averages = MovingAverages()
         self.pending: collections.deque[_Pending] = collections.deque()
@@ -110,7 +112,8 @@ class _Run:
         device = jax.devices()[0]
         sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
         learning = sum(size for size, learns in zip(sizes, jax.tree.leaves(self.trained), strict=True) if learns)
-        logger.info("%s", show(self.config))
+        if jax.process_index() == 0:
+            logger.info("%s", show(self.config))
         logger.info("run folder %s", self.workdir)
         logger.info(
             "process %d of %d: %d of %d devices (%s)",
@@ -201,8 +204,7 @@ class _Run:
         else:
             self.skipped_in_a_row = 0
         rate = {"learning_rate": values.pop("learning_rate")}
-        # The first step compiles.
-        self.averages.add(values | (pending.times if self.averages.means() else {}))
+        self.averages.add(values | (pending.times if pending.step > self.timed_after else {}))
         if self.writer and (pending.step % self.config.train.log_every == 0 or pending.step == self.schedule.steps):
             means = self.averages.means() | rate
             logger.info("%s", progress_line(pending.step, self.schedule.steps, means))

@@ -57,8 +57,10 @@ class Validation:
         """
         losses = self._losses(variables)
         metrics = evaluate(self._config, variables, self._dataset, batch_size=self._batch_size, limit=self._limit, mesh=self._mesh)
-        logger.info("validation at step %d, %d images: %s\n%s", step, self._limit, losses_text(losses), threshold_table(metrics))
-        pictures = self._pictures(step, variables) if jax.process_index() == 0 else {}
+        pictures = {}
+        if jax.process_index() == 0:
+            logger.info("validation at step %d, %d images: %s\n%s", step, self._limit, losses_text(losses), threshold_table(metrics))
+            pictures = self._pictures(step, variables)
         return {f"val/{name}": value for name, value in (losses | metrics).items()}, pictures
 
     def _losses(self, variables: dict[str, Tree]) -> dict[str, float]:
@@ -77,7 +79,8 @@ class Validation:
             losses, count = jax.device_get(self._loss_step(variables, to_global(batch, self._mesh)))
             images += int(count)
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * int(count)
+                # Of no images a loss may be anything.
+                sums[name] = sums.get(name, 0.0) + (float(value) * int(count) if count else 0.0)
         means = {f"loss/{name}": value / max(images, 1) for name, value in sums.items()}
         return means | {"loss/total": sum(means.values())}
 
