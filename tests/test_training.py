@@ -32,7 +32,7 @@ import train as train_script
 from jaxseg.config import ConfigError, load_config, override
 from jaxseg.data.shapes import ensure_shapes
 from jaxseg.training import loop
-from jaxseg.training.checkpoint import restore_variables
+from jaxseg.training.checkpoint import CheckpointError, restore_variables
 from jaxseg.training.loop import TrainingError
 from jaxseg.training.metrics import MetricsWriter, MovingAverages, progress_line
 from jaxseg.training.optimizer import make_optimizer
@@ -193,6 +193,13 @@ def test_a_stopped_run_goes_on_bit_by_bit(straight, tmp_path, interrupted, caplo
     assert [line["step"] for line in records(tmp_path)] == list(range(1, STEPS + 1))
 
 
+def test_a_signal_that_ended_the_data_workers_too_still_saves(straight, tmp_path, caplog):
+    train_tiny(tmp_path, interrupted=5, lost=True)
+    assert f"stopped at step 5 of {STEPS}" in caplog.text
+    train_tiny(tmp_path)
+    assert_same_variables(tmp_path, straight)
+
+
 def test_the_average_goes_on_bit_by_bit(tmp_path):
     average = {"train.ema_decay": 0.9}
     train_tiny(tmp_path / "straight", average)
@@ -230,6 +237,12 @@ def test_an_average_can_be_switched_on_and_off(tmp_path, caplog):
 def test_another_model_or_dataset_in_the_folder_is_refused(straight):
     with pytest.raises(ConfigError, match=r"another model.fpn_channels and data.train_images; use the saved values"):
         train_tiny(straight, {"model.fpn_channels": 8, "data.train_images": "elsewhere"})
+    assert load_config(straight / "config.json") == CONFIG
+
+
+def test_another_optimizer_is_refused_and_leaves_the_folder_alone(straight):
+    with pytest.raises(CheckpointError, match="does not fit the optimizer of this configuration"):
+        train_tiny(straight, {"train.optimizer": "adamw"})
     assert load_config(straight / "config.json") == CONFIG
 
 

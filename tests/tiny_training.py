@@ -114,11 +114,13 @@ class TinyData:
         poisoned: steps (from 0) whose batch holds an image that breaks the loss.
         delay: seconds a batch takes.
         interrupted: the step (from 0) before whose batch the process sends itself SIGTERM.
+        lost: after the signal there are no more batches, as when a scheduler stops the worker processes, too.
     """
 
     poisoned: tuple[int, ...] = ()
     delay: float = 0.0
     interrupted: int = -1
+    lost: bool = False
     images: int = 40
     position: int = 0
     class_names = CONFIG.data.class_names
@@ -126,6 +128,7 @@ class TinyData:
     def __post_init__(self):
         self.image_ids = [1000 + i for i in range(self.images)]
         self.file_names = [f"{i}.jpg" for i in self.image_ids]
+        self.broken_images = {}
 
     def __len__(self):
         return self.images
@@ -142,6 +145,8 @@ class TinyData:
         time.sleep(self.delay)
         if self.position == self.interrupted:
             os.kill(os.getpid(), signal.SIGTERM)
+            if self.lost:
+                raise RuntimeError("a worker process is gone")
         indices = (self.position * self._batch_size + self._rows) % self.images
         poisoned = self.position in self.poisoned
         self.position += 1

@@ -75,7 +75,6 @@ class _Run:
         validation_set = open_dataset(config, "val") if config.train.evaluate_every else None
         if jax.process_index() == 0:
             workdir.mkdir(parents=True, exist_ok=True)
-            save_config(workdir, config)
 
         # Rates and steps for this batch size.
         self.schedule = autoscaled(config.train)
@@ -102,6 +101,8 @@ class _Run:
         # The first step compiles, and the next are over before the devices have begun them.
         self.timed_after = self.step + _LAG
         self.writer = MetricsWriter(workdir, self.step) if jax.process_index() == 0 else None
+        if jax.process_index() == 0:
+            save_config(workdir, config)
         self.averages = MovingAverages()
         self.pending: collections.deque[_Pending] = collections.deque()
         self.skipped_in_a_row = 0
@@ -158,6 +159,8 @@ class _Run:
                     logger.info("stopped at step %d of %d; the same command goes on from here", self.step, self.schedule.steps)
                 else:
                     logger.info("trained %d steps", self.step)
+                if self.iterator.broken_images:
+                    logger.warning("%d training images could not be used and were replaced by others", len(self.iterator.broken_images))
         finally:
             self.iterator.close()
             self.checkpoints.close()
