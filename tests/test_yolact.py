@@ -169,17 +169,20 @@ def test_training_losses_and_gradients_are_the_originals(golden, name, batch_nor
     ours = {path: float(jnp.linalg.norm(gradient.reshape(-1))) for path, gradient in flat.items()}
     theirs = {path: record["grad_norm"][original_name(path, run.config)] for path in flat}
     assert all(ours[path] == 0 for path in flat if theirs[path] is None)
-    np.testing.assert_allclose(sum(norm**2 for norm in ours.values()) ** 0.5, record["grad_norm_total"], rtol=1e-3)
+    # Random weights put many activations at the ReLU's corner, so float32 itself is this far from the gradients in float64.
+    # ResNet-101 at 400 px, training batch norm: ours 0.8e-3 above, the original's 0.6e-3 below; single layers 2.5e-3 and
+    # 4.2e-3. ResNet-50 holds 1e-3 but for single layers of its backbone, which noise of 1e-5 of a grey level moves by 1.4e-3.
+    deep = run.config.model.backbone.stage_sizes == (3, 4, 23, 3)
+    np.testing.assert_allclose(sum(norm**2 for norm in ours.values()) ** 0.5, record["grad_norm_total"], rtol=2e-3 if deep else 1e-3)
     error = {path: abs(ours[path] / norm - 1) for path, norm in theirs.items() if norm}
-    assert np.median(list(error.values())) < 2e-4
-    # Noise of 1e-5 of a grey level in the images, which is float32's rounding, moves single backbone layers by 1.4e-3:
-    # with random weights many activations sit at the ReLU's corner.
-    assert {path: e for path, e in error.items() if e > (3e-3 if path.startswith("backbone") else 1e-3)} == {}
+    assert np.median(list(error.values())) < (5e-4 if deep else 2e-4)
+    limit = 7e-3 if deep else 3e-3
+    assert {path: e for path, e in error.items() if e > (limit if path.startswith("backbone") else limit / 3)} == {}
     whole = {key.removeprefix(f"{kind}_grad/"): value for key, value in arrays.items() if key.startswith(f"{kind}_grad/")}
     assert whole
     for path, gradient in flat.items():
         if (theirs := whole.get(original_name(path, run.config))) is not None:
-            assert np.linalg.norm(gradient.reshape(theirs.shape) - theirs) < 1e-3 * np.linalg.norm(theirs), path
+            assert np.linalg.norm(gradient.reshape(theirs.shape) - theirs) < limit / 3 * np.linalg.norm(theirs), path
     if batch_norm == "train":
         stats = updates["batch_stats"]["backbone"]["bn1"] if "resnet" in run.config.model.backbone.name else None
         if stats is not None:
