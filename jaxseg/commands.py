@@ -13,17 +13,16 @@ import cv2
 import jax
 import numpy as np
 
-from jaxseg.config import Config, ConfigError, load_config
+from jaxseg.config import Config, ConfigError
 from jaxseg.data.coco import open_dataset, resolve_classes
 from jaxseg.evaluation.coco_metrics import class_table, threshold_table
 from jaxseg.evaluation.detect import Selection
 from jaxseg.evaluation.evaluate import evaluate
 from jaxseg.evaluation.timing import time_detection, timing_table
 from jaxseg.predictor import ImageError, Predictor, as_json
-from jaxseg.training.checkpoint import CONFIG
 from jaxseg.training.sharding import initialize_distributed
 from jaxseg.visualization import draw
-from jaxseg.weights import load_weights
+from jaxseg.weights.load import load_detector
 
 logger = logging.getLogger(__name__)
 
@@ -79,28 +78,6 @@ def _make_folder(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be made a folder ({error.strerror}); choose another.") from None
-
-
-def load_detector(
-    checkpoint: str, config_file: str | None, overrides: Mapping[str, Any], *, step: str = "best"
-) -> tuple[Config, dict[str, Any]]:
-    """The configuration and the variables that a command line names.
-
-    Args:
-        checkpoint: a run folder, or a file of weights.
-        config_file: None reads config.json of the run folder.
-        overrides: dotted keys of the configuration.
-        step: of a run folder: "best", "latest" or a number.
-
-    Raises:
-        ConfigError: there is no configuration, or it cannot be used.
-        WeightsError, CheckpointError: the weights cannot be read, or do not fit the configuration.
-    """
-    path = Path(checkpoint) / CONFIG
-    if config_file is None and not path.is_file():
-        raise ConfigError(f"There is no {path}; give a run folder of train.py as --checkpoint, or say --config FILE for weights in a file.")
-    config = load_config(config_file or path, overrides)
-    return config, load_weights(checkpoint, config, step=step)
 
 
 def measure(config: Config, variables: Any, output: Path, *, limit: int, selection: Selection) -> str:

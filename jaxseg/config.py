@@ -201,6 +201,16 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """What a run starts from when its folder holds no checkpoint."""
+
+    # A file of weights, or another run's folder: of the whole detector, or of its backbone only. "": nothing.
+    weights: str = ""
+    # Parameters of another shape in the weights start fresh, as the head does for other classes; else they are an error.
+    skip_mismatched: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Optimisation and bookkeeping. Rates and steps are for a batch of `autoscale_batch_size` images."""
 
@@ -274,6 +284,7 @@ class Config:
     name: str = "yolact_r101"
     model: YolactConfig = YolactConfig()
     data: DataConfig = DataConfig()
+    init: InitConfig = InitConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_training import CONFIG, TinyData, TinyDetector, init_tiny, params_of, tiny_parts, train_tiny, trainable_tiny
+from tiny_training import CONFIG, TinyDetector, init_tiny, params_of, train_tiny, trainable_tiny
 
-from jaxseg.training import checkpoint
-from jaxseg.training.checkpoint import CheckpointError, Checkpoints, best_step, restore_variables
+from jaxseg.training.checkpoint import CheckpointError, Checkpoints
 from jaxseg.training.optimizer import make_optimizer
 from jaxseg.training.step import create_state
+from jaxseg.weights.run_folder import best_step, read_run
 
 KERNEL = "['params']['head']['kernel']"
 
@@ -131,25 +131,25 @@ def test_with_no_readable_checkpoint_the_run_does_not_start_anew(tmp_path, state
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
-    with tiny_parts(TinyData()), pytest.raises(CheckpointError, match=r"There is no checkpoint in .*checkpoints; a run folder is"):
-        restore_variables(tmp_path, CONFIG)
+    with pytest.raises(CheckpointError, match=r"There is no checkpoint in .*checkpoints; a run folder is"):
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize("step", [7, "newest"])
 def test_a_step_that_is_not_there_is_refused(tmp_path, state, step):
     saved_run(tmp_path, state, [1, 2])
-    with tiny_parts(TinyData()), pytest.raises(CheckpointError, match=f"no checkpoint {step} in .*; there are 1, 2, latest, best"):
-        restore_variables(tmp_path, CONFIG, step)
+    with pytest.raises(CheckpointError, match=f"no checkpoint {step} in .*; there are 1, 2, latest, best"):
+        read_run(tmp_path, step)
 
 
-def test_another_model_is_refused_by_the_names_of_its_parameters(tmp_path, state, monkeypatch):
+def test_another_model_is_refused_by_the_names_of_its_parameters(tmp_path, state):
     saved_run(tmp_path, state, [1])
-    monkeypatch.setattr(checkpoint, "build_model", lambda config: TinyDetector(outputs=5))
-    monkeypatch.setattr(checkpoint, "init_variables", init_tiny)
+    variables = init_tiny(TinyDetector(outputs=5), CONFIG)
+    other = create_state(variables, make_optimizer(CONFIG.train, trainable_tiny(CONFIG, variables["params"])), CONFIG.train)
     with pytest.raises(
         CheckpointError, match=r"does not fit the model of this configuration: params/head/bias is \(4,\) and should be \(5,\)"
     ):
-        restore_variables(tmp_path, CONFIG)
+        Checkpoints(tmp_path, 2).restore(abstract(other))
 
 
 def test_evaluations_are_written_as_json(tmp_path, state):

@@ -105,7 +105,7 @@ def test_another_number_of_classes_takes_its_names_from_the_annotations():
     ("overrides", "sentence"),
     [
         ({"model.num_clases": 3}, "Unknown config key model.num_clases: model has the keys num_classes,.*Did you mean num_classes"),
-        ({"modle.num_classes": 3}, "Unknown config key modle.num_classes: config has the keys name, model, data, train, eval"),
+        ({"modle.num_classes": 3}, "Unknown config key modle.num_classes: config has the keys name, model, data, init, train, eval"),
         ({"train.steps.more": 3}, "steps is a single value and has no key more"),
         ({"train.steps": "many"}, "train.steps = 'many' is not a whole number"),
         ({"train.steps": 1.5}, "train.steps = 1.5 is not a whole number"),

@@ -32,12 +32,13 @@ import train as train_script
 from jaxseg.config import ConfigError, load_config, override
 from jaxseg.data.shapes import ensure_shapes
 from jaxseg.training import loop
-from jaxseg.training.checkpoint import CheckpointError, restore_variables
+from jaxseg.training.checkpoint import CheckpointError
 from jaxseg.training.loop import TrainingError
 from jaxseg.training.metrics import MetricsWriter, MovingAverages, progress_line
 from jaxseg.training.optimizer import make_optimizer
 from jaxseg.training.sharding import make_mesh, replicated, to_global
 from jaxseg.training.step import create_state, make_loss_step, make_train_step
+from jaxseg.weights.run_folder import read_run
 
 STEPS = CONFIG.train.steps
 
@@ -384,7 +385,7 @@ def test_a_detector_on_shapes_goes_on_bit_by_bit_and_is_evaluated(tmp_path):
     shutil.copytree(straight, stopped)
     shutil.rmtree(stopped / "checkpoints" / "4")
     loop.train(override(config, {"data.workers": 0}), stopped)
-    ours, theirs = (restore_variables(folder, config, "latest") for folder in (stopped, straight))
+    ours, theirs = (read_run(folder, "latest") for folder in (stopped, straight))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 

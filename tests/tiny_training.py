@@ -24,7 +24,8 @@ import numpy as np
 
 from jaxseg.config import Config, override
 from jaxseg.structures import Batch, Detections, InputSpec, Targets
-from jaxseg.training import checkpoint, loop
+from jaxseg.training import loop
+from jaxseg.weights.run_folder import read_run
 
 SIZE = 16
 CONFIG = override(
@@ -172,22 +173,18 @@ def trainable_tiny(config, params):
 
 @contextlib.contextmanager
 def tiny_parts(data: TinyData):
-    """While entered, `train` and `restore_variables` work with the tiny detector and `data`."""
+    """While entered, `train` works with the tiny detector and `data`."""
     parts = {
-        loop: {
-            "build_model": lambda config: TinyDetector(),
-            "init_variables": init_tiny,
-            "trainable": trainable_tiny,
-            "open_dataset": lambda config, split: data,
-            "resolve_classes": lambda config: config,
-            "training_iterator": data.iterator,
-        },
-        checkpoint: {"build_model": lambda config: TinyDetector(), "init_variables": init_tiny},
+        "build_model": lambda config: TinyDetector(),
+        "init_variables": init_tiny,
+        "trainable": trainable_tiny,
+        "open_dataset": lambda config, split: data,
+        "resolve_classes": lambda config: config,
+        "training_iterator": data.iterator,
     }
     with contextlib.ExitStack() as stack:
-        for module, replacements in parts.items():
-            for name, replacement in replacements.items():
-                stack.enter_context(mock.patch.object(module, name, replacement))
+        for name, replacement in parts.items():
+            stack.enter_context(mock.patch.object(loop, name, replacement))
         yield
 
 
@@ -197,12 +194,9 @@ def train_tiny(folder: Path, overrides: dict | None = None, **data) -> dict[str,
         return loop.train(override(CONFIG, overrides or {}), folder)
 
 
-def params_of(folder: Path, overrides: dict | None = None, step="latest") -> dict[str, np.ndarray]:
+def params_of(folder: Path, step="latest") -> dict[str, np.ndarray]:
     """Every variable of a checkpoint by name."""
-    with tiny_parts(TinyData()):
-        variables = checkpoint.restore_variables(folder, override(CONFIG, overrides or {}), step)
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(read_run(folder, step))}
 
 
 def run_in_own_process(folder: Path, *settings: str, **environment: str) -> subprocess.Popen:

@@ -14,26 +14,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN, PreservationPolicy
 
 from jaxseg.config import Config, ConfigError, load_config, to_dict
-from jaxseg.models import build_model, init_variables
 from jaxseg.training.optimizer import Tree
 from jaxseg.training.step import TrainState
+from jaxseg.weights.run_folder import CHECKPOINTS, CONFIG, EVALUATIONS, CheckpointError, best_step, read_evaluations
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
-CONFIG = "config.json"
-EVALUATIONS = "evaluations.json"
 # What may change between two starts of one run: it leaves the variables' meaning as it is.
-_FREE_KEYS = ("name", "train.", "eval.", "model.dtype", "model.detection.", "data.root", "data.workers")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the folder and what would be right."""
+_FREE_KEYS = ("name", "init.", "train.", "eval.", "model.dtype", "model.detection.", "data.root", "data.workers")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -167,60 +159,6 @@ class _LastAndBest(PreservationPolicy):
         best = best_step([info.step for info in checkpoints], self._mask_ap)
         latest = self._latest.should_preserve(checkpoints, context=context)
         return [keep or info.step == best for keep, info in zip(latest, checkpoints, strict=True)]
-
-
-def best_step(steps: Sequence[int], mask_ap: Mapping[int, float]) -> int | None:
-    """The step with the highest mask AP, the later one of equals; None where none of them was evaluated."""
-    return max((step for step in steps if step in mask_ap), key=lambda step: (mask_ap[step], step), default=None)
-
-
-def read_evaluations(run_folder: Path) -> dict[int, float]:
-    """Mask AP by step, as far as the run was evaluated."""
-    path = run_folder / EVALUATIONS
-    return {int(step): float(value) for step, value in json.loads(path.read_text()).items()} if path.is_file() else {}
-
-
-def restore_variables(run_folder: str | Path, config: Config, step: str | int = "best") -> dict[str, Tree]:
-    """The variables of a run, to detect with: the averaged parameters if the run kept them.
-
-    Args:
-        run_folder: what `train` was given as its work folder.
-        config: its model must have the shapes of the run's.
-        step: "best" by mask AP (the latest, where nothing was evaluated), "latest", or a number of steps (text will do).
-
-    Returns:
-        `{"params": ..., "batch_stats": ...}` on the default device.
-
-    Raises:
-        CheckpointError: where there is no such checkpoint, or its shapes are not those of the model.
-    """
-    run_folder = Path(run_folder).absolute()
-    folder = run_folder / CHECKPOINTS
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
-    if not steps:
-        raise CheckpointError(f"There is no checkpoint in {folder}; a run folder is what train.py was given as --workdir.")
-    names: dict[str, int] = {str(number): number for number in steps} | {"latest": steps[-1]}
-    best = best_step(steps, read_evaluations(run_folder))
-    names["best"] = steps[-1] if best is None else best
-    if str(step) not in names:
-        raise CheckpointError(f"There is no checkpoint {step} in {folder}; there are {', '.join(names)}.")
-    chosen = folder / str(names[str(step)])
-    model = build_model(config)
-    expected = jax.eval_shape(lambda: init_variables(model, config))
-    handler = ocp.StandardCheckpointHandler()
-
-    def read(item: str) -> Tree:
-        saved = handler.metadata(chosen / item).tree
-        whole = expected if item == "variables" else expected["params"]
-        _check_shapes(chosen, saved, whole, "the model of this configuration")
-        # A template of NumPy arrays makes each process read for itself, whatever devices wrote.
-        template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
-        return handler.restore(chosen / item, args=ocp.args.StandardRestore(template))
-
-    variables = dict(read("variables"))
-    if (chosen / "ema").is_dir():
-        variables["params"] = read("ema")
-    return jax.tree.map(jnp.asarray, variables)
 
 
 def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:

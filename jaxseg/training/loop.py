@@ -22,6 +22,7 @@ from jaxseg.training.optimizer import Tree, autoscaled, make_optimizer
 from jaxseg.training.sharding import check_batch_size, make_mesh, replicated, to_global
 from jaxseg.training.step import TrainState, create_state, make_train_step
 from jaxseg.training.validation import Validation
+from jaxseg.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         averages of the last 100 steps (`loss/<name>`, ...), and the metrics of the last evaluation (`val/mask/AP`, ...), if any.
 
     Raises:
-        ConfigError, DataError, CheckpointError, TrainingError: in one sentence, what is wrong and what would be right.
+        ConfigError, DataError, WeightsError, CheckpointError, TrainingError: in one sentence, what is wrong and what would be right.
     """
     config = resolve_classes(config)
     return _Run(config, Path(workdir).absolute()).train()
@@ -139,13 +140,19 @@ class _Run:
             jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=copied), shapes)
         )
         if restored is None:
-            logger.info("starts from nothing")
-            variables = init_variables(self.model, self.config, self.config.train.seed)
+            variables = self._first_variables()
             return jax.jit(fresh_state, out_shardings=copied)(jax.device_put(variables, copied))
         state, data_state = restored
         logger.info("goes on from step %d of %d", int(state.step), self.schedule.steps)
         self.iterator.set_state(data_state)
         return state
+
+    def _first_variables(self) -> dict[str, Tree]:
+        if self.config.init.weights:
+            logger.info("starts from weights")
+            return load_weights(self.config.init.weights, self.config)
+        logger.info("starts from nothing")
+        return init_variables(self.model, self.config, self.config.train.seed)
 
     def train(self) -> dict[str, float]:
         try:

@@ -1,5 +1,7 @@
 """Readers of checkpoints, and the name maps to our variables."""
 
-from jaxseg.weights.load import WeightsError, load_weights
+from jaxseg.weights.files import WeightsError
+from jaxseg.weights.load import load_weights
+from jaxseg.weights.run_folder import CheckpointError
 
-__all__ = ["WeightsError", "load_weights"]
+__all__ = ["CheckpointError", "WeightsError", "load_weights"]

@@ -1,7 +1,8 @@
-"""Weights of other projects, and of our own runs, as our variables."""
+"""Weights of other projects, and of our own runs, as our variables: every parameter filled, every entry used, or an error."""
 
 import difflib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,94 +10,150 @@ import flax
 import jax
 import numpy as np
 
-from jaxseg.config import Config
+from jaxseg.config import Config, ConfigError, load_config
 from jaxseg.models import build_model, init_variables
-from jaxseg.weights import names_yolact
+from jaxseg.weights import names_torchvision, names_yolact
+from jaxseg.weights.files import WeightsError
+from jaxseg.weights.origin import Origin
+from jaxseg.weights.readers import read_weights
+from jaxseg.weights.run_folder import CONFIG
+
+logger = logging.getLogger(__name__)
+
+OURS = Origin("jaxseg's own variables", None)
+ORIGINS = (names_yolact.DETECTOR, names_yolact.DARKNET53, names_torchvision.RESNET, OURS)
+# Names that an error lists of each kind.
+_LISTED = 10
 
 
-class WeightsError(ValueError):
-    """Weights that do not fit; the message lists what is missing, what is left over, and which shapes differ."""
-
-
-# Our leaf, with the collection it lives in, beside PyTorch's.
-_LEAVES = {
-    ("params", "kernel"): "weight",
-    ("params", "scale"): "weight",
-    ("params", "bias"): "bias",
-    ("batch_stats", "mean"): "running_mean",
-    ("batch_stats", "var"): "running_var",
-}
-
-
-def load_weights(source: str | Path | Mapping[str, Any], config: Config, *, step: str | int = "best") -> dict[str, Any]:
+def load_weights(
+    source: str | Path | Mapping[str, Any],
+    config: Config,
+    *,
+    step: str | int = "best",
+    skip_mismatched: bool | None = None,
+    whole: bool = False,
+) -> dict[str, Any]:
     """Variables for `build_model(config)`.
 
     Args:
-        source: a run folder of ours, or a mapping from dbolya/yolact's parameter names to arrays in PyTorch's layouts
-            (convolutions `[out, in, h, w]`). The stem takes RGB, as the original's, which reverses its BGR images first.
-        config: of the model to fill.
+        source: a file (`.pth`, `.pkl`, `.npz`, `.safetensors`), a run folder of ours, or a mapping from names to arrays. The
+            names are those of dbolya/yolact's detectors, of torchvision's ResNets or dbolya's Darknet-53 (these fill the
+            backbone), in PyTorch's layouts; or ours, such as `params/head/box/kernel`. Stems take RGB.
+        config: of the model to fill; what the source has not starts fresh from `config.train.seed`.
         step: of a run folder: "best", "latest" or a number.
+        skip_mismatched: start parameters fresh that have another shape in the source; None: as `config.init` says.
+        whole: refuse weights of a backbone only.
 
     Returns:
-        `{"params": ..., "batch_stats": ...}`, float32. The semantic head, which inference does not use, may be absent
-        from the source and starts fresh then.
+        `{"params": ..., "batch_stats": ...}`, float32, on the default device.
 
     Raises:
-        WeightsError: when a parameter is not in the source, an entry of the source has no place, or shapes differ.
+        WeightsError: the source cannot be read; or a parameter is not in it, an entry of it has no place, or shapes differ. Only
+            batch norm's counters and the like may be left over, only the semantic head, which inference does not use, missing.
+        CheckpointError: there is no such checkpoint in the run folder.
     """
-    if isinstance(source, Mapping):
-        return _from_names(source, config)
-    path = Path(source)
-    if not path.exists():
-        raise WeightsError(f"There are no weights at {path}; give a run folder of train.py.")
-    if path.is_dir():
-        from jaxseg.training.checkpoint import restore_variables
-
-        return restore_variables(path, config, step)
-    raise WeightsError(f"{path} is a file; give the run folder that train.py made (the one that holds checkpoints/).")
-
-
-def _from_names(source: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    named = None if isinstance(source, Mapping) else str(source)
+    entries = source if isinstance(source, Mapping) else read_weights(source, step=step)
+    if skip_mismatched is None:
+        skip_mismatched = config.init.skip_mismatched
     model = build_model(config)
-    wanted = jax.eval_shape(lambda: init_variables(model, config))
-    flat = flax.traverse_util.flatten_dict(wanted, sep="/")
-    theirs = dict(names_yolact.modules(config.model))
-    left_over = {name for name in source if not names_yolact.UNNEEDED.search(name)}
-    filled: dict[str, Any] = {}
-    missing: list[str] = []
-    problems: list[str] = []
-    fresh: Mapping[str, Any] | None = None
-    for path, want in flat.items():
-        collection, *module, leaf = path.split("/")
-        name = f"{theirs['/'.join(module)]}.{_LEAVES[collection, leaf]}"
-        if name not in source:
-            if module[0] == names_yolact.OPTIONAL:
-                fresh = fresh or flax.traverse_util.flatten_dict(init_variables(model, config), sep="/")
-                filled[path] = fresh[path]
-            else:
-                missing.append(name)
-            continue
-        left_over.discard(name)
-        value = np.asarray(source[name], np.float32)
-        if leaf == "kernel" and value.ndim == 4:
-            value = value.transpose(2, 3, 1, 0)
-        if value.shape != want.shape:
-            problems.append(f"{name} has shape {tuple(np.shape(source[name]))}, which gives {value.shape}; the model wants {want.shape}")
-            continue
-        filled[path] = value
-    if missing or left_over or problems:
-        raise WeightsError(_explain(config.name, missing, sorted(left_over), problems))
+    wanted = _flat(jax.eval_shape(lambda: init_variables(model, config)))
+    origin = recognise(entries, config, wanted)
+    if whole and origin.part:
+        raise WeightsError(
+            f"{named or 'The mapping'} holds {origin.title}, the {origin.part} only, which detects nothing; train with it as init.weights."
+        )
+    entries = {origin.current_name(name): value for name, value in entries.items()}
+    names = origin.names(config.model, wanted)
+    absent = [path for path, name in names.items() if name not in entries and not _module(path).startswith(origin.optional)]
+    left_over = sorted(name for name in set(entries) - set(names.values()) if origin.needs(name))
+    found = {path: origin.to_ours(path, _array(entries[name])) for path, name in names.items() if name in entries}
+    mismatched = [path for path, value in found.items() if value.shape != wanted[path].shape]
+    if absent or left_over or (mismatched and not skip_mismatched):
+        shapes = [f"{names[path]}  {np.shape(entries[names[path]])}  {origin.their_shape(path, wanted[path].shape)}" for path in mismatched]
+        raise WeightsError(_explain(named, config, origin, [names[path] for path in absent], left_over, shapes))
+    fresh = [path for path in wanted if path not in found or path in mismatched]
+    # A copy of each: what a file is mapped to must not live on in the variables.
+    filled = {path: jax.device_put(np.array(found[path], np.float32, order="C")) for path in wanted if path not in fresh}
+    if fresh:
+        # As `init_variables` makes them; what is not asked for is not compiled.
+        filled |= jax.jit(lambda: {path: _flat(init_variables(model, config, config.train.seed))[path] for path in fresh})()
+    _tell(named or "the mapping", origin, len(filled) - len(fresh), [path for path in fresh if path not in mismatched])
+    for path in mismatched:
+        logger.warning("skipped %s: %s in the source, %s in the model; it starts fresh", names[path], found[path].shape, wanted[path].shape)
     return flax.traverse_util.unflatten_dict(filled, sep="/")
 
 
-def _explain(model: str, missing: list[str], left_over: list[str], problems: list[str]) -> str:
-    parts = [f"The weights do not fit {model}."]
-    if missing:
-        near = {name: difflib.get_close_matches(name, left_over, n=1) for name in missing[:10]}
-        listed = ", ".join(name + (f" (nearest: {match[0]})" if match else "") for name, match in near.items())
-        parts.append(f"Missing ({len(missing)}): {listed}{' ...' if len(missing) > 10 else ''}.")
-    if left_over:
-        parts.append(f"Without a place ({len(left_over)}): {', '.join(left_over[:10])}{' ...' if len(left_over) > 10 else ''}.")
-    if problems:
-        parts.append(f"Other shapes ({len(problems)}): {'; '.join(problems[:5])}{' ...' if len(problems) > 5 else ''}.")
-    return " ".join(parts)
+def load_detector(
+    checkpoint: str, config_file: str | None, overrides: Mapping[str, Any], *, step: str = "best"
+) -> tuple[Config, dict[str, Any]]:
+    """The configuration and the variables that a command line names.
+
+    Args:
+        checkpoint: a run folder, or a file of weights.
+        config_file: None reads config.json of the run folder.
+        overrides: dotted keys of the configuration.
+        step: of a run folder: "best", "latest" or a number.
+
+    Raises:
+        ConfigError: there is no configuration, or it cannot be used.
+        WeightsError, CheckpointError: the weights cannot be read, do not fit the configuration, or are of a backbone only.
+    """
+    path = Path(checkpoint) / CONFIG
+    if config_file is None and not path.is_file():
+        raise ConfigError(f"There is no {path}; give a run folder of train.py, or say --config FILE for weights in a file.")
+    config = load_config(config_file or path, overrides)
+    return config, load_weights(checkpoint, config, step=step, whole=True)
+
+
+def recognise(entries: Iterable[str], config: Config, paths: Iterable[str]) -> Origin:
+    """The origin that has the most names in common with a source; dbolya/yolact's detectors, where none has any."""
+    entries, paths = list(entries), list(paths)
+
+    def common(origin: Origin) -> int:
+        return len({origin.current_name(name) for name in entries} & set(origin.names(config.model, paths).values()))
+
+    return max(ORIGINS, key=common)
+
+
+def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
+    return flax.traverse_util.flatten_dict(variables, sep="/")
+
+
+def _array(value: Any) -> np.ndarray:
+    return value if isinstance(value, np.ndarray) else np.asarray(value)
+
+
+def _module(path: str) -> str:
+    return path.partition("/")[2].rpartition("/")[0]
+
+
+def _tell(source: str, origin: Origin, count: int, fresh: Sequence[str]) -> None:
+    logger.info("%s: %s, %d arrays%s", source, origin.title, count, f"; fresh start: {', '.join(_summary(fresh))}" if fresh else "")
+
+
+def _summary(paths: Iterable[str]) -> list[str]:
+    """The first part of each module, once."""
+    return sorted({_module(path).partition("/")[0] for path in paths})
+
+
+def _explain(
+    source: str | None, config: Config, origin: Origin, absent: Sequence[str], left_over: Sequence[str], shapes: Sequence[str]
+) -> str:
+    def rows(title: str, lines: Sequence[str]) -> list[str]:
+        more = [f"  ... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+        return [f"{title} ({len(lines)}):", *(f"  {line}" for line in lines[:_LISTED]), *more] if lines else []
+
+    near = {name: difflib.get_close_matches(name, left_over, n=1) for name in absent[:_LISTED]}
+    width = max(map(len, near), default=0)
+    missing = [f"{name:<{width}}  {near[name][0]}" if near.get(name) else name for name in absent]
+    return "\n".join(
+        [
+            f"The weights{f' in {source}' if source else ''} do not fit {config.name}; they were taken for {origin.title}.",
+            *rows("Missing there, with the nearest name without a place here", missing),
+            *rows("There, and without a place here", left_over),
+            *rows("Other shapes, there and here", shapes),
+            *(["Set init.skip_mismatched = True to start those fresh and keep the rest, as for other classes."] if shapes else []),
+        ]
+    )

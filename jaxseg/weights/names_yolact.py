@@ -1,13 +1,14 @@
-"""dbolya/yolact's names beside ours.
+"""dbolya/yolact's names beside ours: its detectors, and the ImageNet file of its Darknet-53.
 
-`{}` in a row stands for the same text on both sides; a row ends where a module's own parameters begin
-(`weight`, `bias`, ... there; `kernel`, `scale`, ... here), which `jaxseg.weights.load` pairs.
+A row ends where a module's own parameters begin (`weight`, `bias`, ... there; `kernel`, `scale`, ... here), which
+`jaxseg.weights.origin` pairs.
 """
 
 import re
 from collections.abc import Iterator
 
 from jaxseg.config import YolactConfig
+from jaxseg.weights.origin import Origin
 
 # The prediction head's four convolutions; the pyramid's own lists run from P5 down to P3.
 SHARED = {
@@ -40,34 +41,62 @@ RESNET_BLOCK = {
     "shortcut": "downsample.0",
     "bn_shortcut": "downsample.1",
 }
+DARKNET_UNIT = {"conv": "0", "bn": "1"}
 
-# In files but not in the model: counters of batch norm.
-UNNEEDED = re.compile(r"\.num_batches_tracked$")
-# In the model but not in files made for inference.
-OPTIONAL = "semantic_head"
+# Entries that the original's loader drops, or that its modules count with and do not use.
+UNNEEDED = {
+    "counters of batch norm": r"\.num_batches_tracked$",
+    "the backbone's second copy, until October 2018": r"^backbone\.layer\d",
+    "levels above P7, of version 1.0": r"^fpn\.downsample_layers\.([2-9]|\d\d+)\.",
+}
+# Names of early files.
+RENAMED = {
+    "the head's convolution, before it could have several": (r"^(prediction_layers\.0\.upfeature)\.(weight|bias)$", r"\1.0.\2"),
+}
 
 
 def modules(config: YolactConfig) -> Iterator[tuple[str, str]]:
     """Pairs of our module path and the original's, for every module that holds parameters."""
     yield from SHARED.items()
-    sizes = config.backbone.stage_sizes
-    if config.backbone.name == "resnet":
-        yield "backbone/conv1", "backbone.conv1"
-        yield "backbone/bn1", "backbone.bn1"
-        for stage, blocks in enumerate(sizes):
-            for block in range(blocks):
-                for ours, theirs in RESNET_BLOCK.items():
-                    if block == 0 or "shortcut" not in ours:
-                        yield f"backbone/stage{stage + 1}_block{block}/{ours}", f"backbone.layers.{stage}.{block}.{theirs}"
-    else:
-        yield from _unit("stem", "_preconv")
-        for stage, blocks in enumerate(sizes):
-            yield from _unit(f"stage{stage + 1}_down", f"layers.{stage}.0")
-            for block in range(blocks):
-                for i in (1, 2):
-                    yield from _unit(f"stage{stage + 1}_block{block}_conv{i}", f"layers.{stage}.{block + 1}.conv{i}")
+    backbone = resnet_modules(config, "layers.{}", 0) if config.backbone.name == "resnet" else darknet_modules(config)
+    for ours, theirs in backbone:
+        yield ours, f"backbone.{theirs}"
 
 
-def _unit(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    yield f"backbone/{ours}/conv", f"backbone.{theirs}.0"
-    yield f"backbone/{ours}/bn", f"backbone.{theirs}.1"
+def resnet_modules(config: YolactConfig, stage_name: str, first: int) -> Iterator[tuple[str, str]]:
+    """The same for a ResNet alone; stage i is called `stage_name` with `first + i`."""
+    yield "backbone/conv1", "conv1"
+    yield "backbone/bn1", "bn1"
+    for stage, blocks in enumerate(config.backbone.stage_sizes):
+        for block in range(blocks):
+            for ours, theirs in RESNET_BLOCK.items():
+                if block == 0 or "shortcut" not in ours:
+                    yield f"backbone/stage{stage + 1}_block{block}/{ours}", f"{stage_name.format(first + stage)}.{block}.{theirs}"
+
+
+def darknet_modules(config: YolactConfig) -> Iterator[tuple[str, str]]:
+    """The same for a Darknet alone, as `darknet53.pth` has it."""
+    if config.backbone.name != "darknet":
+        return
+    units = {"stem": "_preconv"}
+    for stage, blocks in enumerate(config.backbone.stage_sizes):
+        units[f"stage{stage + 1}_down"] = f"layers.{stage}.0"
+        for block in range(blocks):
+            for i in (1, 2):
+                units[f"stage{stage + 1}_block{block}_conv{i}"] = f"layers.{stage}.{block + 1}.conv{i}"
+    for unit, their_unit in units.items():
+        for ours, theirs in DARKNET_UNIT.items():
+            yield f"backbone/{unit}/{ours}", f"{their_unit}.{theirs}"
+
+
+DETECTOR = Origin(
+    "a detector of dbolya/yolact",
+    modules,
+    # Files made for inference are without it.
+    optional=("semantic_head",),
+    unneeded=re.compile("|".join(UNNEEDED.values())),
+    renamed=tuple((re.compile(old), new) for old, new in RENAMED.values()),
+)
+DARKNET53 = Origin(
+    "a Darknet-53 of dbolya/yolact", darknet_modules, part="backbone", unneeded=re.compile(UNNEEDED["counters of batch norm"])
+)
