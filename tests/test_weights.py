@@ -24,7 +24,7 @@ from jaxseg.config import BackboneConfig, override
 from jaxseg.models import build_model, init_variables
 from jaxseg.training.checkpoint import Checkpoints, save_config
 from jaxseg.training.step import create_state
-from jaxseg.weights import WeightsError, convert, export_torch, load
+from jaxseg.weights import WeightsError, convert, export_torch, load, names_torchvision
 from jaxseg.weights.load import load_detector, load_weights
 from jaxseg.weights.pytorch import write_zip
 from jaxseg.weights.readers import read_weights
@@ -155,6 +155,16 @@ def test_a_resnet_fills_the_backbone_and_the_rest_starts_fresh(variables, state,
         np.testing.assert_array_equal(value, (flat(variables) if "/backbone/" in path else fresh)[path], err_msg=path)
 
 
+def test_torchvisions_names(golden):
+    """Those of a ResNet-50 inside one of torchvision's detectors."""
+    arrays = np.load(golden / "two_stage" / "tv_maskrcnn.npz")
+    names = [*arrays["names"].tolist(), *(key.removeprefix("buf/") for key in arrays if key.startswith("buf/"))]
+    theirs = {name.removeprefix("backbone.body.") for name in names if name.startswith("backbone.body.")}
+    config = jaxseg.load_config("configs/yolact_r50.py")
+    paths = flax.traverse_util.flatten_dict(jax.eval_shape(lambda: init_variables(build_model(config), config)), sep="/")
+    assert set(names_torchvision.RESNET.names(config.model, paths).values()) == theirs
+
+
 def test_a_darknet_fills_the_backbone():
     variables = noise(DARKNET)
     state = export_torch.state_dict(variables, DARKNET)
@@ -203,7 +213,7 @@ def test_names_of_nobody_are_refused():
 def test_other_classes_start_the_head_fresh_when_asked(variables, state, caplog):
     config = override(tiny_yolact.CONFIG, {"model.num_classes": 2})
     with pytest.raises(
-        WeightsError, match=r"(?s)Other shapes.*conf_layer\.weight  \(30, 8, 3, 3\)  \(18, 8, 3, 3\).*init\.skip_mismatched = True"
+        WeightsError, match=r"(?s)Other shapes.*conf_layer\.weight  \(30, 8, 3, 3\)  \(18, 8, 3, 3\).*--config\.init\.skip_mismatched=True"
     ):
         load_weights(state, config)
     loaded = flat(load_weights(state, override(config, {"init.skip_mismatched": True})))

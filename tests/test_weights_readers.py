@@ -31,6 +31,11 @@ def arrays() -> dict[str, np.ndarray]:
     return named | {"scalar": np.array(7, np.int64), "empty": np.zeros((0, 4), np.float32)}
 
 
+def short(*texts: str) -> bytes:
+    """Texts as a pickle holds them."""
+    return b"".join(b"X" + struct.pack("<I", len(text)) + text.encode() for text in texts)
+
+
 def write_legacy(path: Path, named: dict[str, np.ndarray], **system) -> None:
     """The stream that torch.save wrote until 2020."""
     with path.open("wb") as file:
@@ -123,6 +128,21 @@ def test_what_torch_saves_is_read(tmp_path, new_container):
     assert np.shares_memory(read["base"], read["transposed"])
 
 
+def test_views_of_storages_in_the_oldest_streams(tmp_path, monkeypatch):
+    """PyTorch 0.3 names a part of a storage by its offset and size; here 3 numbers from the second on."""
+    values = np.arange(6, dtype=np.float32)
+    program = state_dict_pickle({"a": values})
+    program = program.replace(b"tQ", b"(" + short("view") + b"K\x02K\x03ttQ").replace(b"(J\x06\0\0\0t", b"(J\x03\0\0\0t")
+    monkeypatch.setattr(sys.modules[__name__], "state_dict_pickle", lambda named: program)
+    write_legacy(tmp_path / "a.pth", {"a": values})
+    np.testing.assert_array_equal(read_weights(tmp_path / "a.pth")["a"], [2, 3, 4])
+
+
+def test_scalars_of_numpy(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": np.float32(1.5)}, protocol=2))
+    assert read_weights(tmp_path / "a.pkl")["a"] == np.float32(1.5)
+
+
 def test_torch_loads_what_is_written(tmp_path):
     torch = pytest.importorskip("torch")
     named = {name: value for name, value in arrays().items() if "bfloat16" not in name}
@@ -208,10 +228,6 @@ def test_every_other_global_is_refused_by_name(tmp_path, name, stack_global):
     (tmp_path / "a.pkl").write_bytes(program)
     with pytest.raises(WeightsError, match=f"asks for {name},"):
         read_weights(tmp_path / "a.pkl")
-
-
-def short(*texts: str) -> bytes:
-    return b"".join(b"X" + struct.pack("<I", len(text)) + text.encode() for text in texts)
 
 
 STATE = b"}" + short("__defaults__") + b")s"

@@ -154,6 +154,6 @@ def _explain(
             *rows("Missing there, with the nearest name without a place here", missing),
             *rows("There, and without a place here", left_over),
             *rows("Other shapes, there and here", shapes),
-            *(["Set init.skip_mismatched = True to start those fresh and keep the rest, as for other classes."] if shapes else []),
+            *(["--config.init.skip_mismatched=True starts those fresh and keeps the rest, as for other classes."] if shapes else []),
         ]
     )

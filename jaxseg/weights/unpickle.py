@@ -216,7 +216,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
         for core in ("core", "_core")
         for name, function in {
             "multiarray._reconstruct": Array,
-            "multiarray.scalar": lambda dtype, data: _from_bytes(data, dtype, (), "C"),
+            "multiarray.scalar": lambda dtype, data: Array.from_buffer(data, dtype, (), "C"),
             "numeric._frombuffer": Array.from_buffer,
         }.items()
     },
@@ -234,7 +234,10 @@ class _Unpickler(pickle.Unpickler):
             return _Sealed(_FUNCTIONS[whole])
         if module == "torch" and (name in TORCH_DTYPES or name in TORCH_STORAGES):
             return _Dtype(TORCH_DTYPES[TORCH_STORAGES.get(name, name)])
-        raise WeightsError(f"it asks for {whole}, which is no tensor, array or plain container, so it is refused and nothing of it is run.")
+        raise WeightsError(
+            f"it asks for {whole}, which is no tensor, array or plain container, so it is refused and nothing of it is run; "
+            "of a PyTorch model, save the state_dict()."
+        )
 
     def persistent_load(self, identifier: Any) -> Any:
         if self._storage is None:
