@@ -169,15 +169,15 @@ def test_training_losses_and_gradients_are_the_originals(golden, name, batch_nor
     ours = {path: float(jnp.linalg.norm(gradient.reshape(-1))) for path, gradient in flat.items()}
     theirs = {path: record["grad_norm"][original_name(path, run.config)] for path in flat}
     assert all(ours[path] == 0 for path in flat if theirs[path] is None)
-    # Random weights put many activations at the ReLU's corner, so float32 itself is this far from the gradients in float64.
-    # ResNet-101 at 400 px, training batch norm: ours 0.8e-3 above, the original's 0.6e-3 below; single layers 2.5e-3 and
-    # 4.2e-3. ResNet-50 holds 1e-3 but for single layers of its backbone, which noise of 1e-5 of a grey level moves by 1.4e-3.
+    # Random weights put many activations at the ReLU's corner, so float32 itself is this far from the gradients in float64
+    # (norm of all; worst single layer): ResNet-50 with trained batch norm, ours 0.6e-3 and 4.9e-3, the original's 0.6e-3 and
+    # 4.0e-3; ResNet-101 at 400 px, ours 0.8e-3 and 2.5e-3 on one side, the original's 0.6e-3 and 4.2e-3 on the other.
     deep = run.config.model.backbone.stage_sizes == (3, 4, 23, 3)
     np.testing.assert_allclose(sum(norm**2 for norm in ours.values()) ** 0.5, record["grad_norm_total"], rtol=2e-3 if deep else 1e-3)
     error = {path: abs(ours[path] / norm - 1) for path, norm in theirs.items() if norm}
     assert np.median(list(error.values())) < (5e-4 if deep else 2e-4)
-    limit = 7e-3 if deep else 3e-3
-    assert {path: e for path, e in error.items() if e > (limit if path.startswith("backbone") else limit / 3)} == {}
+    limit = 7e-3 if deep else 5e-3
+    assert {path: e for path, e in error.items() if e > (limit if path.startswith("backbone") else 1e-3 + 1e-3 * deep)} == {}
     whole = {key.removeprefix(f"{kind}_grad/"): value for key, value in arrays.items() if key.startswith(f"{kind}_grad/")}
     assert whole
     for path, gradient in flat.items():

@@ -123,10 +123,9 @@ def one_ahead(submitted: Iterable[T]) -> Iterator[T]:
 
 def select(detections: Detections, row: int, selection: Selection) -> Selected:
     """The wanted detections of image `row` of a batch (NumPy arrays)."""
-    keep = np.asarray(detections.valid[row])
     scores = np.asarray(detections.scores[row])
-    if selection.score_threshold > 0:
-        keep = keep & (scores > selection.score_threshold)
-    rows = np.flatnonzero(keep)[: selection.top_k or None]
-    masks = None if detections.masks is None else np.asarray(detections.masks[row])[rows]
-    return Selected(np.asarray(detections.boxes[row])[rows], scores[rows], np.asarray(detections.classes[row])[rows], masks)
+    keep = np.asarray(detections.valid[row]) & ((scores > selection.score_threshold) | (selection.score_threshold == 0))
+    # Best first, so what is kept comes first, and slices copy nothing.
+    count = min(int(keep.sum()), selection.top_k or keep.size)
+    masks = None if detections.masks is None else np.asarray(detections.masks[row])[:count]
+    return Selected(np.asarray(detections.boxes[row])[:count], scores[:count], np.asarray(detections.classes[row])[:count], masks)
