@@ -83,8 +83,8 @@ class Predictor:
         self._selection = Selection(score_threshold, top_k)
         self._batch_size = batch_size or 1 << (config.eval.batch_size.bit_length() - 1)
         device = jax.local_devices()[0]
-        self._detector = DeviceDetector(config, variables, [device])
         self._masks_on_device = device.platform != "cpu"
+        self._detector = DeviceDetector(config, variables, [device], fixed=not self._masks_on_device)
 
     @overload
     def __call__(self, images: np.ndarray) -> Prediction: ...
