@@ -1,0 +1,81 @@
+"""Compiles the training step for a TPU slice on a machine without any: does it fit, and what do the chips tell each other?
+
+    pip install libtpu
+    python benchmarks/compile_for_pod.py --config configs/yolact_r50.py --topology v5e:4x4
+
+Prints memory of each device and the collectives of the program. Batches are split over the devices, so sums and batch norm's
+statistics want all-reduces; an all-gather would mean that some operation does not stay on its own images.
+"""
+
+import argparse
+import collections
+import re
+import sys
+import time
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+import jaxseg
+from jaxseg.config import parse_config_flags
+from jaxseg.data.dataset import Sample
+from jaxseg.data.targets import to_targets
+from jaxseg.structures import Batch, InputSpec
+from jaxseg.training.optimizer import make_optimizer
+from jaxseg.training.sharding import AXIS
+from jaxseg.training.step import create_state, make_train_step
+
+
+def abstract_batch(config: jaxseg.Config, spec: InputSpec) -> Batch:
+    """The shapes and dtypes of a global training batch."""
+    nothing = Sample(
+        image=np.zeros((1, 1, 3), np.uint8),
+        boxes=np.zeros((0, 4), np.float32),
+        classes=np.zeros(0, np.int32),
+        crowd=np.zeros(0, bool),
+        masks=np.zeros((0, 1, 1), np.uint8),
+        index=-1,
+    )
+    one = Batch(
+        images=np.zeros((*spec.image_size, 3), np.uint8),
+        image_sizes=np.zeros(2, np.int32),
+        indices=np.zeros((), np.int32),
+        valid=np.zeros((), bool),
+        targets=to_targets(nothing, spec, config.data.max_objects),
+    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((config.train.batch_size, *x.shape), x.dtype), one)
+
+
+def main(arguments: list[str]) -> None:
+    """Compiles and prints."""
+    parser = argparse.ArgumentParser(description="Compiles the training step for a TPU slice.")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--topology", default="v5e:2x2")
+    parser.add_argument("--images_per_device", type=int, default=8)
+    overrides, others = parse_config_flags(arguments)
+    options = parser.parse_args(others)
+    devices = topologies.get_topology_desc(options.topology, platform="tpu").devices
+    mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    batch_size = options.images_per_device * mesh.size
+    config = jaxseg.load_config(options.config, {"train.batch_size": batch_size, "model.dtype": "bfloat16", **overrides})
+    model = jaxseg.build_model(config)
+    variables = jax.eval_shape(lambda: jaxseg.init_variables(model, config))
+    trained = jaxseg.models.trainable(config, variables["params"])
+    optimizer = make_optimizer(config.train, trained)
+    state = jax.eval_shape(lambda: create_state(jaxseg.init_variables(model, config), optimizer, config.train))
+    started = time.perf_counter()
+    compiled = (
+        make_train_step(model, optimizer, trained, config.train, mesh).lower(state, abstract_batch(config, model.input_spec)).compile()
+    )
+    memory = compiled.memory_analysis()
+    kinds = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    print(f"{config.name}, {options.images_per_device} images on each of {mesh.size} devices of {options.topology}, bfloat16")
+    print(f"compiled in {time.perf_counter() - started:.0f} s")
+    print(f"a device: {memory.argument_size_in_bytes / 1e9:.2f} GB arguments, {memory.temp_size_in_bytes / 1e9:.2f} GB temporary")
+    print(f"collectives: {dict(collections.Counter(re.findall(kinds, compiled.as_text())))}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
