@@ -20,8 +20,7 @@ from jax.sharding import AxisType, Mesh
 
 import jaxseg
 from jaxseg.config import parse_config_flags
-from jaxseg.data.dataset import Sample
-from jaxseg.data.targets import to_targets
+from jaxseg.data.targets import no_targets
 from jaxseg.structures import Batch, InputSpec
 from jaxseg.training.optimizer import make_optimizer
 from jaxseg.training.sharding import AXIS
@@ -30,20 +29,12 @@ from jaxseg.training.step import create_state, make_train_step
 
 def abstract_batch(config: jaxseg.Config, spec: InputSpec) -> Batch:
     """The shapes and dtypes of a global training batch."""
-    nothing = Sample(
-        image=np.zeros((1, 1, 3), np.uint8),
-        boxes=np.zeros((0, 4), np.float32),
-        classes=np.zeros(0, np.int32),
-        crowd=np.zeros(0, bool),
-        masks=np.zeros((0, 1, 1), np.uint8),
-        index=-1,
-    )
     one = Batch(
         images=np.zeros((*spec.image_size, 3), np.uint8),
         image_sizes=np.zeros(2, np.int32),
         indices=np.zeros((), np.int32),
         valid=np.zeros((), bool),
-        targets=to_targets(nothing, spec, config.data.max_objects),
+        targets=no_targets(spec, config.data.max_objects),
     )
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((config.train.batch_size, *x.shape), x.dtype), one)
 

@@ -24,7 +24,7 @@ from numpy import ndarray
 from jaxseg.config import AugmentConfig, Config
 from jaxseg.data.coco import open_dataset
 from jaxseg.data.dataset import DataError, InstanceDataset, Sample
-from jaxseg.data.targets import to_targets
+from jaxseg.data.targets import no_targets, to_targets
 from jaxseg.data.transforms import draw_augmentation, kept_objects, resize_image, to_uint8, warp_image
 from jaxseg.structures import Batch, InputSpec, Targets
 
@@ -298,15 +298,7 @@ def _collate(examples: list[_Example], batch_size: int, spec: InputSpec, max_obj
 
 
 def _padding(spec: InputSpec, max_objects: int, dtype: type) -> _Example:
-    nothing = Sample(
-        image=np.zeros((1, 1, 3), np.uint8),
-        boxes=np.zeros((0, 4), np.float32),
-        classes=np.zeros(0, np.int32),
-        crowd=np.zeros(0, bool),
-        masks=np.zeros((0, 1, 1), np.uint8),
-        index=-1,
-    )
-    return _Example(np.zeros((*spec.image_size, 3), dtype), spec.image_size, -1, to_targets(nothing, spec, max_objects))
+    return _Example(np.zeros((*spec.image_size, 3), dtype), spec.image_size, -1, no_targets(spec, max_objects))
 
 
 def _start_worker(index: int, count: int) -> None:

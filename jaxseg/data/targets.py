@@ -59,3 +59,16 @@ def _semantic(sample: Sample, rows: Int[np.ndarray, "m"], spec: InputSpec, windo
     for label, mask in zip(sample.classes[rows], warp_masks(sample.masks, rows, window, spec.image_size, spec.semantic_size), strict=True):
         union[label] |= mask
     return union
+
+
+def no_targets(spec: InputSpec, max_objects: int) -> Targets:
+    """The targets of an image without objects: padding only."""
+    nothing = Sample(
+        image=np.zeros((1, 1, 3), np.uint8),
+        boxes=np.zeros((0, 4), np.float32),
+        classes=np.zeros(0, np.int32),
+        crowd=np.zeros(0, bool),
+        masks=np.zeros((0, 1, 1), np.uint8),
+        index=-1,
+    )
+    return to_targets(nothing, spec, max_objects)
