@@ -14,7 +14,8 @@ from originals import FUNCTIONS, LOSS_NAMES, RUNS, functions, load_rebuild, load
 import jaxseg
 from jaxseg.evaluation.masks import masks_at_image_size
 from jaxseg.models.yolact import YolactOutputs, image_losses, mined_negatives, suppress, weighted_losses
-from jaxseg.ops.matching import Match
+from jaxseg.ops.boxes import centers_to_corners
+from jaxseg.ops.matching import Match, match_priors
 from jaxseg.structures import Targets
 from jaxseg.training.optimizer import make_optimizer
 from jaxseg.training.sharding import AXIS
@@ -172,8 +173,9 @@ def test_training_losses_and_gradients_are_the_originals(golden, name, batch_nor
     theirs = {path: record["grad_norm"][original_name(path, run.config)] for path in flat}
     assert all(ours[path] == 0 for path in flat if theirs[path] is None)
     # Random weights put many activations at the ReLU's corner, so float32 itself is this far from the gradients in float64
-    # (norm of all; worst single layer): ResNet-50 with trained batch norm, ours 0.6e-3 and 4.9e-3, the original's 0.6e-3 and
-    # 4.0e-3; ResNet-101 at 400 px, ours 0.8e-3 and 2.5e-3 on one side, the original's 0.6e-3 and 4.2e-3 on the other.
+    # (norm of all; worst single layer; gradient_precision.py prints them): ResNet-50 with trained batch norm, ours 0.6e-3 and
+    # 4.9e-3, the original's 0.6e-3 and 4.0e-3; ResNet-101 at 400 px, ours 0.7e-3 and 4.4e-3 on one side, the original's
+    # 0.6e-3 and 4.2e-3 on the other.
     deep = run.config.model.backbone.stage_sizes == (3, 4, 23, 3)
     np.testing.assert_allclose(sum(norm**2 for norm in ours.values()) ** 0.5, record["grad_norm_total"], rtol=2e-3 if deep else 1e-3)
     error = {path: abs(ours[path] / norm - 1) for path, norm in theirs.items() if norm}
@@ -192,7 +194,29 @@ def test_training_losses_and_gradients_are_the_originals(golden, name, batch_nor
                 np.testing.assert_allclose(stats[ours], arrays[f"bn_train_after/backbone.bn1.{theirs}"], rtol=1e-4, atol=1e-5)
 
 
-def test_mined_negatives_and_matches_are_the_originals(golden):
+def test_matches_of_a_training_batch_are_the_originals(golden):
+    """Boxes that arrive in pixels: every prior's class and object, ties between equal overlaps included."""
+    run = load_run(golden, "yolact_r50")
+    arrays, truth = run.arrays("train"), training_batch(run).targets
+    match = jax.jit(
+        lambda t: match_priors(
+            centers_to_corners(run.model.anchors()),
+            t.boxes / run.config.model.image_size,
+            t.valid & ~t.crowd,
+            t.crowd,
+            positive_iou=0.5,
+            negative_iou=0.4,
+            crowd_overlap=0.7,
+        )
+    )
+    for i in (0, 1):
+        one = jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), truth)
+        labels, indices = match(one)
+        np.testing.assert_array_equal(jnp.where(labels == Match.POSITIVE, one.classes[indices] + 1, labels), arrays["conf_t"][i])
+        np.testing.assert_array_equal(indices, arrays["idx_t"][i])
+
+
+def test_mined_negatives_are_the_originals(golden):
     run = load_run(golden, "yolact_r50", **{"model.batch_norm": "frozen"})
     arrays = run.arrays("train")
     outputs = jax.jit(run.model.apply)(run.variables, run.images())
