@@ -30,7 +30,7 @@ from jaxseg.training.step import create_state, make_train_step
 def abstract_batch(config: jaxseg.Config, spec: InputSpec) -> Batch:
     """The shapes and dtypes of a global training batch."""
     one = Batch(
-        images=np.zeros((*spec.image_size, 3), np.uint8),
+        images=np.zeros((*spec.image_sizes[0], 3), np.uint8),
         image_sizes=np.zeros(2, np.int32),
         indices=np.zeros((), np.int32),
         valid=np.zeros((), bool),

@@ -56,7 +56,7 @@ Side = Callable[[list[np.ndarray]], tuple[dict[str, float], int]]
 def ours(config: Config, variables: Any) -> Side:
     """jaxseg. The network and the detection are programs of their own for the phases, one program for the total."""
     model = jaxseg.build_model(config)
-    size = model.input_spec.image_size
+    size = model.input_spec.image_sizes[0]
     network = jax.jit(lambda images: model.apply(variables, images))
     detection = jax.jit(jax.vmap(lambda outputs: image_detections(outputs, model.anchors(), config.model)))
     predictor = Predictor(config, variables, batch_size=8)

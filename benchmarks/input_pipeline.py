@@ -26,7 +26,7 @@ from jaxseg.data.coco import open_dataset
 from jaxseg.data.pipeline import TrainingLoader
 from jaxseg.structures import InputSpec
 
-SPEC = InputSpec(image_size=(550, 550), mask_size=(138, 138), semantic_size=(69, 69), num_classes=80)
+SPEC = InputSpec(image_sizes=((550, 550),), mask_size=(138, 138), semantic_size=(69, 69), num_classes=80)
 BATCH_SIZE = 8
 
 

@@ -5,6 +5,7 @@ so that one compiled program serves every picture. Shapes below are for one imag
 """
 
 import dataclasses
+from typing import Literal
 
 from flax import struct
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
@@ -15,20 +16,44 @@ AnyArray = Array | ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class InputSpec:
-    """The static sizes a detector wants its batches in; `Detector.input_spec` gives it, the data pipeline obeys.
+class Resize:
+    """How a picture gets into the network's input.
 
     Attributes:
-        image_size: height and width of the network's input.
-        mask_size: height and width of the ground-truth masks (YOLACT: the prototypes').
-        semantic_size: height and width of the per-class masks (YOLACT: P3's).
-        num_classes: rows of `Targets.semantic`.
+        rule: "stretch" fills the input whatever its proportions. All others keep them, and differ in how they round the size
+            and in who interpolates: "opencv" (mmdetection), "pillow" (detectron2), "pillow_truncated" (maskrcnn-benchmark),
+            "float" (torchvision).
+        shorter_sides: pixels; training draws one, evaluation takes the largest.
+        longer_side: pixels; the longer side may not exceed it.
     """
 
-    image_size: tuple[int, int]
-    mask_size: tuple[int, int]
-    semantic_size: tuple[int, int]
+    rule: Literal["stretch", "opencv", "pillow", "pillow_truncated", "float"] = "stretch"
+    shorter_sides: tuple[int, ...] = ()
+    longer_side: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """What a detector wants its batches to be; `Detector.input_spec` gives it, data and evaluation obey.
+
+    Attributes:
+        image_sizes: heights and widths that the network's input may have; each batch has one of them.
+        mask_size: height and width of the ground-truth masks (YOLACT: the prototypes'); None: a detector without masks.
+        semantic_size: height and width of the per-class masks (YOLACT: P3's); None: not wanted.
+        num_classes: of the dataset; rows of `Targets.semantic`.
+        resize: how a picture gets into the input.
+        mask_frame: what a mask's cells cover. "image": the network's input; "box": the object's box; "integer_box": the same, and
+            a detected mask goes back into the picture stretched over the whole pixels of its box.
+        pixel_offset: 1 where boxes end in their last pixel (x + width - 1).
+    """
+
+    image_sizes: tuple[tuple[int, int], ...]
+    mask_size: tuple[int, int] | None
+    semantic_size: tuple[int, int] | None
     num_classes: int
+    resize: Resize = Resize()
+    mask_frame: Literal["image", "box", "integer_box"] = "image"
+    pixel_offset: float = 0.0
 
 
 @struct.dataclass
@@ -36,20 +61,21 @@ class Targets:
     """Ground truth of one image, `N` = `config.data.max_objects` rows.
 
     Attributes:
-        boxes: `x1, y1, x2, y2` in pixels of the network's input.
+        boxes: `x1, y1, x2, y2` in pixels of the network's input; see `InputSpec.pixel_offset`.
         classes: 0 .. C-1, in the order of the dataset's category ids.
         valid: the row holds an object (ordinary or crowd); all other rows are padding.
         crowd: the row is a crowd region: it silences priors, and no loss learns from it.
-        masks: instance masks at prototype resolution `[h, w]`, packed along x (`numpy.packbits`, big endian).
-        semantic: union of the masks of each class at the semantic head's resolution, packed along x.
+        masks: instance masks, packed along x (`numpy.packbits`, big endian), over the input or each over its box, see
+            `InputSpec.mask_frame`; None for a detector without masks.
+        semantic: union of the masks of each class at the semantic head's resolution, packed along x; None where not wanted.
     """
 
     boxes: Float32[AnyArray, "*B N 4"]
     classes: Int32[AnyArray, "*B N"]
     valid: Bool[AnyArray, "*B N"]
     crowd: Bool[AnyArray, "*B N"]
-    masks: UInt8[AnyArray, "*B N h w8"]
-    semantic: UInt8[AnyArray, "*B C hs ws8"]
+    masks: UInt8[AnyArray, "*B N h w8"] | None
+    semantic: UInt8[AnyArray, "*B C hs ws8"] | None
 
 
 @struct.dataclass
@@ -58,7 +84,7 @@ class Batch:
 
     Attributes:
         images: RGB, 0..255, at network size (uint8 in training; evaluation keeps the resize's float32).
-        image_sizes: height and width of the original picture, in pixels.
+        image_sizes: height and width that each picture has within the network's input; padding lies right of it and below.
         indices: position of the image in its dataset, so that the host can name it; -1 for padding.
         valid: False for images that only fill up the last batch.
         targets: ground truth of each image.
@@ -76,12 +102,12 @@ class Detections:
     """What a detector found in one image, best score first, `D` rows of which `valid` ones count.
 
     Attributes:
-        boxes: `x1, y1, x2, y2` in pixels of the network's input; may reach outside of it.
+        boxes: `x1, y1, x2, y2` in pixels of the network's input; may reach outside of it; see `InputSpec.pixel_offset`.
         scores: 0..1.
         classes: 0 .. C-1.
         valid: the row holds a detection; valid rows come first.
-        masks: probability of each pixel of the network's input, at prototype resolution, 0 outside the box;
-            None where the detector has no masks.
+        masks: probability of each cell, over the input (0 outside the box) or over the detection's box, see
+            `InputSpec.mask_frame`; None where the detector has no masks.
     """
 
     boxes: Float32[AnyArray, "*B D 4"]

@@ -80,7 +80,7 @@ def targets(arrays: dict[str, np.ndarray], spec: InputSpec, prefix: str = "", ro
         valid = np.arange(rows) < count
         crowd = valid & (np.arange(rows) >= count - arrays[f"{prefix}num_crowds"][i])
         boxes = np.zeros((rows, 4), np.float32)
-        boxes[:count] = truth[:, :4] * np.float32(spec.image_size[0])
+        boxes[:count] = truth[:, :4] * np.float32(spec.image_sizes[0][0])
         classes = np.zeros(rows, np.int32)
         classes[:count] = np.maximum(truth[:, 4], 0)
         instance = np.zeros((rows, *spec.mask_size), bool)

@@ -22,7 +22,7 @@ def empty_batch(config: Config, model: jaxseg.models.Detector, size: int = 2) ->
 
     spec, rows = model.input_spec, config.data.max_objects
     return Batch(
-        images=array((*spec.image_size, 3), "uint8"),
+        images=array((*spec.image_sizes[0], 3), "uint8"),
         image_sizes=array((2,), "int32"),
         indices=array((), "int32"),
         valid=array((), "bool"),
@@ -104,7 +104,7 @@ def test_another_number_of_classes_takes_its_names_from_the_annotations():
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ({"model.num_clases": 3}, "Unknown config key model.num_clases: model has the keys num_classes,.*Did you mean num_classes"),
+        ({"model.num_clases": 3}, "Unknown config key model.num_clases: model has the keys kind, num_classes,.*Did you mean num_classes"),
         ({"modle.num_classes": 3}, "Unknown config key modle.num_classes: config has the keys name, model, data, init, train, eval"),
         ({"train.steps.more": 3}, "steps is a single value and has no key more"),
         ({"train.steps": "many"}, "train.steps = 'many' is not a whole number"),

@@ -17,7 +17,7 @@ from jaxseg.data.targets import to_targets
 from jaxseg.data.transforms import resize_image
 from jaxseg.structures import Batch, InputSpec
 
-SPEC = InputSpec(image_size=(32, 32), mask_size=(16, 16), semantic_size=(8, 8), num_classes=3)
+SPEC = InputSpec(image_sizes=((32, 32),), mask_size=(16, 16), semantic_size=(8, 8), num_classes=3)
 SIZE = 13
 
 
@@ -93,7 +93,7 @@ def test_batches_have_the_shapes_of_the_spec():
 
 def test_an_image_at_550_pixels_stays_under_its_budget():
     """At most 1.3 MB with 100 objects and 80 classes."""
-    spec = InputSpec((550, 550), (138, 138), (69, 69), 80)
+    spec = InputSpec(((550, 550),), (138, 138), (69, 69), 80)
     batch = next(training_iterator(override(Config(), {"train.batch_size": 1, "data.workers": 0}), spec, dataset=FakeDataset()))
     assert sum(array.nbytes for array in jax.tree.leaves(batch)) <= 1_300_000
 
@@ -229,7 +229,7 @@ def test_evaluation_of_some_images_leaves_out_broken_ones(caplog):
 def test_real_images_with_masks_and_crowds(coco_mini):
     """Two passes over COCO's training images: every mask lies in its box, grown by the reach of the two resizes."""
     config = override(Config(), {"data.root": str(coco_mini), "data.workers": 0, "train.batch_size": 7})
-    spec = InputSpec((550, 550), (138, 138), (69, 69), 80)
+    spec = InputSpec(((550, 550),), (138, 138), (69, 69), 80)
     crowds = 0
     for batch in take(training_iterator(config, spec), 28):
         crowds += int(batch.targets.crowd.sum())

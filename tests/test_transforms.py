@@ -33,7 +33,7 @@ from jaxseg.structures import InputSpec
 GOLDEN = dict(np.load(Path(__file__).parent / "data" / "yolact" / "augment.npz"))
 STD = np.array((58.40, 57.12, 57.38))
 SIZE = (550, 550)
-SPEC = InputSpec(image_size=SIZE, mask_size=(138, 138), semantic_size=(69, 69), num_classes=80)
+SPEC = InputSpec(image_sizes=(SIZE,), mask_size=(138, 138), semantic_size=(69, 69), num_classes=80)
 
 
 def golden_sample() -> Sample:
@@ -282,7 +282,7 @@ def test_binary_masks_of_a_halving():
 def test_the_training_transform_and_the_targets_agree():
     """Targets made straight from the picture hold the same bits as those made from the sample at network size."""
     sample = random_sample(np.random.default_rng(1), 120, 160, 7)
-    spec = InputSpec(image_size=(128, 128), mask_size=(32, 32), semantic_size=(16, 16), num_classes=80)
+    spec = InputSpec(image_sizes=((128, 128),), mask_size=(32, 32), semantic_size=(16, 16), num_classes=80)
     for seed in range(12):
         drawn = draw_augmentation(np.random.default_rng(seed), (120, 160), sample.boxes, sample.crowd, AugmentConfig(), (128, 128))
         transformed = training_transform(sample, np.random.default_rng(seed), AugmentConfig(), (128, 128))
@@ -305,7 +305,7 @@ def test_targets_hold_what_their_docstring_says():
         masks=masks,
         index=0,
     )
-    targets = to_targets(sample, InputSpec((16, 16), (16, 16), (16, 16), 3), max_objects=4)
+    targets = to_targets(sample, InputSpec(((16, 16),), (16, 16), (16, 16), 3), max_objects=4)
     np.testing.assert_array_equal(targets.boxes, [[4, 2, 9, 6], [0, 8, 16, 16], [0, 0, 0, 0], [0, 0, 0, 0]])
     np.testing.assert_array_equal(targets.classes, [1, 0, 0, 0])
     np.testing.assert_array_equal(targets.valid, [True, True, False, False])
@@ -321,7 +321,7 @@ def test_the_largest_ordinary_objects_keep_their_rows():
     sample.boxes = np.array([[0, 0, 50, 50], [5, 5, 15, 15], [5, 5, 45, 45], [5, 5, 20, 20], [5, 5, 25, 25]], np.float32)
     sample.crowd = np.array([True, False, False, False, False])
     sample.classes = np.arange(5, dtype=np.int32)
-    spec = InputSpec((60, 60), (30, 30), (15, 15), 80)
+    spec = InputSpec(((60, 60),), (30, 30), (15, 15), 80)
     np.testing.assert_array_equal(to_targets(sample, spec, 3).classes, [2, 3, 4])
     np.testing.assert_array_equal(to_targets(sample, spec, 3).semantic, to_targets(sample, spec, 9).semantic)
 

@@ -51,7 +51,7 @@ class TinyDetector(nn.Module):
     """Learns the mean height and width of the boxes from the mean of the image; the rng `sampling` matters to its losses."""
 
     outputs: int = 4
-    input_spec = InputSpec(image_size=(SIZE, SIZE), mask_size=(8, 8), semantic_size=(8, 8), num_classes=2)
+    input_spec = InputSpec(image_sizes=((SIZE, SIZE),), mask_size=(8, 8), semantic_size=(8, 8), num_classes=2)
 
     def setup(self):
         self.convolution = nn.Conv(4, (3, 3))

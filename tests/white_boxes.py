@@ -39,7 +39,7 @@ class WhiteBoxDetector:
     Three rows: the box; its left half, with less score; and padding. Scores are multiplied by the only variable.
     """
 
-    input_spec = InputSpec(image_size=(SIZE, SIZE), mask_size=(SIZE, SIZE), semantic_size=(SIZE, SIZE), num_classes=2)
+    input_spec = InputSpec(image_sizes=((SIZE, SIZE),), mask_size=(SIZE, SIZE), semantic_size=(SIZE, SIZE), num_classes=2)
 
     def __init__(self):
         self.traces = 0

@@ -89,10 +89,10 @@ class TrainingLoader:
     def _example(self, sample: Sample, rng: np.random.Generator) -> tuple[_Example, int]:
         """The augmented image with its targets, and how many objects found no row."""
         height, width = sample.image.shape[:2]
-        drawn = draw_augmentation(rng, (height, width), sample.boxes, sample.crowd, self.augment, self.spec.image_size)
-        image = to_uint8(warp_image(sample.image, drawn.window, self.spec.image_size, drawn.photometric))
+        drawn = draw_augmentation(rng, (height, width), sample.boxes, sample.crowd, self.augment, self.spec.image_sizes[0])
+        image = to_uint8(warp_image(sample.image, drawn.window, self.spec.image_sizes[0], drawn.photometric))
         targets = to_targets(sample, self.spec, self.max_objects, drawn.window)
-        surplus = int(kept_objects(sample.boxes, drawn.window, self.spec.image_size).sum()) - int(targets.valid.sum())
+        surplus = int(kept_objects(sample.boxes, drawn.window, self.spec.image_sizes[0]).sum()) - int(targets.valid.sum())
         return _Example(image, (height, width), sample.index, targets), surplus
 
 
@@ -268,7 +268,7 @@ def evaluation_batches(
             logger.warning("Image %d is left out of the evaluation: %s", index, error)
             return None
         height, width = sample.image.shape[:2]
-        image = resize_image(sample.image, spec.image_size)
+        image = resize_image(sample.image, spec.image_sizes[0])
         return _Example(image, (height, width), index, to_targets(sample, spec, max_objects))
 
     with ThreadPoolExecutor(EVALUATION_THREADS) as pool:
@@ -298,7 +298,7 @@ def _collate(examples: list[_Example], batch_size: int, spec: InputSpec, max_obj
 
 
 def _padding(spec: InputSpec, max_objects: int, dtype: type) -> _Example:
-    return _Example(np.zeros((*spec.image_size, 3), dtype), spec.image_size, -1, no_targets(spec, max_objects))
+    return _Example(np.zeros((*spec.image_sizes[0], 3), dtype), spec.image_sizes[0], -1, no_targets(spec, max_objects))
 
 
 def _start_worker(index: int, count: int) -> None:

@@ -25,17 +25,17 @@ def to_targets(sample: Sample, spec: InputSpec, max_objects: int, window: Window
         keep their order.
     """
     window = window or Window.whole(sample.image.shape[:2])
-    kept = np.flatnonzero(kept_objects(sample.boxes, window, spec.image_size))
+    kept = np.flatnonzero(kept_objects(sample.boxes, window, spec.image_sizes[0]))
     rows = kept[_largest(sample.boxes[kept], sample.crowd[kept], max_objects)]
     count = len(rows)
     boxes = np.zeros((max_objects, 4), np.float32)
-    boxes[:count] = warp_boxes(sample.boxes[rows], window, spec.image_size)
+    boxes[:count] = warp_boxes(sample.boxes[rows], window, spec.image_sizes[0])
     classes = np.zeros(max_objects, np.int32)
     classes[:count] = sample.classes[rows]
     crowd = np.zeros(max_objects, bool)
     crowd[:count] = sample.crowd[rows]
     masks = np.zeros((max_objects, spec.mask_size[0], -(-spec.mask_size[1] // 8)), np.uint8)
-    masks[:count] = np.packbits(warp_masks(sample.masks, rows, window, spec.image_size, spec.mask_size), axis=-1)
+    masks[:count] = np.packbits(warp_masks(sample.masks, rows, window, spec.image_sizes[0], spec.mask_size), axis=-1)
     return Targets(
         boxes=boxes,
         classes=classes,
@@ -56,7 +56,7 @@ def _largest(boxes: Float32[np.ndarray, "n 4"], crowd: Bool[np.ndarray, "n"], co
 
 def _semantic(sample: Sample, rows: Int[np.ndarray, "m"], spec: InputSpec, window: Window) -> Bool[np.ndarray, "C h w"]:
     union = np.zeros((spec.num_classes, *spec.semantic_size), bool)
-    for label, mask in zip(sample.classes[rows], warp_masks(sample.masks, rows, window, spec.image_size, spec.semantic_size), strict=True):
+    for label, mask in zip(sample.classes[rows], warp_masks(sample.masks, rows, window, spec.image_sizes[0], spec.semantic_size), strict=True):
         union[label] |= mask
     return union
 

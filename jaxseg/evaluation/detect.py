@@ -69,7 +69,7 @@ class DeviceDetector:
     """
 
     def __init__(self, config: Config, variables: Any, devices: Sequence[jax.Device], *, fixed: bool = False) -> None:
-        self.image_size = build_model(config).input_spec.image_size
+        self.image_size = build_model(config).input_spec.image_sizes[0]
         self.devices = len(devices)
         mesh = Mesh(np.array(devices), ("data",))
         self._split = NamedSharding(mesh, PartitionSpec("data"))

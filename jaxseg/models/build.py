@@ -29,7 +29,7 @@ def freezes_batch_norm(config: Config) -> bool:
 
 def init_variables(model: Detector, config: Config, seed: int = 0) -> dict[str, Any]:
     """Fresh variables `{"params": ..., "batch_stats": ...}`: Xavier-uniform convolutions, zero biases."""
-    height, width = model.input_spec.image_size
+    height, width = model.input_spec.image_sizes[0]
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
     init = jax.jit(lambda key: model.init(key, jnp.zeros(images.shape, images.dtype), semantic=True))
     return dict(init(jax.random.key(seed)))

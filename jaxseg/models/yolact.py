@@ -127,7 +127,7 @@ class Yolact(Detector):
     @property
     def input_spec(self) -> InputSpec:
         side, p3 = self.config.image_size, self.level_sizes[0][0]
-        return InputSpec((side, side), (2 * p3, 2 * p3), (p3, p3), self.config.num_classes)
+        return InputSpec(((side, side),), (2 * p3, 2 * p3), (p3, p3), self.config.num_classes)
 
     def anchors(self) -> Float32[Array, "A 4"]:
         """`cx, cy, w, h` as fractions of the input.
@@ -208,7 +208,9 @@ def image_losses(
         spec: sizes of the input and the masks.
         config: rules.
     """
-    boxes = jnp.asarray(targets.boxes) / _corners(spec.image_size)
+    assert targets.semantic is not None
+    assert spec.semantic_size is not None
+    boxes = jnp.asarray(targets.boxes) / _corners(spec.image_sizes[0])
     labels, indices = match_priors(
         centers_to_corners(anchors),
         boxes,
@@ -281,6 +283,8 @@ def _mask_loss(
 
     Ground truth outside the crop counts with the floor of the logarithm, 100 a pixel, as in the original.
     """
+    assert targets.masks is not None
+    assert spec.mask_size is not None
     chosen, counts = choose(positive, priorities, min(max_positives, positive.size))
     objects = indices[chosen]
     height, width = spec.mask_size

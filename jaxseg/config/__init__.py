@@ -1,0 +1,63 @@
+"""Typed configuration: dataclasses, files with a `get_config()`, and dotted overrides."""
+
+from jaxseg.config.experiment import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    InitConfig,
+    ModelConfig,
+    TrainConfig,
+    load_config,
+    override,
+    parse_config_flags,
+)
+from jaxseg.config.models import DARKNET53, RESNET50, RESNET101, RESNET152, BackboneConfig, DetectionConfig, LossConfig, YolactConfig
+from jaxseg.config.rcnn import (
+    DETECTRON2,
+    MASKRCNN_BENCHMARK,
+    MMDETECTION,
+    TORCHVISION,
+    Conventions,
+    InputConfig,
+    RcnnConfig,
+    RetinaNetConfig,
+    RoiConfig,
+    RpnConfig,
+)
+from jaxseg.config.values import ConfigError, from_dict, show, to_dict
+
+__all__ = [
+    "DARKNET53",
+    "DETECTRON2",
+    "MASKRCNN_BENCHMARK",
+    "MMDETECTION",
+    "RESNET50",
+    "RESNET101",
+    "RESNET152",
+    "TORCHVISION",
+    "AugmentConfig",
+    "BackboneConfig",
+    "Config",
+    "ConfigError",
+    "Conventions",
+    "DataConfig",
+    "DetectionConfig",
+    "EvalConfig",
+    "InitConfig",
+    "InputConfig",
+    "LossConfig",
+    "ModelConfig",
+    "RcnnConfig",
+    "RetinaNetConfig",
+    "RoiConfig",
+    "RpnConfig",
+    "TrainConfig",
+    "YolactConfig",
+    "from_dict",
+    "load_config",
+    "override",
+    "parse_config_flags",
+    "show",
+    "to_dict",
+]

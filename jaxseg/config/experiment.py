@@ -1,0 +1,269 @@
+"""An experiment: model, data, training, evaluation; its files with a `get_config()`, and dotted overrides.
+
+A config file is short: it says how an experiment differs from the defaults below, which are YOLACT-base
+(ResNet-101 at 550 px on COCO) as dbolya/yolact trains it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxseg.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+from jaxseg.config.models import YolactConfig
+from jaxseg.config.rcnn import RcnnConfig, RetinaNetConfig
+from jaxseg.config.values import ConfigError, from_dict, replace_key, require
+
+ModelConfig = YolactConfig | RcnnConfig | RetinaNetConfig
+
+# The folder that holds the jaxseg package.
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """The original's training augmentation, step by step; each step can be left out."""
+
+    photometric: bool = True
+    expand: bool = True
+    crop: bool = True
+    mirror: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """A dataset in COCO's layout. Paths are relative to `root` unless absolute."""
+
+    # "": $JAXSEG_DATA, or data/coco where that is not set.
+    root: str = ""
+    # "coco": images and a JSON; "tfds": array_record shards made by the builder `coco_instances`.
+    format: Literal["coco", "tfds"] = "coco"
+    # Write the synthetic shapes to root if they are not there (the demo).
+    synthetic: bool = False
+    train_annotations: str = "annotations/instances_train2017.json"
+    train_images: str = "train2017"
+    val_annotations: str = "annotations/instances_val2017.json"
+    val_images: str = "val2017"
+    # In ascending order of category id, as many as model.num_classes; empty: read from the training annotations.
+    class_names: tuple[str, ...] = COCO_CLASS_NAMES
+    category_ids: tuple[int, ...] = COCO_CATEGORY_IDS
+    # Rows of ground truth an image is padded to; objects beyond it (smallest first to go) are left out and counted.
+    max_objects: int = 100
+    # Train on images without objects, too (see losses.negatives_without_positives).
+    keep_empty: bool = False
+    # Use the first so many images of each split, 0: all. A model should be able to learn 8 images by heart.
+    limit_images: int = 0
+    # Worker processes that decode and augment; 0 does it in the training process.
+    workers: int = 4
+    augment: AugmentConfig = AugmentConfig()
+
+    def validate(self, key: str) -> None:
+        require(self.max_objects >= 1, f"{key}.max_objects", self.max_objects, "at least 1")
+        for name in ("workers", "limit_images"):
+            require(getattr(self, name) >= 0, f"{key}.{name}", getattr(self, name), "0 or more")
+        require(
+            len(self.class_names) == len(self.category_ids),
+            f"{key}.category_ids",
+            self.category_ids,
+            f"as many ids as class_names, {len(self.class_names)}",
+        )
+        require(
+            list(self.category_ids) == sorted(set(self.category_ids)),
+            f"{key}.category_ids",
+            self.category_ids,
+            "distinct ids in ascending order",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """What a run starts from when its folder holds no checkpoint."""
+
+    # A file of weights, or another run's folder: of the whole detector, or of its backbone only. "": nothing.
+    weights: str = ""
+    # Parameters of another shape in the weights start fresh, as the head does for other classes; else they are an error.
+    skip_mismatched: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation and bookkeeping. Rates and steps are for a batch of `autoscale_batch_size` images."""
+
+    seed: int = 0
+    batch_size: int = 8
+    steps: int = 800_000
+    # Above 0: instead of `steps` and `decay_steps`, passes over the training images, for any batch size.
+    epochs: int = 0
+    decay_epochs: tuple[int, ...] = ()
+    # "adamw" for training small models from nothing; the rate wants to be lower, about 1e-3.
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    # On every trained parameter, biases and norms included, unless the next two say otherwise.
+    weight_decay: float = 5e-4
+    decay_biases: bool = True
+    decay_norms: bool = True
+    # Biases learn so many times as fast; 2 in maskrcnn-benchmark.
+    bias_rate_factor: float = 1.0
+    schedule: Literal["steps", "cosine"] = "steps"
+    decay_steps: tuple[int, ...] = (280_000, 600_000, 700_000, 750_000)
+    decay_factor: float = 0.1
+    warmup_steps: int = 500
+    warmup_learning_rate: float = 1e-4
+    # Above 0: warm-up starts at this part of the learning rate, whatever that is, instead of at warmup_learning_rate.
+    warmup_factor: float = 0.0
+    # Multiply the rate and divide the steps by batch_size / 8 when that is not 1; 0 switches it off.
+    autoscale_batch_size: int = 8
+    # False: the steps are meant as they stand, only the rate is scaled. So when they come from the command line.
+    autoscale_steps: bool = True
+    # Global norm of the gradient; 0: no clipping.
+    clip_norm: float = 0.0
+    # 0: no moving average of the parameters; else its decay a step, say 0.9998. Evaluation then uses the average.
+    ema_decay: float = 0.0
+    # Steps with a loss that is not finite are skipped; this many in a row end the training.
+    max_skipped_steps: int = 20
+    log_every: int = 10
+    checkpoint_every: int = 10_000
+    # How many of the last checkpoints to keep, beside the best one by mask AP.
+    keep_checkpoints: int = 3
+    # 0: no evaluation during training.
+    evaluate_every: int = 0
+    # Images a validation during training looks at; 0: all.
+    evaluate_images: int = 0
+    # Validation images drawn with their detections at each evaluation.
+    draw_images: int = 4
+
+    def validate(self, key: str) -> None:
+        for name in ("batch_size", "steps", "log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
+            require(getattr(self, name) >= 1, f"{key}.{name}", getattr(self, name), "at least 1")
+        for name in ("seed", "weight_decay", "warmup_steps", "warmup_learning_rate", "autoscale_batch_size", "clip_norm"):
+            require(getattr(self, name) >= 0, f"{key}.{name}", getattr(self, name), "0 or more")
+        for name in ("evaluate_every", "evaluate_images", "draw_images"):
+            require(getattr(self, name) >= 0, f"{key}.{name}", getattr(self, name), "0 or more")
+        require(self.learning_rate > 0, f"{key}.learning_rate", self.learning_rate, "above 0")
+        for name in ("momentum", "ema_decay"):
+            require(0 <= getattr(self, name) < 1, f"{key}.{name}", getattr(self, name), "at least 0 and under 1")
+        require(
+            list(self.decay_steps) == sorted(set(self.decay_steps)),
+            f"{key}.decay_steps",
+            self.decay_steps,
+            "distinct steps in ascending order",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation."""
+
+    batch_size: int = 8
+
+    def validate(self, key: str) -> None:
+        require(self.batch_size >= 1, f"{key}.batch_size", self.batch_size, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run needs. `name` is also the default of the work folder, runs/<name>."""
+
+    name: str = "yolact_r101"
+    model: ModelConfig = YolactConfig()
+    data: DataConfig = DataConfig()
+    init: InitConfig = InitConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def validate(self, key: str = "config") -> None:
+        for name in ("model", "data", "train", "eval"):
+            getattr(self, name).validate(f"{key}.{name}")
+        named = len(self.data.class_names)
+        require(
+            named in (0, self.model.num_classes),
+            f"{key}.model.num_classes",
+            self.model.num_classes,
+            f"as many as data.class_names, {named} (or empty data.class_names, to read them from the annotations)",
+        )
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Reads a config and applies dotted overrides.
+
+    Args:
+        path: a Python file with `get_config()`, or a `config.json` that a run has saved. A relative path is looked
+            up from the working folder, then from the folder that holds the jaxseg package.
+        overrides: for instance `{"model.num_classes": 3, "train.batch_size": "16"}`; text is parsed by the field's type.
+            A `train.steps` given here is meant literally and switches `train.autoscale_steps` off.
+
+    Raises:
+        ConfigError: naming the file or key, what is wrong, and what would be right.
+    """
+    path = Path(path)
+    found = next((p for p in (path, REPOSITORY / path) if p.is_file()), None)
+    if found is None:
+        near = sorted(p.name for p in (path.parent if path.parent.is_dir() else REPOSITORY / "configs").glob("*.py"))
+        raise ConfigError(f"There is no config file {path}; the files beside it are: {', '.join(near) or 'none'}.")
+    if found.suffix == ".json":
+        try:
+            config = from_dict(Config, json.loads(found.read_text()))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{found} is not valid JSON: {error}.") from None
+    else:
+        config = _run_config_file(found)
+    overrides = dict(overrides or {})
+    if "train.steps" in overrides:
+        overrides.setdefault("train.autoscale_steps", False)
+    return override(config, overrides)
+
+
+def _run_config_file(path: Path) -> Config:
+    spec = importlib.util.spec_from_file_location(f"jaxseg_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file; a config is a .py file with get_config(), or a saved config.json.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} has no function get_config() that returns a jaxseg.config.Config.")
+    config = module.get_config()
+    if not isinstance(config, Config):
+        raise ConfigError(f"get_config() of {path} returned a {type(config).__name__}, not a jaxseg.config.Config.")
+    return config
+
+
+def override(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """A copy of `config` with dotted keys replaced, checked as a whole.
+
+    Raises:
+        ConfigError: for an unknown key (says which keys there are), a wrong type, or a value out of range.
+    """
+    for key, value in overrides.items():
+        config = replace_key(config, key.split("."), value, key)
+    names_given = "data.class_names" in overrides or len(config.data.class_names) == config.model.num_classes
+    if "model.num_classes" in overrides and not names_given:
+        # Another number of classes is another dataset: its names come from its annotations.
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, class_names=(), category_ids=()))
+    config.validate()
+    return config
+
+
+def parse_config_flags(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Splits `--config.a.b=value` (or `--config.a.b value`) from the other arguments.
+
+    Raises:
+        ConfigError: for a flag without a value.
+    """
+    overrides: dict[str, str] = {}
+    others: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--config."):
+            others.append(argument)
+            continue
+        key, has_value, value = argument.removeprefix("--config.").partition("=")
+        value = value if has_value else next(rest, "--")
+        if not has_value and value.startswith("--"):
+            raise ConfigError(f"--config.{key} has no value; write --config.{key}=VALUE.")
+        overrides[key] = value
+    return overrides, others
