@@ -36,10 +36,6 @@ def init_variables(model: Detector, config: Config, seed: int = 0) -> dict[str, 
 
 
 def trainable(config: Config, params: Any) -> Any:
-    """For each parameter, whether training moves it: all but the scales and biases of frozen batch norms."""
-    frozen = freezes_batch_norm(config)
-
-    def moves(path: tuple, _: Any) -> bool:
-        return not (frozen and any(str(getattr(key, "key", key)).startswith("bn") for key in path))
-
-    return jax.tree_util.tree_map_with_path(moves, params)
+    """For each parameter, whether training moves it."""
+    model = build_model(config)
+    return jax.tree_util.tree_map_with_path(lambda path, _: model.learns(tuple(key.key for key in path)), params)

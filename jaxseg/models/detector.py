@@ -1,5 +1,6 @@
 """The interface that every detector of the house has; training, evaluation and prediction know no more than this."""
 
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -31,6 +32,24 @@ class Detector(nn.Module):
     def __call__(self, images: Images) -> Any:
         """Raw outputs, what parity tests and export look at."""
         raise NotImplementedError(f"{type(self).__name__}.__call__")
+
+    def learns(self, path: tuple[str, ...]) -> bool:
+        """Whether training moves the parameter at `path`, for instance `("backbone", "bn1", "scale")`."""
+        del path
+        return True
+
+
+def is_norm(path: tuple[str, ...]) -> bool:
+    """Whether a parameter is the scale or bias of a batch norm (`bn*`) or group norm (`gn*`)."""
+    return any(module.startswith(("bn", "gn")) for module in path[:-1])
+
+
+def in_frozen_stages(path: tuple[str, ...], frozen_stages: int) -> bool:
+    """Whether a parameter belongs to the backbone's first parts, of which 1 is the stem, 2 the stem and C2, and so on."""
+    if path[0] != "backbone":
+        return False
+    stage = re.match(r"stage(\d+)_", path[1])
+    return (int(stage[1]) if stage else 0) < frozen_stages
 
 
 def normalize_images(images: Images, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> Float[Array, "B H W 3"]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from jaxseg.config import BackboneConfig, LossConfig, YolactConfig
 from jaxseg.models.darknet import DarkNet
-from jaxseg.models.detector import Detector, Images, normalize_images, resize_bilinear
+from jaxseg.models.detector import Detector, Images, in_frozen_stages, is_norm, normalize_images, resize_bilinear
 from jaxseg.models.fpn import FPN
 from jaxseg.models.layers import conv
 from jaxseg.models.resnet import ResNet
@@ -165,6 +165,10 @@ class Yolact(Detector):
         )
 
     # ---- Training ----
+
+    def learns(self, path: tuple[str, ...]) -> bool:
+        """All but frozen batch norms and frozen stages."""
+        return not (self.freeze_batch_norm and is_norm(path)) and not in_frozen_stages(path, self.config.backbone.frozen_stages)
 
     def losses(self, batch: Batch, *, train: bool) -> dict[str, Float32[Array, ""]]:
         """`box`, `class`, `mask` over the batch's positives, `semantic` over its images (B, C, M, S of the original)."""
