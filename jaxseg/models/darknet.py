@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.models.layers import BatchNorm, conv
+from jaxseg.models.layers import BatchNorm, NormMode, conv
 
 
 class ConvUnit(nn.Module):
@@ -15,13 +15,13 @@ class ConvUnit(nn.Module):
     features: int
     kernel: int
     stride: int
-    frozen: bool
+    norm_mode: NormMode
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"], *, train: bool) -> Float[Array, "B H W C"]:
         x = conv(self.features, self.kernel, self.stride, bias=False, dtype=self.dtype, name="conv")(x)
-        return nn.leaky_relu(BatchNorm(frozen=self.frozen, dtype=self.dtype, name="bn")(x, train=train), 0.1)
+        return nn.leaky_relu(BatchNorm(self.norm_mode, dtype=self.dtype, name="bn")(x, train=train), 0.1)
 
 
 class DarkNet(nn.Module):
@@ -34,7 +34,7 @@ class DarkNet(nn.Module):
 
     stage_sizes: tuple[int, ...] = (1, 2, 8, 8, 4)
     width: int = 32
-    frozen: bool = False
+    norm_mode: NormMode = "train"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -42,7 +42,7 @@ class DarkNet(nn.Module):
         """The outputs of all five stages, at strides 2 to 32."""
 
         def unit(features: int, kernel: int, stride: int, name: str, y: Array) -> Array:
-            return ConvUnit(features, kernel, stride, self.frozen, self.dtype, name=name)(y, train=train)
+            return ConvUnit(features, kernel, stride, self.norm_mode, self.dtype, name=name)(y, train=train)
 
         x = unit(self.width, 3, 1, "stem", x)
         outputs = []

@@ -1,7 +1,7 @@
-"""Convolution and batch norm with the defaults of the originals."""
+"""Convolutions and norms with the defaults of the originals."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,20 +14,39 @@ def _pointwise(inputs: Array, kernel: Array, strides: Sequence[int], *_: Any, **
     return jnp.einsum("bhwc,cd->bhwd", inputs[:, :: strides[0], :: strides[1]], kernel[0, 0])
 
 
-def conv(features: int, kernel: int, stride: int = 1, *, bias: bool = True, dtype: Any = jnp.float32, name: str | None = None) -> nn.Conv:
-    """A square convolution padded by half its kernel on each side, as PyTorch pads (not `SAME`, which is lopsided at stride 2)."""
-    pad = (kernel - 1) // 2
+# torch's `kaiming_uniform_(a=1)`, and `kaiming_normal_(mode="fan_out", nonlinearity="relu")`.
+kaiming_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def conv(
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    dilation: int = 1,
+    bias: bool = True,
+    init: Callable[..., Array] = nn.initializers.xavier_uniform(),
+    dtype: Any = jnp.float32,
+    name: str | None = None,
+) -> nn.Conv:
+    """A square convolution padded by half its reach on each side, as PyTorch pads (not `SAME`, which is lopsided at stride 2)."""
+    pad = dilation * (kernel - 1) // 2
     return nn.Conv(
         features,
         (kernel, kernel),
         (stride, stride),
         padding=((pad, pad), (pad, pad)),
+        kernel_dilation=(dilation, dilation),
         use_bias=bias,
         dtype=dtype,
-        kernel_init=nn.initializers.xavier_uniform(),
+        kernel_init=init,
         conv_general_dilated=_pointwise if kernel == 1 else None,
         name=name,
     )
+
+
+NormMode = Literal["train", "eval", "frozen"]
 
 
 class BatchNorm(nn.Module):
@@ -36,12 +55,13 @@ class BatchNorm(nn.Module):
     Under jit over sharded devices the statistics are those of the global batch.
 
     Attributes:
-        frozen: use the running statistics in training, too, and let scale and bias have no gradient.
+        mode: "train" uses the batch's statistics in training; "eval" the running ones; "frozen" these, too, and scale and bias
+            have no gradient.
         epsilon: added to the variance.
         dtype: of the result; the arithmetic is float32.
     """
 
-    frozen: bool = False
+    mode: NormMode = "train"
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
 
@@ -52,9 +72,9 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        if self.frozen:
+        if self.mode == "frozen":
             scale, bias = jax.lax.stop_gradient((scale, bias))
-        if train and not self.frozen:
+        if train and self.mode == "train":
             values = x.astype(jnp.float32)
             mean = values.mean((0, 1, 2))
             var = jnp.square(values - mean).mean((0, 1, 2))
@@ -66,3 +86,19 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+class Deconvolution(nn.Module):
+    """PyTorch's `ConvTranspose2d(kernel_size=2, stride=2)`: each cell becomes two by two, a product of matrices."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n H W C"]:
+        count, height, width, channels = x.shape
+        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal", in_axis=2, out_axis=3)
+        kernel = self.param("kernel", init, (2, 2, channels, self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        y = jnp.einsum("nhwc,ijcd->nhiwjd", x.astype(self.dtype), kernel.astype(self.dtype))
+        return y.reshape(count, 2 * height, 2 * width, self.features) + bias.astype(self.dtype)

@@ -9,12 +9,11 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from jaxseg.config import BackboneConfig, LossConfig, YolactConfig
-from jaxseg.models.darknet import DarkNet
+from jaxseg.config import LossConfig, YolactConfig
+from jaxseg.models.backbone import build_backbone
 from jaxseg.models.detector import Detector, Images, in_frozen_stages, is_norm, normalize_images, resize_bilinear
 from jaxseg.models.fpn import FPN
 from jaxseg.models.layers import conv
-from jaxseg.models.resnet import ResNet
 from jaxseg.ops.anchors import yolact_anchors
 from jaxseg.ops.boxes import centers_to_corners, decode_boxes, encode_boxes
 from jaxseg.ops.losses import binary_cross_entropy
@@ -86,12 +85,6 @@ class PredictionHead(nn.Module):
         return branch("box", 4), branch("class", self.num_classes + 1), jnp.tanh(branch("mask", self.num_prototypes))
 
 
-def build_backbone(config: BackboneConfig, *, frozen: bool, dtype: Any) -> nn.Module:
-    """The trunk; its last three outputs are C3, C4 and C5."""
-    kind = {"resnet": ResNet, "darknet": DarkNet}[config.name]
-    return kind(stage_sizes=config.stage_sizes, width=config.width, frozen=frozen, dtype=dtype, name="backbone")
-
-
 class Yolact(Detector):
     """Backbone, feature pyramid, prototypes, shared head; a semantic head that exists in training only.
 
@@ -107,7 +100,7 @@ class Yolact(Detector):
 
     def setup(self) -> None:
         c = self.config
-        self.backbone = build_backbone(c.backbone, frozen=self.freeze_batch_norm, dtype=self.dtype)
+        self.backbone = build_backbone(c.backbone, "frozen" if self.freeze_batch_norm else "train", self.dtype)
         self.fpn = FPN(c.fpn_channels, self.dtype)
         self.prototypes = Prototypes(c.prototype_channels, c.num_prototypes, self.dtype)
         self.head = PredictionHead(
