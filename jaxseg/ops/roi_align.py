@@ -11,8 +11,7 @@ bilinear weights of each cell's samples, whatever their number. Three forms with
 """
 
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -53,9 +52,10 @@ def pyramid_levels(
     return jnp.clip(level, finest, coarsest).astype(jnp.int32)
 
 
-class _Sampling(NamedTuple):
-    """What is static: pixels of the input per pixel of each level, cells per side, samples per cell and side, half-pixel shift."""
+class _Static(NamedTuple):
+    """What is known when tracing; arguments of `roi_align`, and the height and width of each level."""
 
+    sizes: tuple[tuple[int, int], ...]
     strides: tuple[int, ...]
     output_size: int
     sampling_ratio: int
@@ -63,11 +63,11 @@ class _Sampling(NamedTuple):
 
 
 class _Axis(NamedTuple):
-    """Samples along y or x: where the RoI starts, the size of its cells (both in pixels of the level), and samples per cell."""
+    """The samples of every RoI along y or x: where it starts, the size of a cell, in pixels of its level; samples per cell."""
 
     start: Array
     cell: Array
-    count: Array
+    samples: Array
 
 
 def roi_align(
@@ -104,16 +104,17 @@ def roi_align(
     """
     if len(features) != len(strides):
         raise ValueError(f"{len(features)} levels but {len(strides)} strides.")
-    sampling = _Sampling(tuple(strides), output_size, sampling_ratio, aligned)
-    implementation = implementation or _default(sampling)
+    implementation = implementation or _default(sampling_ratio)
     if implementation == "gather" and not sampling_ratio:
         raise ValueError('implementation "gather" needs a fixed sampling_ratio; adaptive sampling (0) has "matmul" and "window".')
     if implementation not in _FORMS:
         raise ValueError(f'implementation "{implementation}" is none of {", ".join(_FORMS)}.')
-    return _align(implementation, sampling, tuple(features), boxes, levels)
+    sizes = tuple((feature.shape[1], feature.shape[2]) for feature in features)
+    static = _Static(sizes, tuple(strides), output_size, sampling_ratio, aligned)
+    return _align(implementation, static, tuple(features), boxes, levels)
 
 
-def _default(sampling: _Sampling) -> Implementation:
+def _default(sampling_ratio: int) -> Implementation:
     """The form for this process.
 
     One CPU device: the loop. Otherwise a batch may be spread over devices, which the loop would undo: the gather where samples
@@ -121,32 +122,280 @@ def _default(sampling: _Sampling) -> Implementation:
     """
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
         return "window"
-    return "gather" if sampling.sampling_ratio else "matmul"
+    return "gather" if sampling_ratio else "matmul"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _align(implementation: Implementation, sampling: _Sampling, features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
+def _align(implementation: Implementation, static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
     pool, _ = _FORMS[implementation]
-    return pool(sampling, features, boxes, levels).astype(features[0].dtype)
+    return pool(static, features, boxes, levels).astype(features[0].dtype)
 
 
 def _align_forward(
-    implementation: Implementation, sampling: _Sampling, features: tuple[Array, ...], boxes: Array, levels: Array
-) -> tuple[Array, tuple]:
-    # The result is linear in the features: their shapes are all the gradient needs.
-    return _align(implementation, sampling, features, boxes, levels), ([jnp.empty((0, *f.shape)) for f in features], boxes, levels)
+    implementation: Implementation, static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return _align(implementation, static, features, boxes, levels), (boxes, levels)
 
 
-def _axes(sampling: _Sampling, boxes: Array, levels: Array) -> tuple[_Axis, _Axis]:
+def _align_backward(
+    implementation: Implementation, static: _Static, rois: tuple[Array, Array], gradient: Array
+) -> tuple[tuple[Array, ...], None, None]:
+    _, spread = _FORMS[implementation]
+    gradients = spread(static, gradient, *rois)
+    return tuple(level.astype(gradient.dtype) for level in gradients), None, None
+
+
+_align.defvjp(_align_forward, _align_backward)
+
+
+def _axes(static: _Static, boxes: Array, levels: Array) -> tuple[_Axis, _Axis]:
     """Samples along y and along x; entries `[*b, R]`."""
-    scale = jnp.asarray([1.0 / stride for stride in sampling.strides], jnp.float32)[levels]
-    axes = []
-    for low, high in ((boxes[..., 1], boxes[..., 3]), (boxes[..., 0], boxes[..., 2])):
-        start = low * scale - (0.5 if sampling.aligned else 0.0)
-        size = high * scale - (0.5 if sampling.aligned else 0.0) - start
-        if not sampling.aligned:
-            size = jnp.maximum(size, 1.0)
-        cell = size / sampling.output_size
-        count = jnp.full(cell.shape, sampling.sampling_ratio) if sampling.sampling_ratio else jnp.ceil(cell)
-        axes.append(_Axis(start, cell, jnp.maximum(count, 0.0).astype(jnp.float32)))
-    return axes[0], axes[1]
+    scale = jnp.asarray([1.0 / stride for stride in static.strides], jnp.float32)[levels]
+    shift = 0.5 if static.aligned else 0.0
+
+    def axis(low: Array, high: Array) -> _Axis:
+        start = low * scale - shift
+        size = high * scale - shift - start
+        cell = (size if static.aligned else jnp.maximum(size, 1.0)) / static.output_size
+        count = jnp.full_like(cell, static.sampling_ratio) if static.sampling_ratio else jnp.maximum(jnp.ceil(cell), 0.0)
+        return _Axis(start, cell, count)
+
+    return axis(boxes[..., 1], boxes[..., 3]), axis(boxes[..., 0], boxes[..., 2])
+
+
+def _sample(axis: _Axis, cells: Array, index: Array) -> Array:
+    """Where the sample `index` of each cell lies, in pixels of the level."""
+    return axis.start + cells * axis.cell + (index + 0.5) * axis.cell / jnp.maximum(axis.samples, 1.0)
+
+
+def _is_near(position: Array, length: Array | int) -> Array:
+    """Whether a sample counts: it lies in the level or up to a pixel outside."""
+    return (position >= -1.0) & (position <= length)
+
+
+# Adaptive samples lie more than half a pixel apart, so at most 4 are within a pixel of a given one; 2 more for rounding.
+_NEIGHBORS = 6
+
+
+def _weights(static: _Static, axis: _Axis, pixels: Array, length: int) -> Array:
+    """Mean weight of each pixel in the cells of each RoI: `[*n, P, K]` for entries `[*n]` and pixels `[*n, K]` or `[K]`."""
+    axis = jax.tree.map(lambda value: value[..., None, None], axis)
+    pixels = pixels[..., None, :].astype(jnp.float32)
+    cells = jnp.arange(static.output_size, dtype=jnp.float32)[:, None]
+    if static.sampling_ratio:
+        indices = [jnp.float32(i) for i in range(static.sampling_ratio)]
+    else:
+        # A single sample may stand for a cell of less than half a pixel: its index is found with a larger step as well.
+        step = jnp.maximum(axis.cell / jnp.maximum(axis.samples, 1.0), 0.5)
+        first = jnp.floor((pixels - 1.0 - axis.start - cells * axis.cell) / step - 0.5)
+        indices = [first + i for i in range(_NEIGHBORS)]
+    total = jnp.float32(0.0)
+    for index in indices:
+        position = _sample(axis, cells, index)
+        counts = _is_near(position, length) & (index >= 0) & (index < axis.samples)
+        taps = jnp.maximum(1.0 - jnp.abs(jnp.clip(position, 0.0, length - 1.0) - pixels), 0.0)
+        total += jnp.where(counts, taps, 0.0)
+    return total / jnp.maximum(axis.samples, 1.0)
+
+
+# Products of rounded weights would cost more accuracy than they save time.
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+
+class _Taps(NamedTuple):
+    """The pixels that samples along one axis touch, two a sample, `[*n, P, 2 * samples]`; weights have the mean in them."""
+
+    pixels: Array
+    weights: Array
+
+
+def _taps(static: _Static, axis: _Axis, length: Array) -> _Taps:
+    axis = jax.tree.map(lambda value: value[..., None, None], axis)
+    length = length[..., None, None]
+    cells = jnp.arange(static.output_size, dtype=jnp.float32)[:, None]
+    position = _sample(axis, cells, jnp.arange(static.sampling_ratio, dtype=jnp.float32))
+    share = jnp.where(_is_near(position, length), 1.0 / static.sampling_ratio, 0.0)
+    position = jnp.clip(position, 0.0, length - 1.0)
+    low = jnp.floor(position)
+    high = jnp.minimum(low + 1.0, length - 1.0)
+    pixels = jnp.concatenate([low, high], -1).astype(jnp.int32)
+    return _Taps(pixels, jnp.concatenate([share * (1.0 - (position - low)), share * (position - low)], -1))
+
+
+def _gather_terms(static: _Static, boxes: Array, levels: Array) -> tuple[list[Array], list[Array]]:
+    """Rows of a table of all pixels of all levels of one image, and their weights, `[R, P, P]` each; their products add up."""
+    heights, widths = (jnp.asarray(side, jnp.int32)[levels] for side in zip(*static.sizes, strict=True))
+    areas = [height * width for height, width in static.sizes]
+    base = jnp.asarray([sum(areas[:level]) for level in range(len(areas))], jnp.int32)[levels]
+    y_axis, x_axis = _axes(static, boxes, levels)
+    y, x = _taps(static, y_axis, heights), _taps(static, x_axis, widths)
+    rows, weights = [], []
+    for i in range(2 * static.sampling_ratio):
+        for j in range(2 * static.sampling_ratio):
+            in_level = y.pixels[:, :, None, i] * widths[:, None, None] + x.pixels[:, None, :, j]
+            rows.append(base[:, None, None] + in_level)
+            weights.append(y.weights[:, :, None, i] * x.weights[:, None, :, j])
+    return rows, weights
+
+
+def _gather_pool(static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
+    def image(features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
+        table = jnp.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
+        total = jnp.float32(0.0)
+        for row, weight in zip(*_gather_terms(static, boxes, levels), strict=True):
+            total += table[row].astype(jnp.float32) * weight[..., None]
+        return total
+
+    return jax.vmap(image)(features, boxes, levels)
+
+
+def _gather_spread(static: _Static, gradient: Array, boxes: Array, levels: Array) -> list[Array]:
+    channels = gradient.shape[-1]
+    areas = [height * width for height, width in static.sizes]
+
+    def image(gradient: Array, boxes: Array, levels: Array) -> Array:
+        # One table for all terms: the sum of a table for each would be most of the work.
+        table = jnp.zeros((sum(areas), channels), jnp.float32)
+        for row, weight in zip(*_gather_terms(static, boxes, levels), strict=True):
+            table = table.at[row].add(gradient.astype(jnp.float32) * weight[..., None])
+        return table
+
+    table = jax.vmap(image)(gradient, boxes, levels)
+    parts = jnp.split(table, [sum(areas[:level]) for level in range(1, len(areas))], 1)
+    return [part.reshape(-1, *size, channels) for part, size in zip(parts, static.sizes, strict=True)]
+
+
+# Bytes that the products with one level may hold between the first and the second.
+_MATMUL_BYTES = 2**28
+
+
+def _matmul_pool(static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
+    channels = features[0].shape[-1]
+    largest = static.output_size * max(width for _, width in static.sizes) * channels * 4
+
+    def image(features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
+        def roi(box: Array, own_level: Array) -> Array:
+            y_axis, x_axis = _axes(static, box, own_level)
+            total = jnp.float32(0.0)
+            for level, (feature, (height, width)) in enumerate(zip(features, static.sizes, strict=True)):
+                rows = jnp.where(own_level == level, _weights(static, y_axis, jnp.arange(height), height), 0.0)
+                columns = _weights(static, x_axis, jnp.arange(width), width)
+                total += _einsum("qw,pwc->pqc", columns, _einsum("ph,hwc->pwc", rows, feature))
+            return total
+
+        return jax.lax.map(lambda roi_arguments: roi(*roi_arguments), (boxes, levels), batch_size=max(1, _MATMUL_BYTES // largest))
+
+    return jax.vmap(image)(features, boxes, levels)
+
+
+def _matmul_spread(static: _Static, gradient: Array, boxes: Array, levels: Array) -> list[Array]:
+    shapes = tuple(jax.ShapeDtypeStruct((len(boxes), *size, gradient.shape[-1]), jnp.float32) for size in static.sizes)
+    (gradients,) = jax.linear_transpose(lambda features: _matmul_pool(static, features, boxes, levels), shapes)(
+        gradient.astype(jnp.float32)
+    )
+    return list(gradients)
+
+
+# Sides of the windows that the loop cuts from a level. Most RoIs of a pyramid are 14 to 28 pixels of their level wide, those
+# of the finest level less. What does not fit in the last is covered with several.
+_WINDOWS = (16, 32)
+
+
+class _Window(NamedTuple):
+    """A part of the pixels under one RoI: the row of the RoI, the window's corner (image, y, x, channel), its pixels' weights."""
+
+    roi: Array
+    corner: tuple[Array | int, ...]
+    rows: Array
+    columns: Array
+
+
+class _Extent(NamedTuple):
+    """The pixels that each RoI touches along one axis: the first, and how many."""
+
+    first: Array
+    size: Array
+
+
+def _extent(static: _Static, axis: _Axis, length: int) -> _Extent:
+    end = axis.start + axis.cell * static.output_size
+    first = jnp.floor(jnp.clip(jnp.minimum(axis.start, end), 0, length - 1)).astype(jnp.int32)
+    last = jnp.floor(jnp.clip(jnp.maximum(axis.start, end), 0, length - 1)).astype(jnp.int32) + 1
+    return _Extent(first, jnp.minimum(last, length - 1) - first + 1)
+
+
+def _fold_windows(static: _Static, level: int, boxes: Array, levels: Array, step: Callable[[Array, _Window], Array], carry: Array) -> Array:
+    """`step` over all windows of the RoIs of one level, one after the other."""
+    rois_per_image = boxes.shape[1]
+    boxes, levels = boxes.reshape(-1, 4), levels.reshape(-1)
+    lengths = static.sizes[level]
+    axes = _axes(static, boxes, levels)
+    extents = tuple(_extent(static, axis, length) for axis, length in zip(axes, lengths, strict=True))
+    side = jnp.maximum(extents[0].size, extents[1].size)
+
+    def fold(window: int, chosen: Array, carry: Array) -> Array:
+        sides = tuple(min(window, length) for length in lengths)
+        tiles = tuple(-(-extent.size // side) for extent, side in zip(extents, sides, strict=True))
+        (order,) = jnp.nonzero(chosen, size=len(boxes), fill_value=0)
+        count = chosen.sum()
+
+        def visit(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            position, tile, carry = state
+            roi = order[position]
+            corner: list[Array] = []
+            weights: list[Array] = []
+            for axis, extent, length, side, index in zip(axes, extents, lengths, sides, jnp.divmod(tile, tiles[1][roi]), strict=True):
+                first = extent.first[roi] + index * side
+                # At the border the window moves back, over pixels that an earlier one may have had.
+                corner.append(jnp.minimum(first, length - side))
+                pixels = corner[-1] + jnp.arange(side)
+                own = jax.tree.map(lambda values, roi=roi: values[roi], axis)
+                weights.append(jnp.where(pixels >= first, _weights(static, own, pixels, length), 0.0))
+            carry = step(carry, _Window(roi, (roi // rois_per_image, *corner, 0), *weights))
+            done = tile + 1 == tiles[0][roi] * tiles[1][roi]
+            return jnp.where(done, position + 1, position), jnp.where(done, 0, tile + 1), carry
+
+        start = (jnp.int32(0), jnp.int32(0), carry)
+        return jax.lax.while_loop(lambda state: state[0] < count, visit, start)[2]
+
+    smaller = 0
+    for window in _WINDOWS:
+        fits = (side <= window) | (window == _WINDOWS[-1])
+        carry = fold(window, (levels == level) & (side > smaller) & fits, carry)
+        smaller = window
+    return carry
+
+
+def _window_pool(static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
+    channels, cells = features[0].shape[-1], static.output_size
+    output = jnp.zeros((levels.size, cells, cells, channels), jnp.float32)
+    for level, feature in enumerate(features):
+
+        def pool(output: Array, window: _Window, feature: Array = feature) -> Array:
+            shape = (1, window.rows.shape[-1], window.columns.shape[-1], channels)
+            pixels = jax.lax.dynamic_slice(feature, window.corner, shape)[0].astype(jnp.float32)
+            return output.at[window.roi].add(_einsum("qw,pwc->pqc", window.columns, _einsum("ph,hwc->pwc", window.rows, pixels)))
+
+        output = _fold_windows(static, level, boxes, levels, pool, output)
+    return output.reshape(*levels.shape, cells, cells, channels)
+
+
+def _window_spread(static: _Static, gradient: Array, boxes: Array, levels: Array) -> list[Array]:
+    flat = gradient.reshape(-1, *gradient.shape[2:]).astype(jnp.float32)
+    gradients = []
+    for level, size in enumerate(static.sizes):
+
+        def spread(total: Array, window: _Window) -> Array:
+            pixels = _einsum("ph,pwc->hwc", window.rows, _einsum("qw,pqc->pwc", window.columns, flat[window.roi]))[None]
+            return jax.lax.dynamic_update_slice(total, jax.lax.dynamic_slice(total, window.corner, pixels.shape) + pixels, window.corner)
+
+        zeros = jnp.zeros((len(boxes), *size, gradient.shape[-1]), jnp.float32)
+        gradients.append(_fold_windows(static, level, boxes, levels, spread, zeros))
+    return gradients
+
+
+_FORMS = {
+    "gather": (_gather_pool, _gather_spread),
+    "matmul": (_matmul_pool, _matmul_spread),
+    "window": (_window_pool, _window_spread),
+}
