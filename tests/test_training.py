@@ -301,16 +301,21 @@ def test_kills_at_any_moment_change_nothing(tmp_path):
 
 
 class KnownValidation:
-    """Stands in for `Validation`: the mask AP of each step is given, and what was asked for is noted."""
+    """Stands in for `Validation`: the mask AP of each step is given, and what was asked for is noted.
+
+    The box AP says the opposite; without masks it is all there is.
+    """
 
     mask_ap: ClassVar[dict[int, float]] = {4: 0.1, 8: 0.3, 12: 0.2}
+    masks = True
 
     def __init__(self, *_):
         self.asked = []
 
     def __call__(self, step, variables):
         self.asked.append(step)
-        return {"val/mask/AP": self.mask_ap[step], "val/loss/total": 1.0}, {"7": np.zeros((4, 5, 3), np.uint8)}
+        metrics = {"val/mask/AP": self.mask_ap[step]} if self.masks else {}
+        return metrics | {"val/box/AP": 1 - self.mask_ap[step], "val/loss/total": 1.0}, {"7": np.zeros((4, 5, 3), np.uint8)}
 
 
 EVALUATED = {"train.evaluate_every": 4, "train.checkpoint_every": 3, "train.keep_checkpoints": 1}
@@ -329,6 +334,13 @@ def test_evaluations_are_recorded_and_the_best_checkpoint_stays(tmp_path, valida
     assert metrics["val/mask/AP"] == 0.2
     assert [line["val/mask/AP"] for line in records(tmp_path) if "val/mask/AP" in line] == [0.1, 0.3, 0.2]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "8"]
+
+
+def test_a_detector_without_masks_is_best_by_its_boxes(tmp_path, validation):
+    validation.masks = False
+    train_tiny(tmp_path, EVALUATED)
+    assert json.loads((tmp_path / "evaluations.json").read_text()) == {"4": 0.9, "8": 0.7, "12": 0.8}
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "4"]
 
 
 def test_an_evaluation_that_was_missed_is_made_up_for(tmp_path, validation):

@@ -109,6 +109,11 @@ def coco_metrics(
     return metrics
 
 
+def main_metric(metrics: Mapping[str, float], prefix: str = "") -> float:
+    """What decides which of a detector's checkpoints is best: mask AP, or box AP where it has no masks."""
+    return metrics[f"{prefix}mask/AP"] if f"{prefix}mask/AP" in metrics else metrics[f"{prefix}box/AP"]
+
+
 def _index(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -> COCO:
     """pycocotools' view of annotations (its `loadRes` cannot take an empty list)."""
     coco = COCO()

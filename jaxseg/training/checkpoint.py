@@ -1,6 +1,6 @@
 """What a run leaves in its folder to go on from: checkpoints, which of them detects best, and the configuration.
 
-A run folder holds `config.json`, `checkpoints/<step>/` and `evaluations.json` (mask AP by step). A checkpoint has the items
+A run folder holds `config.json`, `checkpoints/<step>/` and `evaluations.json` (AP by step). A checkpoint has the items
 `variables`, `ema`, `optimizer` and `data`, so that detecting needs the first two only.
 """
 
@@ -39,7 +39,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last `keep`, and the one with the best mask AP.
+    """The checkpoints of one run: the last `keep`, and the one with the best AP: of masks, where the detector has them, else of boxes.
 
     Saving goes on in the background; a checkpoint appears under its step when it is complete, and not before. All methods
     are called by every process of the run, at the same steps.
@@ -47,12 +47,14 @@ class Checkpoints:
 
     def __init__(self, run_folder: Path, keep: int):
         self._folder = run_folder.absolute()
-        self.mask_ap = read_evaluations(self._folder)
+        self.average_precision = read_evaluations(self._folder)
         arrays, text = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
         self._manager = ocp.CheckpointManager(
             self._folder / CHECKPOINTS,
             # What a killed process left half-written has a name of its own, and goes now.
-            options=ocp.CheckpointManagerOptions(preservation_policy=_LastAndBest(keep, self.mask_ap), cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_LastAndBest(keep, self.average_precision), cleanup_tmp_directories=True
+            ),
             item_handlers={"variables": arrays(), "ema": arrays(), "optimizer": arrays(), "data": text()},
         )
 
@@ -104,8 +106,8 @@ class Checkpoints:
 
     def _forget_evaluations_after(self, step: int) -> None:
         """Of checkpoints that a killed process could not finish: the run will come to those steps anew."""
-        for later in [evaluated for evaluated in self.mask_ap if evaluated > step]:
-            del self.mask_ap[later]
+        for later in [evaluated for evaluated in self.average_precision if evaluated > step]:
+            del self.average_precision[later]
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Any]:
         folder = self._folder / CHECKPOINTS / str(step)
@@ -137,11 +139,11 @@ class Checkpoints:
             average = restored["ema"] if saved_average else jax.tree.map(jnp.copy, restored["variables"]["params"])
         return TrainState(**restored["optimizer"], **restored["variables"], ema_params=average), restored["data"]
 
-    def record_evaluation(self, step: int, mask_ap: float) -> None:
-        """Notes the mask AP of a step, from which the best is chosen; NaN, where there was nothing to find, counts as 0."""
-        self.mask_ap[step] = 0.0 if math.isnan(mask_ap) else mask_ap
+    def record_evaluation(self, step: int, average_precision: float) -> None:
+        """Notes the AP of a step, from which the best is chosen; NaN, where there was nothing to find, counts as 0."""
+        self.average_precision[step] = 0.0 if math.isnan(average_precision) else average_precision
         if jax.process_index() == 0:
-            write_atomically(self._folder / EVALUATIONS, json.dumps(self.mask_ap, indent=1))
+            write_atomically(self._folder / EVALUATIONS, json.dumps(self.average_precision, indent=1))
 
     def close(self) -> None:
         """Waits for the last save and raises what went wrong in the background."""
@@ -152,11 +154,11 @@ class Checkpoints:
 class _LastAndBest(PreservationPolicy):
     """Keeps the last checkpoints and, of those evaluated, the best."""
 
-    def __init__(self, keep: int, mask_ap: Mapping[int, float]):
-        self._latest, self._mask_ap = LatestN(keep), mask_ap
+    def __init__(self, keep: int, average_precision: Mapping[int, float]):
+        self._latest, self._average_precision = LatestN(keep), average_precision
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        best = best_step([info.step for info in checkpoints], self._mask_ap)
+        best = best_step([info.step for info in checkpoints], self._average_precision)
         latest = self._latest.should_preserve(checkpoints, context=context)
         return [keep or info.step == best for keep, info in zip(latest, checkpoints, strict=True)]
 

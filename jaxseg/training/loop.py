@@ -14,6 +14,7 @@ import numpy as np
 from jaxseg.config import Config, TrainConfig, show
 from jaxseg.data.coco import InstanceDataset, open_dataset, resolve_classes
 from jaxseg.data.pipeline import training_iterator
+from jaxseg.evaluation.coco_metrics import main_metric
 from jaxseg.models import build_model, init_variables, trainable
 from jaxseg.training.checkpoint import Checkpoints, check_same_run, save_config
 from jaxseg.training.interruption import Agreement, Interruption
@@ -240,14 +241,14 @@ class _Run:
 
     def _evaluate_if_due(self) -> None:
         """Evaluates the checkpoint just saved or restored, unless that was done already."""
-        if self.validation is None or not self._evaluation_is_due() or self.step in self.checkpoints.mask_ap:
+        if self.validation is None or not self._evaluation_is_due() or self.step in self.checkpoints.average_precision:
             return
         self.last_evaluation, pictures = self.validation(self.step, self.state.evaluation_variables)
         if self.writer:
             self.writer.write(self.step, self.last_evaluation)
             for name, picture in pictures.items():
                 self.writer.picture(self.step, f"val/{name}", picture)
-        self.checkpoints.record_evaluation(self.step, self.last_evaluation["val/mask/AP"])
+        self.checkpoints.record_evaluation(self.step, main_metric(self.last_evaluation, "val/"))
 
 
 def _decays(schedule: TrainConfig) -> str:

@@ -1,6 +1,7 @@
 """The variables in a run folder of train.py: which checkpoints there are, which detects best, and what one holds.
 
-A run folder holds `config.json`, `checkpoints/<step>/` and `evaluations.json` (mask AP by step). A checkpoint has the items
+A run folder holds `config.json`, `checkpoints/<step>/` and `evaluations.json` (AP by step: of masks, or of boxes where
+the detector has no masks). A checkpoint has the items
 `variables` and `ema`, which are all that detecting needs, and others for going on with training.
 """
 
@@ -21,13 +22,13 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the folder and what would be right."""
 
 
-def best_step(steps: Sequence[int], mask_ap: Mapping[int, float]) -> int | None:
-    """The step with the highest mask AP, the later one of equals; None where none of them was evaluated."""
-    return max((step for step in steps if step in mask_ap), key=lambda step: (mask_ap[step], step), default=None)
+def best_step(steps: Sequence[int], average_precision: Mapping[int, float]) -> int | None:
+    """The step with the highest AP, the later one of equals; None where none of them was evaluated."""
+    return max((step for step in steps if step in average_precision), key=lambda step: (average_precision[step], step), default=None)
 
 
 def read_evaluations(run_folder: Path) -> dict[int, float]:
-    """Mask AP by step, as far as the run was evaluated."""
+    """AP by step, as far as the run was evaluated."""
     path = run_folder / EVALUATIONS
     return {int(step): float(value) for step, value in json.loads(path.read_text()).items()} if path.is_file() else {}
 
@@ -37,7 +38,7 @@ def read_run(run_folder: str | Path, step: str | int = "best") -> dict[str, Any]
 
     Args:
         run_folder: what `train` was given as its work folder.
-        step: "best" by mask AP (the latest, where nothing was evaluated), "latest", or a number of steps (text will do).
+        step: "best" by AP (the latest, where nothing was evaluated), "latest", or a number of steps (text will do).
 
     Returns:
         `{"params": ..., "batch_stats": ...}` in NumPy arrays.
