@@ -45,8 +45,9 @@ class Conventions:
     # Where the loss of a box turns from quadratic to linear; 0: L1.
     rpn_box_beta: float = 0.0
     roi_box_beta: float = 0.0
-    # The RPN's losses are divided by the anchors sampled, or by the quota of samples, reached or not.
-    rpn_normalizer: Literal["sampled", "quota"] = "quota"
+    # The RPN's losses are divided by the anchors sampled (positive ones and negative ones each at least one an image, with
+    # "sampled_both"), or by the quota of samples, reached or not.
+    rpn_normalizer: Literal["sampled", "sampled_both", "quota"] = "quota"
     # RoIAlign shifts by half a cell.
     roi_aligned: bool = True
     # RoIAlign's samples a bin and axis; 0: as many as the bin has cells.
@@ -78,7 +79,7 @@ MMDETECTION = Conventions(
     clamp_both_sides=True,
     rank_probabilities=True,
     min_proposal_side=-1.0,
-    rpn_normalizer="sampled",
+    rpn_normalizer="sampled_both",
     # 1e-6, of the size over 56.
     level_ratio_epsilon=0.25e-6,
     min_detection_side=-1.0,

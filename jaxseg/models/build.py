@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxseg.config import Config
+from jaxseg.config import Config, RcnnConfig, RetinaNetConfig
 from jaxseg.models.detector import Detector
 from jaxseg.models.yolact import Yolact
 
@@ -18,6 +18,12 @@ def build_model(config: Config) -> Detector:
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if isinstance(config.model, RcnnConfig):
+        from jaxseg.models.rcnn import Rcnn
+
+        return Rcnn(config.model, jnp.dtype(dtype))
+    if isinstance(config.model, RetinaNetConfig):
+        raise NotImplementedError
     return Yolact(config.model, freeze_batch_norm=freezes_batch_norm(config), dtype=jnp.dtype(dtype))
 
 
@@ -28,10 +34,10 @@ def freezes_batch_norm(config: Config) -> bool:
 
 
 def init_variables(model: Detector, config: Config, seed: int = 0) -> dict[str, Any]:
-    """Fresh variables `{"params": ..., "batch_stats": ...}`: Xavier-uniform convolutions, zero biases."""
+    """Fresh variables `{"params": ..., "batch_stats": ...}`, as the original starts them where it has no weights."""
     height, width = model.input_spec.image_sizes[0]
-    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-    init = jax.jit(lambda key: model.init(key, jnp.zeros(images.shape, images.dtype), semantic=True))
+    # Only the variables are asked for, so nothing of the forward pass is compiled.
+    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, height, width, 3), jnp.uint8), method="initialize"))
     return dict(init(jax.random.key(seed)))
 
 

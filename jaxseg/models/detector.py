@@ -33,6 +33,10 @@ class Detector(nn.Module):
         """Raw outputs, what parity tests and export look at."""
         raise NotImplementedError(f"{type(self).__name__}.__call__")
 
+    def initialize(self, images: Images) -> Any:
+        """Runs every module, so that all parameters come into being."""
+        return self(images)
+
     def learns(self, path: tuple[str, ...]) -> bool:
         """Whether training moves the parameter at `path`, for instance `("backbone", "bn1", "scale")`."""
         del path
@@ -55,6 +59,14 @@ def in_frozen_stages(path: tuple[str, ...], frozen_stages: int) -> bool:
 def normalize_images(images: Images, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> Float[Array, "B H W 3"]:
     """RGB 0..255 as the backbone learned it; the arithmetic is float32, the result `dtype`."""
     return ((images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)).astype(dtype)
+
+
+def blank_padding(images: Float[Array, "B H W 3"], image_sizes: Int32[Array, "B 2"]) -> Float[Array, "B H W 3"]:
+    """Normalised images with 0 right of the picture and below it."""
+    height, width = images.shape[1:3]
+    rows = jnp.arange(height) < image_sizes[:, :1]
+    columns = jnp.arange(width) < image_sizes[:, 1:]
+    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], images, 0)
 
 
 def resize_bilinear(features: Float[Array, "B h w c"], size: tuple[int, int]) -> Float[Array, "B H W c"]:

@@ -101,7 +101,7 @@ class Yolact(Detector):
     def setup(self) -> None:
         c = self.config
         self.backbone = build_backbone(c.backbone, "frozen" if self.freeze_batch_norm else "train", self.dtype)
-        self.fpn = FPN(c.fpn_channels, self.dtype)
+        self.fpn = FPN(c.fpn_channels, "yolact", self.dtype)
         self.prototypes = Prototypes(c.prototype_channels, c.num_prototypes, self.dtype)
         self.head = PredictionHead(
             c.head_channels, len(c.anchor_scales[0]) * len(c.anchor_aspect_ratios), c.num_classes, c.num_prototypes, self.dtype
@@ -156,6 +156,10 @@ class Yolact(Detector):
             prototypes=self.prototypes(levels[0]),
             segmentation_logits=self.semantic_head(levels[0]).astype(jnp.float32) if semantic else None,
         )
+
+    def initialize(self, images: Images) -> YolactOutputs:
+        """See `Detector.initialize`."""
+        return self(images, semantic=True)
 
     # ---- Training ----
 

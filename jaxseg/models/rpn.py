@@ -1,0 +1,249 @@
+"""The region proposal network (arXiv:1506.01497): its head, what it proposes, and what it learns."""
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from jaxseg.config import Conventions, RpnConfig
+from jaxseg.models.layers import conv
+from jaxseg.ops.anchors import cell_anchors, grid_anchors, in_padded_picture, inside_picture
+from jaxseg.ops.boxes import clip_boxes, decode_deltas, encode_deltas, longer_than
+from jaxseg.ops.losses import smooth_l1
+from jaxseg.ops.matching import Match, match_anchors
+from jaxseg.ops.nms import exact_nms
+from jaxseg.ops.sampling import sample_labels
+from jaxseg.structures import Targets
+
+normal = nn.initializers.normal
+
+
+class Proposals(NamedTuple):
+    """Regions that may hold an object, in pixels of the network's input; `P` rows, of which `valid` ones count."""
+
+    boxes: Float32[Array, "*B P 4"]
+    valid: Bool[Array, "*B P"]
+
+
+class RpnOutputs(NamedTuple):
+    """Of each pyramid level: a score and four deltas for each of its anchors, in the order y, x, shape."""
+
+    objectness: list[Float32[Array, "B _"]]
+    deltas: list[Float32[Array, "B _ 4"]]
+
+
+class RpnSums(NamedTuple):
+    """One image's share of the RPN's losses, before any normaliser."""
+
+    objectness: Float32[Array, ""]
+    box: Float32[Array, ""]
+    positives: Int32[Array, ""]
+    negatives: Int32[Array, ""]
+
+
+class RpnHead(nn.Module):
+    """A 3x3 convolution with ReLU, and two 1x1 convolutions, shared by all levels."""
+
+    channels: int
+    num_anchors: int
+    dtype: Any
+
+    def setup(self) -> None:
+        self.conv = conv(self.channels, 3, init=normal(0.01), dtype=self.dtype)
+        self.objectness = conv(self.num_anchors, 1, init=normal(0.01), dtype=self.dtype)
+        self.box = conv(4 * self.num_anchors, 1, init=normal(0.01), dtype=self.dtype)
+
+    def __call__(self, levels: tuple[Float[Array, "B _ _ c"], ...]) -> RpnOutputs:
+        outputs = RpnOutputs([], [])
+        for level in levels:
+            x = nn.relu(self.conv(level))
+            batch = x.shape[0]
+            outputs.objectness.append(self.objectness(x).astype(jnp.float32).reshape(batch, -1))
+            outputs.deltas.append(self.box(x).astype(jnp.float32).reshape(batch, -1, 4))
+        return outputs
+
+
+def level_anchors(
+    sizes: tuple[tuple[float, ...], ...],
+    aspect_ratios: tuple[float, ...],
+    strides: tuple[int, ...],
+    level_sizes: list[tuple[int, int]],
+    input_size: tuple[int, int],
+    conventions: Conventions,
+) -> list[Float32[np.ndarray, "_ 4"]]:
+    """The anchors of each pyramid level, `x1, y1, x2, y2` in pixels of the network's input.
+
+    Args:
+        sizes: side of the square anchors of each level, in pixels.
+        aspect_ratios: height over width.
+        strides: of each level.
+        level_sizes: height and width of each level.
+        input_size: height and width of the network's input.
+        conventions: how anchors are rounded and laid out.
+    """
+    levels = []
+    for scales, stride, (rows, columns) in zip(sizes, strides, level_sizes, strict=True):
+        steps = (input_size[0] // rows, input_size[1] // columns) if conventions.anchor_strides == "measured" else (stride, stride)
+        cells = cell_anchors(scales, aspect_ratios, stride=stride, rule=conventions.cell_anchors)
+        levels.append(grid_anchors(cells, steps, (rows, columns)))
+    return levels
+
+
+def propose(
+    outputs: RpnOutputs,
+    anchors: list[Float32[np.ndarray, "_ 4"]],
+    image_sizes: Int32[Array, "B 2"],
+    config: RpnConfig,
+    conventions: Conventions,
+    *,
+    train: bool,
+) -> Proposals:
+    """The best boxes of each level after non-maximum suppression within it, then the best of all levels.
+
+    Nothing flows back from proposals.
+
+    Args:
+        outputs: of a batch.
+        anchors: of each level.
+        image_sizes: height and width of each picture within the network's input; proposals are clipped to it.
+        config: how many.
+        conventions: whose rules.
+        train: with the counts of training, where several images may share a quota.
+    """
+    outputs = jax.lax.stop_gradient(outputs)
+    count = config.pre_nms_train if train else config.pre_nms_test
+
+    def one_image(outputs: RpnOutputs, image_size: Array) -> tuple[Array, Array]:
+        levels = [
+            _best_of_level(*level, image_size, count, conventions) for level in zip(outputs.objectness, outputs.deltas, anchors, strict=True)
+        ]
+        # Levels with fewer anchors are filled up, so that all are suppressed together.
+        rows = max(len(scores) for _, scores in levels)
+        boxes = jnp.stack([jnp.pad(boxes, ((0, rows - len(boxes)), (0, 0))) for boxes, _ in levels])
+        scores = jnp.stack([jnp.pad(scores, (0, rows - len(scores)), constant_values=-jnp.inf) for _, scores in levels])
+        keep = jax.vmap(lambda b, s: exact_nms(b, s, s > -jnp.inf, iou_threshold=config.nms_iou, pixel_offset=conventions.pixel_offset))(
+            boxes, scores
+        )
+        return boxes.reshape(-1, 4), jnp.where(keep, scores, -jnp.inf).reshape(-1)
+
+    boxes, scores = jax.vmap(one_image)(outputs, image_sizes)
+    if train:
+        indices, valid = _shared_quota(scores, config.post_nms_train, conventions.proposal_group)
+    else:
+        best, indices = jax.lax.top_k(scores, min(config.post_nms_test, scores.shape[1]))
+        valid = best > -jnp.inf
+    chosen = jnp.take_along_axis(boxes, indices[..., None], 1)
+    return Proposals(jnp.where(valid[..., None], chosen, 0.0), valid)
+
+
+def _best_of_level(
+    objectness: Float32[Array, "a"],
+    deltas: Float32[Array, "a 4"],
+    anchors: Float32[np.ndarray, "a 4"],
+    image_size: Int32[Array, "2"],
+    count: int,
+    conventions: Conventions,
+) -> tuple[Float32[Array, "k 4"], Float32[Array, "k"]]:
+    """Boxes and scores in order of score; those without a size have no score."""
+    scores, indices = jax.lax.top_k(jax.nn.sigmoid(objectness) if conventions.rank_probabilities else objectness, min(count, len(anchors)))
+    boxes = decode_deltas(
+        deltas[indices],
+        jnp.asarray(anchors)[indices],
+        weights=(1.0, 1.0, 1.0, 1.0),
+        pixel_offset=conventions.pixel_offset,
+        clamp_both_sides=conventions.clamp_both_sides,
+    )
+    boxes = clip_boxes(boxes, image_size, pixel_offset=conventions.pixel_offset)
+    return boxes, jnp.where(longer_than(boxes, conventions.min_proposal_side), scores, -jnp.inf)
+
+
+def _shared_quota(scores: Float32[Array, "B n"], count: int, group: int) -> tuple[Int32[Array, "B P"], Bool[Array, "B P"]]:
+    """The best `count` of every `group` images: indices, and which of them count.
+
+    Images that share a quota keep the order that the scores came in, as maskrcnn-benchmark has it.
+    """
+    batch, candidates = scores.shape
+    rows = min(count, candidates)
+    group = math.gcd(group, batch)
+    if group == 1:
+        best, indices = jax.lax.top_k(scores, rows)
+        return indices, best > -jnp.inf
+    shared = scores.reshape(batch // group, group * candidates)
+    best, indices = jax.lax.top_k(shared, min(count, group * candidates))
+    chosen = jnp.zeros(shared.shape, bool).at[jnp.arange(len(shared))[:, None], indices].set(best > -jnp.inf).reshape(scores.shape)
+    indices = jnp.argsort(~chosen, axis=1, stable=True)[:, :rows]
+    return indices, jnp.take_along_axis(chosen, indices, 1)
+
+
+def rpn_sums(
+    objectness: Float32[Array, "A"],
+    deltas: Float32[Array, "A 4"],
+    anchors: Float32[np.ndarray, "A 4"],
+    targets: Targets,
+    image_size: Int32[Array, "2"],
+    priorities: Float32[Array, "A"],
+    config: RpnConfig,
+    conventions: Conventions,
+) -> RpnSums:
+    """What the RPN learns from one image: binary cross entropy of the sampled anchors, box deltas of the positive ones.
+
+    Args:
+        objectness: scores of all levels' anchors.
+        deltas: of the same.
+        anchors: the same, in pixels of the network's input.
+        targets: ground truth; crowds do not count.
+        image_size: height and width of the picture within the network's input.
+        priorities: in 0..1; the largest are sampled.
+        config: which anchors learn.
+        conventions: whose rules.
+    """
+    boxes = jnp.asarray(targets.boxes)
+    labels, matched = match_anchors(
+        anchors,
+        boxes,
+        targets.valid & ~targets.crowd,
+        positive_iou=config.positive_iou,
+        negative_iou=config.negative_iou,
+        forced=conventions.forced_match,
+        forced_min_iou=conventions.forced_match_iou,
+        pixel_offset=conventions.pixel_offset,
+    )
+    learns = jnp.ones(labels.shape, bool)
+    if conventions.anchor_border >= 0:
+        learns &= inside_picture(anchors, image_size, border=conventions.anchor_border)
+    if not conventions.padding_anchors:
+        learns &= in_padded_picture(anchors, image_size)
+    positive, negative = sample_labels(
+        jnp.where(learns, labels, Match.IGNORE), priorities, count=config.samples, positive_fraction=config.positive_fraction
+    )
+    entropy = optax.sigmoid_binary_cross_entropy(objectness, positive.astype(jnp.float32))
+    truth = encode_deltas(boxes[matched], jnp.asarray(anchors), weights=(1.0, 1.0, 1.0, 1.0), pixel_offset=conventions.pixel_offset)
+    # Rows that are not positive may have been matched to padding.
+    truth = jnp.where(positive[:, None], truth, 0.0)
+    box = smooth_l1(deltas, truth, conventions.rpn_box_beta)
+    return RpnSums(
+        objectness=jnp.where(positive | negative, entropy, 0.0).sum(),
+        box=jnp.where(positive[:, None], box, 0.0).sum(),
+        positives=positive.sum(),
+        negatives=negative.sum(),
+    )
+
+
+def rpn_losses(sums: RpnSums, valid: Bool[Array, "B"], config: RpnConfig, conventions: Conventions) -> dict[str, Float32[Array, ""]]:
+    """The batch's losses from the sums of its images; images that only fill up the batch do not count."""
+    if conventions.rpn_normalizer == "quota":
+        samples = jnp.full(valid.shape, config.samples)
+    elif conventions.rpn_normalizer == "sampled":
+        samples = sums.positives + sums.negatives
+    else:
+        samples = jnp.maximum(sums.positives, 1) + jnp.maximum(sums.negatives, 1)
+    total = jnp.maximum(jnp.where(valid, samples, 0).sum(), 1)
+    return {
+        "rpn_class": jnp.where(valid, sums.objectness, 0.0).sum() / total,
+        "rpn_box": jnp.where(valid, sums.box, 0.0).sum() / total,
+    }
