@@ -16,6 +16,9 @@ _COCO = {
 }  # fmt: skip
 COCO_CATEGORY_IDS = tuple(_COCO)
 COCO_CLASS_NAMES = tuple(_COCO.values())
+# With the ids that have no category, as torchvision's detectors number their logits.
+ALL_COCO_CATEGORY_IDS = tuple(range(1, 91))
+ALL_COCO_CLASS_NAMES = tuple(_COCO.get(number, f"unused {number}") for number in ALL_COCO_CATEGORY_IDS)
 
 # Pascal VOC with the SBD masks; ids 1..20 in alphabetical order.
 PASCAL_CLASS_NAMES = (

@@ -1,6 +1,8 @@
 """Typed configuration: dataclasses, files with a `get_config()`, and dotted overrides."""
 
 from jaxseg.config.experiment import (
+    MIRROR_ONLY,
+    RCNN_1X,
     AugmentConfig,
     Config,
     DataConfig,
@@ -15,8 +17,10 @@ from jaxseg.config.experiment import (
 from jaxseg.config.models import DARKNET53, RESNET50, RESNET101, RESNET152, BackboneConfig, DetectionConfig, LossConfig, YolactConfig
 from jaxseg.config.rcnn import (
     DETECTRON2,
+    IMAGENET_RESNET50,
     MASKRCNN_BENCHMARK,
     MMDETECTION,
+    MSRA_RESNET50,
     TORCHVISION,
     Conventions,
     InputConfig,
@@ -30,8 +34,12 @@ from jaxseg.config.values import ConfigError, from_dict, show, to_dict
 __all__ = [
     "DARKNET53",
     "DETECTRON2",
+    "IMAGENET_RESNET50",
     "MASKRCNN_BENCHMARK",
+    "MIRROR_ONLY",
     "MMDETECTION",
+    "MSRA_RESNET50",
+    "RCNN_1X",
     "RESNET50",
     "RESNET101",
     "RESNET152",

@@ -34,6 +34,10 @@ class AugmentConfig:
     mirror: bool = True
 
 
+# What the R-CNN family does.
+MIRROR_ONLY = AugmentConfig(photometric=False, expand=False, crop=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """A dataset in COCO's layout. Paths are relative to `root` unless absolute."""
@@ -96,7 +100,7 @@ class TrainConfig:
     seed: int = 0
     batch_size: int = 8
     steps: int = 800_000
-    # Above 0: instead of `steps` and `decay_steps`, passes over the training images, for any batch size.
+    # Above 0: passes over the training images, for any batch size; `steps` and `decay_steps` are not looked at then.
     epochs: int = 0
     decay_epochs: tuple[int, ...] = ()
     # "adamw" for training small models from nothing; the rate wants to be lower, about 1e-3.
@@ -107,7 +111,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     decay_biases: bool = True
     decay_norms: bool = True
-    # Biases learn so many times as fast; 2 in maskrcnn-benchmark.
+    # Biases, those of norms included, learn so many times as fast; 2 in maskrcnn-benchmark.
     bias_rate_factor: float = 1.0
     schedule: Literal["steps", "cosine"] = "steps"
     decay_steps: tuple[int, ...] = (280_000, 600_000, 700_000, 750_000)
@@ -142,9 +146,11 @@ class TrainConfig:
             require(getattr(self, name) >= 1, f"{key}.{name}", getattr(self, name), "at least 1")
         for name in ("seed", "weight_decay", "warmup_steps", "warmup_learning_rate", "autoscale_batch_size", "clip_norm"):
             require(getattr(self, name) >= 0, f"{key}.{name}", getattr(self, name), "0 or more")
-        for name in ("evaluate_every", "evaluate_images", "draw_images"):
+        for name in ("evaluate_every", "evaluate_images", "draw_images", "epochs"):
             require(getattr(self, name) >= 0, f"{key}.{name}", getattr(self, name), "0 or more")
-        require(self.learning_rate > 0, f"{key}.learning_rate", self.learning_rate, "above 0")
+        for name in ("learning_rate", "bias_rate_factor"):
+            require(getattr(self, name) > 0, f"{key}.{name}", getattr(self, name), "above 0")
+        require(0 <= self.warmup_factor <= 1, f"{key}.warmup_factor", self.warmup_factor, "between 0 and 1")
         for name in ("momentum", "ema_decay"):
             require(0 <= getattr(self, name) < 1, f"{key}.{name}", getattr(self, name), "at least 0 and under 1")
         require(
@@ -153,6 +159,30 @@ class TrainConfig:
             self.decay_steps,
             "distinct steps in ascending order",
         )
+        within = all(0 < epoch < self.epochs for epoch in self.decay_epochs)
+        require(
+            within and list(self.decay_epochs) == sorted(set(self.decay_epochs)),
+            f"{key}.decay_epochs",
+            self.decay_epochs,
+            f"distinct epochs in ascending order, each before the last of {key}.epochs = {self.epochs}"
+            if self.epochs
+            else f"empty where {key}.epochs is 0; decay_steps go with steps",
+        )
+
+
+# maskrcnn-benchmark's "1x".
+RCNN_1X = TrainConfig(
+    batch_size=16,
+    autoscale_batch_size=16,
+    steps=90_000,
+    learning_rate=0.02,
+    weight_decay=1e-4,
+    decay_biases=False,
+    bias_rate_factor=2.0,
+    decay_steps=(60_000, 80_000),
+    warmup_steps=500,
+    warmup_factor=1 / 3,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +225,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         path: a Python file with `get_config()`, or a `config.json` that a run has saved. A relative path is looked
             up from the working folder, then from the folder that holds the jaxseg package.
         overrides: for instance `{"model.num_classes": 3, "train.batch_size": "16"}`; text is parsed by the field's type.
-            A `train.steps` given here is meant literally and switches `train.autoscale_steps` off.
+            A `train.steps` given here is meant literally and switches `train.autoscale_steps` and `train.epochs` off.
 
     Raises:
         ConfigError: naming the file or key, what is wrong, and what would be right.
@@ -214,7 +244,9 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         config = _run_config_file(found)
     overrides = dict(overrides or {})
     if "train.steps" in overrides:
-        overrides.setdefault("train.autoscale_steps", False)
+        if "train.epochs" in overrides:
+            raise ConfigError("train.steps and train.epochs both say how long to train; give one of them.")
+        overrides = {"train.autoscale_steps": False, "train.epochs": 0, "train.decay_epochs": ()} | overrides
     return override(config, overrides)
 
 

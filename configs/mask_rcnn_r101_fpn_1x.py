@@ -1,0 +1,22 @@
+"""Mask R-CNN with ResNet-101 and a feature pyramid, as maskrcnn-benchmark trains it (e2e_mask_rcnn_R_101_FPN_1x).
+
+Published there: box AP 40.1, mask AP 36.1 on COCO minival.
+Cost: 90,000 steps of 16 images, from MSRA's R-101.pkl as init.weights.
+
+    python train.py --config configs/mask_rcnn_r101_fpn_1x.py
+"""
+
+from jaxseg.config import MIRROR_ONLY, RCNN_1X, Config, RcnnConfig, override
+
+
+def get_config() -> Config:
+    return override(
+        Config(),
+        {
+            "name": "mask_rcnn_r101_fpn_1x",
+            "model": RcnnConfig(),
+            "model.backbone.stage_sizes": (3, 4, 23, 3),
+            "data.augment": MIRROR_ONLY,
+            "train": RCNN_1X,
+        },
+    )
