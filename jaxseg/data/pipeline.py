@@ -3,9 +3,12 @@
 Training's stream is one sequence of (image, seed) pairs, a function of the run's seed alone. Everything else only says who
 makes which part of it: worker processes take whole batches in turn, and process `p` of `n` makes the `p`-th contiguous piece of
 each global batch. So neither their numbers nor an interruption changes what the run sees.
+
+Where the network's input has several shapes (`jaxseg.data.shape_groups`), each batch is of one of them, the same on all processes.
 """
 
 import dataclasses
+import functools
 import logging
 import signal
 from collections import deque
@@ -24,8 +27,11 @@ from numpy import ndarray
 from jaxseg.config import AugmentConfig, Config
 from jaxseg.data.coco import open_dataset
 from jaxseg.data.dataset import DataError, InstanceDataset, Sample
-from jaxseg.data.targets import no_targets, to_targets
-from jaxseg.data.transforms import draw_augmentation, kept_objects, resize_image, to_uint8, warp_image
+from jaxseg.data.placement import draw_placement, place_picture
+from jaxseg.data.resize import fit_picture
+from jaxseg.data.shape_groups import ShapeGroups, ShapeStreams, shuffled_slots
+from jaxseg.data.targets import View, no_targets, to_targets, visible_objects
+from jaxseg.data.transforms import apply_photometric, draw_augmentation, draw_photometric, to_uint8, warp_image
 from jaxseg.structures import Batch, InputSpec, Targets
 
 logger = logging.getLogger("jaxseg")
@@ -36,14 +42,12 @@ REPLACEMENT_TRIES = 100
 LOGGED_IMAGES = 20
 # Batches a worker process, or the thread that stands in for it, makes ahead.
 BATCHES_AHEAD = 2
-# Endless enough; Grain's own endless stream is longer than slices of it can say.
-EPOCHS = 2**32
 EVALUATION_THREADS = 4
 
 
 @dataclasses.dataclass
 class _Example:
-    """One row of a batch."""
+    """One row of a batch; `image_size` is the picture's within the input."""
 
     image: ndarray
     image_size: tuple[int, int]
@@ -60,6 +64,11 @@ class TrainingLoader:
     augment: AugmentConfig
     max_objects: int
 
+    @functools.cached_property
+    def groups(self) -> ShapeGroups:
+        """The images by the shape of their input."""
+        return ShapeGroups.of(self.dataset, self.spec)
+
     def __call__(self, slots: Int64[ndarray, "b 2"]) -> dict[str, Any]:
         broken: list[tuple[int, str]] = []
         left_out: list[tuple[int, int]] = []
@@ -71,36 +80,41 @@ class TrainingLoader:
             examples.append(example)
             if surplus:
                 left_out.append((sample.index, surplus))
-        batch = _collate(examples, len(examples), self.spec, self.max_objects)
+        batch = _collate(examples)
         # Plain dicts, for Grain takes elements apart to share the arrays' memory between processes.
         arrays = {**vars(batch), "targets": vars(batch.targets)}
         return {"arrays": arrays, "broken": broken, "left_out": left_out}
 
     def _read(self, index: int, rng: np.random.Generator, broken: list[tuple[int, str]]) -> Sample:
-        """The image, or where it is broken another one that the same seed always chooses."""
+        """The image, or where it is broken another one of its shape, that the same seed always chooses."""
         for _ in range(REPLACEMENT_TRIES):
             try:
                 return self.dataset[index]
             except DataError as error:
                 broken.append((index, str(error)))
-                index = int(rng.integers(len(self.dataset)))
+                alike = self.groups.alike(index)
+                index = int(alike[rng.integers(len(alike))])
         raise DataError(f"None of {REPLACEMENT_TRIES} images in a row can be used; the last one: {broken[-1][1]}")
 
     def _example(self, sample: Sample, rng: np.random.Generator) -> tuple[_Example, int]:
         """The augmented image with its targets, and how many objects found no row."""
-        height, width = sample.image.shape[:2]
-        drawn = draw_augmentation(rng, (height, width), sample.boxes, sample.crowd, self.augment, self.spec.image_sizes[0])
-        image = to_uint8(warp_image(sample.image, drawn.window, self.spec.image_sizes[0], drawn.photometric))
-        targets = to_targets(sample, self.spec, self.max_objects, drawn.window)
-        surplus = int(kept_objects(sample.boxes, drawn.window, self.spec.image_sizes[0]).sum()) - int(targets.valid.sum())
-        return _Example(image, (height, width), sample.index, targets), surplus
+        image, size, view = self._augmented(sample, rng)
+        targets = to_targets(sample, self.spec, self.max_objects, view)
+        surplus = len(visible_objects(sample, self.spec, view)) - int(targets.valid.sum())
+        return _Example(image, size, sample.index, targets), surplus
 
-
-class _Seeded(grain.transforms.RandomMap):
-    """Gives each position of the stream a seed for all that chance decides there."""
-
-    def random_map(self, element: int, rng: np.random.Generator) -> Int64[ndarray, "2"]:
-        return np.array([element, rng.integers(np.iinfo(np.int64).max)], np.int64)
+    def _augmented(self, sample: Sample, rng: np.random.Generator) -> tuple[ndarray, tuple[int, int], View]:
+        """The input's pixels, the picture's size within them, and what was drawn for the objects."""
+        picture_size = sample.image.shape[:2]
+        if self.spec.resize.rule == "stretch":
+            size = self.spec.image_sizes[0]
+            drawn = draw_augmentation(rng, picture_size, sample.boxes, sample.crowd, self.augment, size)
+            return to_uint8(warp_image(sample.image, drawn.window, size, drawn.photometric)), size, drawn.window
+        image = sample.image
+        if self.augment.photometric:
+            image = to_uint8(apply_photometric(image, draw_photometric(rng)))
+        placement = draw_placement(rng, picture_size, self.spec, self.augment)
+        return place_picture(image, placement, self.spec), placement.size, placement
 
 
 class TrainingIterator:
@@ -142,7 +156,10 @@ class TrainingIterator:
         return {"images_seen": self._images_seen, "dataset_size": len(self._loader.dataset)}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to where `get_state` was called; workers, processes and batch size may be others by now."""
+        """Goes to where `get_state` was called; workers and processes may be others by now.
+
+        With another batch size, a run of one shape goes on with the next image; one of several, about there.
+        """
         if state["dataset_size"] != len(self._loader.dataset):
             logger.warning(
                 "The training set has %d images and had %d when this run was saved; their order is another one from here on.",
@@ -166,15 +183,24 @@ class TrainingIterator:
         # Grain asks absl's flags for its debug mode, here and in its processes.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        stream = grain.MapDataset.range(len(self._loader.dataset)).seed(self._seed).shuffle().repeat(EPOCHS).random_map(_Seeded())
-        local_batches = stream[self._images_seen :].batch(self._batch_size // self._process_count, batch_fn=np.stack)
-        batches = local_batches[self._process_index :: self._process_count].map(self._loader)
+        batches = self._slots().map(self._loader)
         if self._workers == 0:
             return batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCHES_AHEAD))
         # One thread is enough where it does nothing but decode, and Grain keeps the order of batches over all workers.
         in_worker = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=BATCHES_AHEAD)
         return in_worker.mp_prefetch(options, worker_init_fn=_start_worker)
+
+    def _slots(self) -> grain.MapDataset:
+        """The (image, seed) pairs of each batch that is still to come, this process's part."""
+        local_size = self._batch_size // self._process_count
+        groups = self._loader.groups
+        if len(groups.members) == 1:
+            stream = shuffled_slots(len(self._loader.dataset), self._seed)
+            local_batches = stream[self._images_seen :].batch(local_size, batch_fn=np.stack)
+            return local_batches[self._process_index :: self._process_count]
+        part = slice(self._process_index * local_size, (self._process_index + 1) * local_size)
+        return ShapeStreams(groups.members, self._seed).batches(self._batch_size, part)[self._images_seen // self._batch_size :]
 
     def _note(self, broken: list[tuple[int, str]], left_out: list[tuple[int, int]]) -> None:
         for index, message in broken:
@@ -242,24 +268,25 @@ def evaluation_batches(
     process_count: int = 1,
     indices: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Every image once, whole, in order, decoded ahead by threads.
+    """Every image once, whole, decoded ahead by threads; in order, but those of one shape of the input after those of another.
 
     Args:
         dataset: the images.
         spec: the sizes the detector wants.
         batch_size: rows of each batch of this process.
         max_objects: rows of ground truth an image.
-        process_index, process_count: this process takes every `process_count`-th image from `process_index` on.
+        process_index, process_count: this process takes every `process_count`-th image of a shape from `process_index` on.
         indices: which images; None: all.
 
     Yields:
-        Batches with float32 images. All processes get the same number; rows without an image, or with one that is
-        broken (told in the log), have `valid` False and index -1.
+        Batches with float32 images. All processes get the same number, of the same shapes in the same order; rows without an
+        image, or with one that is broken (told in the log), have `valid` False and index -1.
     """
-    wanted = list(range(len(dataset)) if indices is None else indices)
-    count = -(-len(wanted) // (batch_size * process_count))
-    mine = wanted[process_index::process_count]
-    parts = [mine[i * batch_size : (i + 1) * batch_size] for i in range(count)]
+    parts: list[tuple[tuple[int, int], list[int]]] = []
+    for shape, wanted in ShapeGroups.of(dataset, spec, indices).by_shape():
+        mine = wanted[process_index::process_count]
+        count = -(-len(wanted) // (batch_size * process_count))
+        parts += [(shape, mine[i * batch_size : (i + 1) * batch_size]) for i in range(count)]
 
     def load(index: int) -> _Example | None:
         try:
@@ -267,38 +294,33 @@ def evaluation_batches(
         except DataError as error:
             logger.warning("Image %d is left out of the evaluation: %s", index, error)
             return None
-        height, width = sample.image.shape[:2]
-        image = resize_image(sample.image, spec.image_sizes[0])
-        return _Example(image, (height, width), index, to_targets(sample, spec, max_objects))
+        fitted = fit_picture(sample.image, spec)
+        return _Example(fitted.image, fitted.size, index, to_targets(sample, spec, max_objects))
 
     with ThreadPoolExecutor(EVALUATION_THREADS) as pool:
         ahead: deque[list[Future[_Example | None]]] = deque()
         try:
-            for i in range(count):
-                for part in parts[i + len(ahead) : i + 1 + BATCHES_AHEAD]:
+            for i, (shape, _) in enumerate(parts):
+                for _, part in parts[i + len(ahead) : i + 1 + BATCHES_AHEAD]:
                     ahead.append([pool.submit(load, index) for index in part])
                 loaded = [future.result() for future in ahead.popleft()]
-                yield _collate([example for example in loaded if example], batch_size, spec, max_objects, np.float32)
+                examples = [example for example in loaded if example]
+                padding = _Example(np.zeros((*shape, 3), np.float32), shape, -1, no_targets(spec, max_objects))
+                yield _collate(examples + [padding] * (batch_size - len(examples)))
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _collate(examples: list[_Example], batch_size: int, spec: InputSpec, max_objects: int, dtype: type = np.uint8) -> Batch:
-    """Stacks examples, and fills up to `batch_size` rows with padding."""
-    padding = batch_size - len(examples)
-    if padding:
-        examples = examples + [_padding(spec, max_objects, dtype)] * padding
+def _collate(examples: list[_Example]) -> Batch:
+    """Stacks examples, which have one shape; an index of -1 is padding."""
+    indices = np.array([example.index for example in examples], np.int32)
     return Batch(
         images=np.stack([example.image for example in examples]),
         image_sizes=np.array([example.image_size for example in examples], np.int32),
-        indices=np.array([example.index for example in examples], np.int32),
-        valid=np.arange(batch_size) < batch_size - padding,
+        indices=indices,
+        valid=indices >= 0,
         targets=jax.tree.map(lambda *rows: np.stack(rows), *(example.targets for example in examples)),
     )
-
-
-def _padding(spec: InputSpec, max_objects: int, dtype: type) -> _Example:
-    return _Example(np.zeros((*spec.image_sizes[0], 3), dtype), spec.image_sizes[0], -1, no_targets(spec, max_objects))
 
 
 def _start_worker(index: int, count: int) -> None:
