@@ -12,7 +12,7 @@ from jaxseg.models.yolact import suppress
 from jaxseg.ops.boxes import centers_to_corners, decode_boxes, encode_boxes, pairwise_coverage, pairwise_iou
 from jaxseg.ops.masks import box_mask, resize_masks, unpack_bits
 from jaxseg.ops.matching import Match, match_priors
-from jaxseg.ops.nms import cross_class_fast_nms, fast_nms, greedy_nms
+from jaxseg.ops.nms import class_nms, cross_class_fast_nms, fast_nms
 from jaxseg.ops.sampling import choose, hardest
 
 CONFIGS = {"yolact_base_config": "yolact_r101", "yolact_im400_config": "yolact_im400_r101", "yolact_im700_config": "yolact_im700_r101"}
@@ -120,16 +120,16 @@ def test_suppression_keeps_what_the_original_keeps(case, rule):
 
 
 @pytest.mark.parametrize("case", range(6))
-def test_greedy_nms_keeps_what_the_compiled_original_keeps(case):
+def test_class_nms_keeps_what_the_compiled_original_keeps(case):
     g = functions("nms_trad")
     rows = g[f"in{case}"]
-    kept = greedy_nms(
+    kept = class_nms(
         rows[:, :4],
-        jnp.asarray(rows[None, :, 4]),
+        jnp.asarray(rows[:, 4:5]),
         score_threshold=0.0,
         iou_threshold=0.5,
         max_detections=120,
-        offset=1.0,
+        pixel_offset=1.0,
         suppress_equal=True,
     )
     assert sorted(np.asarray(kept.indices)[np.asarray(kept.valid)].tolist()) == sorted(g[f"keep{case}"].tolist())
@@ -139,7 +139,7 @@ def test_fast_nms_lets_suppressed_boxes_suppress_and_greedy_does_not():
     boxes = np.array([[0, 0, 10, 10], [0, 4, 10, 14], [0, 8, 10, 18]], np.float32)
     scores = jnp.array([[0.9, 0.8, 0.7]])
     fast = fast_nms(boxes, scores, jnp.ones(3, bool), iou_threshold=0.4, top_k=3, max_detections=3)
-    greedy = greedy_nms(boxes, scores, score_threshold=0.0, iou_threshold=0.4, max_detections=3)
+    greedy = class_nms(boxes, scores.T, score_threshold=0.0, iou_threshold=0.4, max_detections=3)
     assert np.asarray(fast.indices)[np.asarray(fast.valid)].tolist() == [0]
     assert np.asarray(greedy.indices)[np.asarray(greedy.valid)].tolist() == [0, 2]
 

@@ -19,7 +19,7 @@ from jaxseg.ops.boxes import centers_to_corners, decode_boxes, encode_boxes
 from jaxseg.ops.losses import binary_cross_entropy
 from jaxseg.ops.masks import assemble_masks, box_mask, unpack_bits
 from jaxseg.ops.matching import Match, match_priors
-from jaxseg.ops.nms import Kept, cross_class_fast_nms, fast_nms, greedy_nms
+from jaxseg.ops.nms import Kept, class_nms, cross_class_fast_nms, fast_nms
 from jaxseg.ops.sampling import choose, hardest
 from jaxseg.structures import Batch, Detections, InputSpec, Targets
 
@@ -325,13 +325,13 @@ def suppress(boxes: Float32[Array, "A 4"], scores: Float32[Array, "C A"], config
         return fast_nms(boxes, scores, candidates, iou_threshold=rule.iou_threshold, top_k=rule.top_k, max_detections=rule.max_detections)
     if rule.nms == "cross_class":
         return cross_class_fast_nms(boxes, scores, candidates, iou_threshold=rule.iou_threshold, top_k=rule.top_k)
-    return greedy_nms(
+    return class_nms(
         boxes * config.image_size,
-        scores,
+        scores.T,
         score_threshold=rule.score_threshold,
         iou_threshold=rule.iou_threshold,
         max_detections=rule.max_detections,
         # The original's compiled routine counts pixels inclusively and suppresses at the threshold.
-        offset=1.0,
+        pixel_offset=1.0,
         suppress_equal=True,
     )

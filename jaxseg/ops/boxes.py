@@ -1,11 +1,17 @@
 """Boxes: areas, overlaps, and the coding against anchors. Any unit, as long as all boxes share it."""
 
+import math
+from collections.abc import Sequence
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Bool, Float32, Int32
 
 from jaxseg.structures import AnyArray
 
 Boxes = Float32[AnyArray, "*n 4"]
+# Height and width of a picture: known numbers, or data.
+Size = Sequence[int | float] | Int32[AnyArray, "2"] | Float32[AnyArray, "2"]
+Weights = tuple[float, float, float, float]
 
 
 def centers_to_corners(boxes: Boxes) -> Float32[Array, "*n 4"]:
@@ -82,3 +88,81 @@ def decode_boxes(deltas: Boxes, anchors: Boxes) -> Float32[Array, "*n 4"]:
     size = anchors[..., 2:] * jnp.exp(deltas[..., 2:] * SIZE_VARIANCE)
     low = center - size / 2
     return jnp.concatenate([low, low + size], -1)
+
+
+def clip_boxes(boxes: Boxes, size: Size, *, pixel_offset: float = 0.0) -> Float32[Array, "*n 4"]:
+    """Boxes cut at the picture's border: x to 0 .. width - `pixel_offset`, y to 0 .. height - `pixel_offset`.
+
+    Args:
+        boxes: `x1, y1, x2, y2` in pixels.
+        size: height and width of the picture, numbers or an array of two.
+        pixel_offset: 1 where x2 and y2 name the last pixel, as in maskrcnn-benchmark.
+    """
+    height, width = size
+    limit = jnp.stack([jnp.asarray(width), jnp.asarray(height)] * 2).astype(jnp.float32) - pixel_offset
+    return jnp.clip(boxes, 0.0, limit)
+
+
+def longer_than(boxes: Boxes, length: float) -> Bool[Array, "*n"]:
+    """Boxes both of whose sides are longer than `length`."""
+    return (boxes[..., 2:] - boxes[..., :2] > length).all(-1)
+
+
+# R-CNN's bound on log(size / anchor size): a box grows to at most 1000 / 16 of its anchor.
+MAX_LOG_SCALE = math.log(1000.0 / 16.0)
+
+
+def encode_deltas(
+    boxes: Float32[AnyArray, "*#n 4"],
+    anchors: Float32[AnyArray, "*#n 4"],
+    *,
+    weights: Weights = (1.0, 1.0, 1.0, 1.0),
+    pixel_offset: float = 0.0,
+) -> Float32[Array, "*n 4"]:
+    """R-CNN's `dx, dy, dw, dh` (arXiv:1311.2524, appendix C) that turn anchors into boxes, times `weights`.
+
+    Without a positive size on either side the answer is of no use, but finite, so that a mask can remove it.
+
+    Args:
+        boxes: `x1, y1, x2, y2`.
+        anchors: `x1, y1, x2, y2`, or proposals.
+        weights: factors of the four deltas.
+        pixel_offset: 1 counts pixels inclusively, as maskrcnn-benchmark.
+    """
+    center, size = _center_and_size(boxes, pixel_offset)
+    anchor_center, anchor_size = _center_and_size(anchors, pixel_offset)
+    size, anchor_size = (jnp.where(x > 0, x, 1.0) for x in (size, anchor_size))
+    return jnp.concatenate([(center - anchor_center) / anchor_size, jnp.log(size / anchor_size)], -1) * jnp.array(weights, jnp.float32)
+
+
+def decode_deltas(
+    deltas: Float32[AnyArray, "*#n 4"],
+    anchors: Float32[AnyArray, "*#n 4"],
+    *,
+    weights: Weights = (1.0, 1.0, 1.0, 1.0),
+    pixel_offset: float = 0.0,
+    clamp_both_sides: bool = False,
+) -> Float32[Array, "*n 4"]:
+    """The inverse of `encode_deltas`, not clipped to the picture; dw and dh count up to `MAX_LOG_SCALE`.
+
+    Args:
+        deltas: `dx, dy, dw, dh`; `[R, C, 4]` with anchors `[R, 1, 4]` decodes boxes of several classes.
+        anchors: `x1, y1, x2, y2`, or proposals.
+        weights: what `encode_deltas` multiplied by.
+        pixel_offset: 1 counts pixels inclusively, as maskrcnn-benchmark.
+        clamp_both_sides: bound dw and dh from below, too, as mmdetection.
+    """
+    center, size = _center_and_size(anchors, pixel_offset)
+    deltas = deltas / jnp.array(weights, jnp.float32)
+    log_scale = jnp.minimum(deltas[..., 2:], MAX_LOG_SCALE)
+    if clamp_both_sides:
+        log_scale = jnp.maximum(log_scale, -MAX_LOG_SCALE)
+    center = center + deltas[..., :2] * size
+    half = size * jnp.exp(log_scale) / 2
+    return jnp.concatenate([center - half, center + half - pixel_offset], -1)
+
+
+def _center_and_size(boxes: Boxes, pixel_offset: float) -> tuple[Float32[Array, "*n 2"], Float32[Array, "*n 2"]]:
+    boxes = jnp.asarray(boxes)
+    size = boxes[..., 2:] - boxes[..., :2] + pixel_offset
+    return boxes[..., :2] + size / 2, size

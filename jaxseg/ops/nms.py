@@ -77,47 +77,124 @@ def cross_class_fast_nms(
     return _pad(kept, rows)
 
 
-def greedy_nms(
-    boxes: Float32[AnyArray, "A 4"],
-    scores: Float32[Array, "C A"],
+# Boxes that greedy suppression takes at once. The sequence is as long as there are blocks, and the work in a block grows
+# with its square; large inputs get larger blocks, so that a program never has more than `MAX_BLOCKS` of them.
+BLOCK_SIZE, MAX_BLOCKS = 256, 16
+
+
+class _Rule(NamedTuple):
+    """When a kept box suppresses a later one."""
+
+    iou_threshold: float
+    pixel_offset: float
+    suppress_equal: bool
+
+    def suppresses(self, a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]) -> Bool[Array, "n m"]:
+        overlaps = pairwise_iou(a, b, offset=self.pixel_offset)
+        return overlaps >= self.iou_threshold if self.suppress_equal else overlaps > self.iou_threshold
+
+
+def _greedy(candidates: Bool[Array, "k"], suppresses: Bool[Array, "k k"]) -> Bool[Array, "k"]:
+    """Which of the candidates, best first, stay when each goes that an earlier one which stays suppresses.
+
+    Repeats "stay unless one that stays suppresses you", starting from all. After n turns the first n answers are
+    final, and once nothing changes all of them are: as many turns as the longest chain of suppressions, mostly few.
+    """
+    suppresses = jnp.triu(suppresses, 1)
+
+    def turn(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        keep = candidates & ~(state[0][:, None] & suppresses).any(0)
+        return keep, (keep != state[0]).any()
+
+    return jax.lax.while_loop(lambda state: state[1], turn, (candidates, jnp.array(True)))[0]
+
+
+def exact_nms(
+    boxes: Float32[AnyArray, "k 4"],
+    scores: Float32[Array, "k"],
+    valid: Bool[AnyArray, "k"],
+    *,
+    iou_threshold: float,
+    pixel_offset: float = 0.0,
+    suppress_equal: bool = False,
+) -> Bool[Array, "k"]:
+    """Exact greedy NMS: a box stays unless it overlaps a better one that stays; of equal scores the first is better.
+
+    Boxes go block by block in order of their scores: those that stayed in the blocks before suppress a whole block
+    at once, then the block settles among itself.
+
+    Args:
+        boxes: `x1, y1, x2, y2`.
+        scores: the larger, the better.
+        valid: rows that take part; the others do not stay.
+        iou_threshold: a box goes when it overlaps a kept one by more.
+        pixel_offset: 1 counts pixels inclusively, as maskrcnn-benchmark.
+        suppress_equal: a box goes at exactly the threshold, too, as compiled CPU routines have it.
+    """
+    rule, valid = _Rule(iou_threshold, pixel_offset, suppress_equal), jnp.asarray(valid)
+    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf))
+    boxes, candidates = jnp.asarray(boxes)[order], valid[order]
+    count = scores.shape[0]
+    size = max(BLOCK_SIZE, -(-count // MAX_BLOCKS))
+    keep = jnp.zeros(0, bool)
+    for start in range(0, count, size):
+        block, earlier = boxes[start : start + size], boxes[:start]
+        free = candidates[start : start + size] & ~(keep[:, None] & rule.suppresses(earlier, block)).any(0)
+        keep = jnp.concatenate([keep, _greedy(free, rule.suppresses(block, block))])
+    return jnp.zeros(count, bool).at[order].set(keep)
+
+
+def class_nms(
+    boxes: Float32[AnyArray, "R C 4"] | Float32[AnyArray, "R 4"],
+    scores: Float32[Array, "R C"],
     *,
     score_threshold: float,
     iou_threshold: float,
     max_detections: int,
-    offset: float = 0.0,
+    pixel_offset: float = 0.0,
     suppress_equal: bool = False,
 ) -> Kept:
     """Exact greedy NMS of every class, then the best of all classes.
 
-    Taking the best score of all classes, one detection a turn, is the same as each class on its own followed by a
-    common ranking, and it ends after `max_detections` turns.
+    A box is suppressed by better boxes of its class only, so all classes together can be taken from the best score
+    down, and what stays comes out in order: `max_detections` of them are all we need, mostly from the first block.
+    Of equal scores the first row is better, and in a row the first class.
 
     Args:
-        boxes: `x1, y1, x2, y2`.
+        boxes: `x1, y1, x2, y2`, of each class or of all classes.
         scores: of each class.
         score_threshold: only larger scores take part.
         iou_threshold: a box goes when it overlaps a kept one of its class by more.
         max_detections: rows of the answer.
-        offset: 1 counts pixels inclusively (boxes in pixels then), as the original's compiled routine.
-        suppress_equal: a box goes at exactly the threshold, too.
+        pixel_offset: 1 counts pixels inclusively, as maskrcnn-benchmark.
+        suppress_equal: a box goes at exactly the threshold, too, as compiled CPU routines have it.
     """
+    rule, boxes = _Rule(iou_threshold, pixel_offset, suppress_equal), jnp.asarray(boxes)
+    size = min(2 * BLOCK_SIZE, scores.size)
 
-    boxes = jnp.asarray(boxes)
+    def boxes_of(rows: Int32[Array, "n"], labels: Int32[Array, "n"]) -> Float32[Array, "n 4"]:
+        return boxes[rows] if boxes.ndim == 2 else boxes[rows, labels]
 
-    def turn(remaining: Float32[Array, "C A"], _: None) -> tuple[Array, tuple[Array, Array, Array]]:
-        best = remaining.argmax()
-        label, index = jnp.divmod(best, boxes.shape[0])
-        score = remaining[label, index]
-        overlaps = pairwise_iou(boxes[index][None], boxes, offset=offset)[0]
-        gone = (overlaps >= iou_threshold) if suppress_equal else (overlaps > iou_threshold)
-        gone = gone.at[index].set(True)
-        remaining = remaining.at[label].set(jnp.where(gone, -1.0, remaining[label]))
-        return remaining, (index.astype(jnp.int32), label.astype(jnp.int32), score)
+    def block(state: tuple[Array, Kept]) -> tuple[Array, Kept]:
+        remaining, kept = state
+        best, order = jax.lax.top_k(remaining, size)
+        rows, labels = (x.astype(jnp.int32) for x in jnp.divmod(order, scores.shape[1]))
+        candidates = boxes_of(rows, labels)
+        suppressed = rule.suppresses(boxes_of(kept.indices, kept.classes), candidates) & (kept.classes[:, None] == labels)
+        free = (best > -jnp.inf) & ~(kept.valid[:, None] & suppressed).any(0)
+        keep = _greedy(free, rule.suppresses(candidates, candidates) & (labels[:, None] == labels))
+        # Behind what is kept already; past the last row they drop out.
+        place = jnp.where(keep, kept.valid.sum() + jnp.cumsum(keep) - 1, max_detections)
+        kept = Kept(*(x.at[place].set(new, mode="drop") for x, new in zip(kept, (rows, labels, best, keep), strict=True)))
+        return remaining.at[order].set(-jnp.inf), kept
 
-    start = jnp.where(scores > score_threshold, scores, -1.0)
-    _, (indices, classes, kept_scores) = jax.lax.scan(turn, start, None, length=max_detections)
-    valid = kept_scores > -1.0
-    return Kept(indices, classes, jnp.where(valid, kept_scores, 0.0), valid)
+    def unfinished(state: tuple[Array, Kept]) -> Bool[Array, ""]:
+        remaining, kept = state
+        return ~kept.valid.all() & (remaining > -jnp.inf).any()
+
+    none = jnp.zeros(max_detections, jnp.int32)
+    start = Kept(none, none, jnp.zeros(max_detections), jnp.zeros(max_detections, bool))
+    return jax.lax.while_loop(unfinished, block, (jnp.where(scores > score_threshold, scores, -jnp.inf).reshape(-1), start))[1]
 
 
 def _pad(kept: Kept, rows: int) -> Kept:
