@@ -9,6 +9,7 @@ import pytest
 import jaxseg
 from jaxseg.config import Config, ConfigError, from_dict, load_config, override, parse_config_flags, show, to_dict
 from jaxseg.structures import Batch, Targets
+from jaxseg.training.checkpoint import save_config
 from jaxseg.training.optimizer import autoscaled
 
 CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.py"))
@@ -96,6 +97,13 @@ def test_steps_from_the_command_line_are_meant_literally():
         assert autoscaled(config.train).learning_rate == 2.5e-4
 
 
+def test_steps_from_the_command_line_replace_epochs(tmp_path):
+    epochs = load_config("configs/yolact_r50.py", {"train.epochs": 12, "train.decay_epochs": (8, 11)})
+    save_config(tmp_path, epochs)
+    train = load_config(tmp_path / "config.json", {"train.steps": 30}).train
+    assert (train.steps, train.epochs, train.decay_epochs) == (30, 0, ())
+
+
 def test_another_number_of_classes_takes_its_names_from_the_annotations():
     config = load_config("configs/yolact_r50.py", {"model.num_classes": 3})
     assert config.data.class_names == config.data.category_ids == ()
@@ -115,6 +123,12 @@ def test_another_number_of_classes_takes_its_names_from_the_annotations():
         ({"train.learning_rate": -1.0}, "train.learning_rate = -1.0 is out of range; it must be above 0"),
         ({"train.momentum": 1.0}, "train.momentum = 1.0 is out of range"),
         ({"train.decay_steps": (20, 10)}, "train.decay_steps = .* distinct steps in ascending order"),
+        ({"train.warmup_factor": 2}, "train.warmup_factor = 2.0 is out of range; it must be between 0 and 1"),
+        ({"train.bias_rate_factor": 0}, "train.bias_rate_factor = 0.0 is out of range; it must be above 0"),
+        ({"train.decay_epochs": (8, 11)}, "train.decay_epochs = .* empty where config.train.epochs is 0; decay_steps go with steps"),
+        ({"train.epochs": 11, "train.decay_epochs": (8, 11)}, "train.decay_epochs = .* each before the last of config.train.epochs = 11"),
+        ({"train.epochs": 12, "train.decay_epochs": (11, 8)}, "train.decay_epochs = .* distinct epochs in ascending order"),
+        ({"train.epochs": 12, "train.steps": 100}, "train.steps and train.epochs both say how long to train; give one of them"),
         ({"data.keep_empty": "perhaps"}, "data.keep_empty = 'perhaps' is not a true or false"),
         ({"data.class_names": ("cat",)}, "data.category_ids .* as many ids as class_names, 1"),
         ({"model.detection.nms": "soft"}, "model.detection.nms = 'soft' is not one of 'fast', 'cross_class', 'greedy'"),

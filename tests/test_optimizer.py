@@ -1,4 +1,6 @@
-"""SGD against torch's and by hand; the schedule's rate at literal steps; frozen parameters; clipping; the moving average."""
+"""SGD against torch's and by hand; the originals' schedules at literal steps; what decays; frozen parameters; the moving average."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 from jaxseg.config import TrainConfig
-from jaxseg.training.optimizer import autoscaled, descend, keep_if, learning_rate, make_optimizer, update_average
+from jaxseg.training.optimizer import autoscaled, descend, in_steps, keep_if, learning_rate, make_optimizer, update_average
 
 # The original's numbers.
 BASE = TrainConfig()
@@ -42,6 +44,60 @@ def test_a_decay_step_at_the_end_of_the_warm_up_stays():
 def test_the_cosine_falls_from_the_rate_to_nothing():
     train = TrainConfig(learning_rate=2.0, warmup_steps=10, warmup_learning_rate=1.0, steps=110, schedule="cosine")
     np.testing.assert_allclose(rates(train, [0, 5, 10, 60, 110, 500]), [1, 1.5, 2, 1, 0, 0], atol=1e-6)
+
+
+# The rates of two-stage detectors at these steps, as their schedulers gave them.
+R_CNN = TrainConfig(learning_rate=0.02, steps=90_000, decay_steps=(60_000, 80_000), warmup_steps=500, warmup_factor=1 / 3)
+R_CNN_STEPS = [0, 1, 2, 100, 250, 499, 500, 501, 59_999, 60_000, 60_001, 79_999, 80_000, 89_999]
+AFTER_WARMUP = [0.02, 0.002, 0.002, 0.002, 0.0002, 0.0002]
+
+
+def test_the_rate_of_maskrcnn_benchmark():
+    warm = [0.00666666667, 0.00669333333, 0.00672, 0.00933333333, 0.0133333333, 0.0199733333, 0.02, 0.02]
+    np.testing.assert_allclose(rates(R_CNN, R_CNN_STEPS), warm + AFTER_WARMUP, rtol=1.2e-7)
+
+
+def test_the_rate_of_detectron2():
+    train = dataclasses.replace(R_CNN, warmup_steps=1000, warmup_factor=1e-3)
+    warm = [2e-05, 3.998e-05, 5.996e-05, 0.002018, 0.005015, 0.00999002, 0.01001, 0.01002998]
+    np.testing.assert_allclose(rates(train, R_CNN_STEPS), warm + AFTER_WARMUP, rtol=1.2e-7)
+
+
+def test_the_rate_of_mmdetection():
+    train = in_steps(
+        dataclasses.replace(R_CNN, batch_size=16, epochs=12, decay_epochs=(8, 11), warmup_factor=1e-3),
+        # COCO's training images with objects.
+        images=117_266,
+    )
+    assert (train.steps, train.epochs) == (12 * 7330, 0)
+    warm = [2e-05, 0.002018, 0.004016, 0.006014, 0.008012, 0.01001, 0.012008, 0.014006, 0.016004, 0.018002]
+    np.testing.assert_allclose(rates(train, list(range(0, 500, 50))), warm, rtol=1.2e-7)
+    by_epoch = [0.02] * 7 + [0.002] * 3 + [0.0002]
+    np.testing.assert_allclose(rates(train, [epoch * 7330 for epoch in range(1, 12)]), by_epoch, rtol=1.2e-7)
+    np.testing.assert_allclose(rates(train, [8 * 7330 - 1, 11 * 7330 - 1]), [0.02, 0.002], rtol=1.2e-7)
+
+
+def test_a_warm_up_by_a_factor_multiplies_decays_within_it():
+    """maskrcnn-benchmark's rule, other than YOLACT's."""
+    train = TrainConfig(learning_rate=1.0, warmup_steps=4, warmup_factor=0.5, decay_steps=(2, 10))
+    np.testing.assert_allclose(rates(train, [0, 1, 2, 3, 4, 9, 10]), [0.5, 0.625, 0.075, 0.0875, 0.1, 0.1, 0.01], rtol=1e-6)
+
+
+def test_a_warm_up_by_a_factor_multiplies_a_cosine_from_the_start():
+    train = TrainConfig(learning_rate=2.0, warmup_steps=10, warmup_factor=0.1, steps=20, schedule="cosine")
+    np.testing.assert_allclose(rates(train, [0, 10, 20]), [0.2, 1.0, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch_size", "steps", "rate"), [(16, 63, 0.02), (4, 250, 0.005), (12, 84, 0.015)])
+def test_epochs_are_as_long_for_any_batch_size(batch_size, steps, rate):
+    train = dataclasses.replace(R_CNN, epochs=3, decay_epochs=(1, 2), batch_size=batch_size, autoscale_batch_size=16)
+    train = in_steps(autoscaled(train), images=1000)
+    assert (train.steps, train.decay_steps, train.warmup_steps) == (3 * steps, (steps, 2 * steps), 500)
+    assert train.learning_rate == pytest.approx(rate)
+
+
+def test_without_epochs_the_steps_stay():
+    assert in_steps(BASE, images=1000) == BASE
 
 
 def test_autoscaling_multiplies_the_rate_and_floors_the_steps():
@@ -89,27 +145,67 @@ def test_clipping_looks_at_the_global_norm_of_what_learns():
     np.testing.assert_allclose([after["a"][0], after["b"][0]], [-0.6, -0.8], rtol=1e-6)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_agrees_with_torch(momentum):
+# A convolution and a norm, named as the models name them, and a frozen one.
+SHAPES = {"conv1": {"kernel": (3, 4), "bias": (4,)}, "bn1": {"scale": (4,), "bias": (4,)}, "stem": {"kernel": (2,)}}
+LEARNS = {"conv1": {"kernel": True, "bias": True}, "bn1": {"scale": True, "bias": True}, "stem": {"kernel": False}}
+# Options of an original, and what its parameter groups have: factors of the rate and the decay.
+GROUPS = {
+    "yolact": ({}, {}),
+    "maskrcnn_benchmark": (
+        {"decay_biases": False, "bias_rate_factor": 2.0},
+        {("conv1", "bias"): (2.0, 0.0), ("bn1", "bias"): (2.0, 0.0)},
+    ),
+    "detectron2": ({"decay_norms": False}, {("bn1", "scale"): (1.0, 0.0), ("bn1", "bias"): (1.0, 0.0)}),
+}
+
+
+@pytest.mark.parametrize("original", GROUPS)
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_agrees_with_torch(original, optimizer):
+    """Eight steps with the parameter groups of an original."""
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
-    start = {name: rng.normal(size=shape).astype(np.float32) for name, shape in {"kernel": (3, 4), "bias": (4,)}.items()}
-    gradients = [{name: rng.normal(size=value.shape).astype(np.float32) for name, value in start.items()} for _ in range(8)]
+    start = jax.tree.map(lambda shape: rng.normal(size=shape).astype(np.float32), SHAPES, is_leaf=lambda node: isinstance(node, tuple))
+    gradients = [jax.tree.map(lambda value: rng.normal(size=value.shape).astype(np.float32), start) for _ in range(8)]
+    options, groups = GROUPS[original]
     train = TrainConfig(
-        learning_rate=0.1, momentum=momentum, weight_decay=0.05, warmup_steps=3, warmup_learning_rate=0.01, decay_steps=(6,)
+        optimizer=optimizer.lower(),
+        learning_rate=0.1,
+        weight_decay=0.05,
+        warmup_steps=3,
+        warmup_learning_rate=0.01,
+        decay_steps=(6,),
+        **options,
     )
 
-    theirs = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
-    optimizer = torch.optim.SGD(theirs.values(), lr=0.1, momentum=momentum, weight_decay=0.05)
+    theirs = {(module, leaf): torch.nn.Parameter(torch.tensor(value)) for module, leaves in start.items() for leaf, value in leaves.items()}
+    factors = {name: groups.get(name, (1.0, 1.0)) for name in theirs if name[0] != "stem"}
+    momentum = {"momentum": 0.9} if optimizer == "SGD" else {"betas": (0.9, 0.999)}
+    descent = getattr(torch.optim, optimizer)(
+        [{"params": [theirs[name]], "weight_decay": 0.05 * decay} for name, (_, decay) in factors.items()], lr=0.1, **momentum
+    )
     for rate, gradient in zip([0.01, 0.04, 0.07, 0.1, 0.1, 0.1, 0.01, 0.01], gradients, strict=True):
-        optimizer.param_groups[0]["lr"] = rate
-        for name, parameter in theirs.items():
-            parameter.grad = torch.tensor(gradient[name])
-        optimizer.step()
+        for group, (factor, _) in zip(descent.param_groups, factors.values(), strict=True):
+            group["lr"] = rate * factor
+        for (module, leaf), parameter in theirs.items():
+            parameter.grad = torch.tensor(gradient[module][leaf])
+        descent.step()
 
-    ours, _ = descended(train, start, gradients, {"kernel": True, "bias": True})
-    for name, parameter in theirs.items():
-        np.testing.assert_allclose(ours[name], parameter.detach().numpy(), rtol=2e-6, atol=2e-7)
+    ours, _ = descended(train, start, gradients, LEARNS)
+    # Optax computes 1 - 0.999 ** step in float32.
+    tolerance = 1e-6 if optimizer == "SGD" else 5e-6
+    for (module, leaf), parameter in theirs.items():
+        np.testing.assert_allclose(ours[module][leaf], parameter.detach().numpy(), rtol=0, atol=tolerance, err_msg=f"{module}/{leaf}")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_state_does_not_depend_on_options_that_need_none(optimizer):
+    """So that a run can go on with others."""
+    params = jax.tree.map(jnp.ones, SHAPES, is_leaf=lambda node: isinstance(node, tuple))
+    plain = make_optimizer(TrainConfig(optimizer=optimizer), LEARNS).init(params)
+    options = {"clip_norm": 10.0, "decay_biases": False, "decay_norms": False, "bias_rate_factor": 2.0, "weight_decay": 0.0}
+    other = make_optimizer(TrainConfig(optimizer=optimizer, **options), LEARNS).init(params)
+    assert jax.tree.structure(plain) == jax.tree.structure(other)
 
 
 def test_the_average_starts_fast_and_ends_slow():

@@ -14,6 +14,7 @@ from typing import ClassVar
 import jax
 import numpy as np
 import pytest
+from compilation import compiled_programs
 from tiny_training import (
     CONFIG,
     TinyData,
@@ -34,7 +35,7 @@ from jaxseg.data.shapes import ensure_shapes
 from jaxseg.training import loop
 from jaxseg.training.checkpoint import CheckpointError
 from jaxseg.training.loop import TrainingError
-from jaxseg.training.metrics import MetricsWriter, MovingAverages, progress_line
+from jaxseg.training.metrics import MetricsWriter, MovingAverages, losses_text, progress_line
 from jaxseg.training.optimizer import make_optimizer
 from jaxseg.training.sharding import make_mesh, replicated, to_global
 from jaxseg.training.step import create_state, make_loss_step, make_train_step
@@ -128,17 +129,26 @@ def test_validation_losses_leave_the_statistics_alone_and_repeat():
     assert (set(first[0]), first[1]) == ({"box", "class"}, 8)
 
 
-def test_a_run_compiles_its_step_once(tmp_path, monkeypatch):
-    traced = []
-    losses = TinyDetector.losses
+@pytest.mark.parametrize(("portraits", "programs"), [((), 1), ((3, 4, 5, 8, 10), 2)])
+def test_a_run_compiles_its_step_once_a_shape(tmp_path, portraits, programs):
+    with compiled_programs() as names:
+        train_tiny(tmp_path, portraits=portraits)
+    assert names["train_step"] == programs
 
-    def counted(self, batch, *, train):
-        traced.append(train)
-        return losses(self, batch, train=train)
 
-    monkeypatch.setattr(TinyDetector, "losses", counted)
-    train_tiny(tmp_path)
-    assert traced == [True]
+def test_times_leave_out_the_steps_that_compile(tmp_path, monkeypatch):
+    """The first of each shape, and the two after it, which the devices have not begun yet when they are over for the host."""
+    averaged = []
+    add = MovingAverages.add
+
+    def noted(self, values):
+        averaged.append("step_time" in values)
+        assert averaged[-1] == ("data_time" in values)
+        add(self, values)
+
+    monkeypatch.setattr(MovingAverages, "add", noted)
+    train_tiny(tmp_path, portraits=(5, 6, 8))
+    assert averaged == [False, False, True, True, True, False, False, True, True, True, True, True]
 
 
 # ---- A run ----
@@ -168,6 +178,14 @@ def test_start_up_lines_tell_what_runs(tmp_path, caplog):
         "starts from nothing",
     ):
         assert fact in caplog.text
+
+
+def test_epochs_are_passes_over_the_images(tmp_path, caplog):
+    train_tiny(tmp_path, {"train.epochs": 3, "train.decay_epochs": (1,), "train.batch_size": 16, "train.warmup_factor": 0.5})
+    assert "rate 0.1, 9 steps (3 epochs), times 0.1 at 3; scaled from 0.05 for a batch of 16 instead of 8" in caplog.text
+    lines = records(tmp_path)
+    assert [lines[i]["learning_rate"] for i in (0, 2, 3)] == pytest.approx([0.05, 0.05 + 0.05 * 2 / 3, 0.01])
+    assert [line["step"] for line in lines] == list(range(1, 10))
 
 
 def test_metrics_are_the_last_averages(straight, tmp_path):
@@ -225,6 +243,12 @@ def test_a_longer_schedule_and_another_rate_are_allowed_and_told(tmp_path, caplo
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[-1]["learning_rate"] == pytest.approx(0.02)
     assert load_config(tmp_path / "config.json").train.steps == 6
+
+
+def test_clipping_and_other_decays_are_allowed(tmp_path):
+    train_tiny(tmp_path, {"train.steps": 4})
+    train_tiny(tmp_path, {"train.steps": 6, "train.clip_norm": 10.0, "train.decay_biases": False, "train.bias_rate_factor": 2.0})
+    assert [line["step"] for line in records(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_an_average_can_be_switched_on_and_off(tmp_path, caplog):
@@ -427,6 +451,11 @@ def test_the_progress_line_has_the_originals_names():
     assert line == (
         "      9/69 || B: 3.500 | C: 4.500 | M: 1.500 | S: 2.500 | T: 0.500 || ETA: 1:00:00 || step: 60.000 s | data: 0.250 s || rate: 1"
     )
+
+
+def test_losses_of_other_names_come_first():
+    text = losses_text({f"loss/{name}": 0.25 for name in ("total", "mask", "rpn_class", "box", "rpn_box", "class")})
+    assert text == "rpn_box: 0.250 | rpn_class: 0.250 | B: 0.250 | C: 0.250 | M: 0.250 | T: 0.250"
 
 
 def test_averages_cover_the_window_and_leave_out_what_is_not_finite():

@@ -82,18 +82,18 @@ class TinyDetector(nn.Module):
         )
 
 
-def tiny_batch(indices: np.ndarray, seed: int = 0, poisoned: bool = False) -> Batch:
-    """Images of noise, brighter with larger boxes; a poisoned batch makes the loss NaN."""
+def tiny_batch(indices: np.ndarray, seed: int = 0, poisoned: bool = False, portrait: bool = False) -> Batch:
+    """Images of noise, brighter with larger boxes; a poisoned batch makes the loss NaN, a portrait is twice as high."""
     images, boxes = [], []
     for index in indices:
         rng = np.random.default_rng((seed, int(index)))
         box = rng.uniform(1, SIZE, 4).astype(np.float32)
-        images.append(np.clip(rng.integers(0, 100, (SIZE, SIZE, 3)) + box.mean() * 10, 0, 255).astype(np.uint8))
+        images.append(np.clip(rng.integers(0, 100, (SIZE * (1 + portrait), SIZE, 3)) + box.mean() * 10, 0, 255).astype(np.uint8))
         boxes.append(box[None])
     count = len(indices)
     return Batch(
         images=np.stack(images),
-        image_sizes=np.full((count, 2), SIZE, np.int32),
+        image_sizes=np.full((count, 2), images[0].shape[:2], np.int32),
         indices=np.asarray(indices, np.int32),
         valid=np.ones(count, bool),
         targets=Targets(
@@ -113,12 +113,14 @@ class TinyData:
 
     Attributes:
         poisoned: steps (from 0) whose batch holds an image that breaks the loss.
+        portraits: steps (from 0) whose batch has another shape.
         delay: seconds a batch takes.
         interrupted: the step (from 0) before whose batch the process sends itself SIGTERM.
         lost: after the signal there are no more batches, as when a scheduler stops the worker processes, too.
     """
 
     poisoned: tuple[int, ...] = ()
+    portraits: tuple[int, ...] = ()
     delay: float = 0.0
     interrupted: int = -1
     lost: bool = False
@@ -149,9 +151,9 @@ class TinyData:
             if self.lost:
                 raise RuntimeError("a worker process is gone")
         indices = (self.position * self._batch_size + self._rows) % self.images
-        poisoned = self.position in self.poisoned
+        options = {"poisoned": self.position in self.poisoned, "portrait": self.position in self.portraits}
         self.position += 1
-        return tiny_batch(indices, self._seed, poisoned)
+        return tiny_batch(indices, self._seed, **options)
 
     def get_state(self):
         return {"position": self.position}

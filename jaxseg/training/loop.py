@@ -19,7 +19,7 @@ from jaxseg.models import build_model, init_variables, trainable
 from jaxseg.training.checkpoint import Checkpoints, check_same_run, save_config
 from jaxseg.training.interruption import Agreement, Interruption
 from jaxseg.training.metrics import MetricsWriter, MovingAverages, progress_line
-from jaxseg.training.optimizer import Tree, autoscaled, make_optimizer
+from jaxseg.training.optimizer import Tree, autoscaled, in_steps, make_optimizer
 from jaxseg.training.sharding import check_batch_size, make_mesh, replicated, to_global
 from jaxseg.training.step import TrainState, create_state, make_train_step
 from jaxseg.training.validation import Validation
@@ -37,7 +37,7 @@ class TrainingError(ValueError):
 
 @dataclasses.dataclass
 class _Pending:
-    """A step under way on the devices, and what the host knows about it."""
+    """A step under way on the devices, and what the host knows about it; no times, where they would tell of compiling."""
 
     step: int
     scalars: dict[str, jax.Array]
@@ -79,7 +79,7 @@ class _Run:
             workdir.mkdir(parents=True, exist_ok=True)
 
         # Rates and steps for this batch size.
-        self.schedule = autoscaled(config.train)
+        self.schedule = in_steps(autoscaled(config.train), len(self.dataset))
         self.model = build_model(config)
         abstract_params = jax.eval_shape(lambda: init_variables(self.model, config))["params"]
         self.trained: Tree = trainable(config, abstract_params)
@@ -100,8 +100,9 @@ class _Run:
         self.checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
         self.state = self._restored_or_new_state()
         self.step = int(self.state.step)
-        # The first step compiles, and the next are over before the devices have begun them.
-        self.timed_after = self.step + _LAG
+        # Shapes of images that the step is compiled for, and the step up to which times tell of compiling.
+        self.shapes: set[tuple[int, ...]] = set()
+        self.timed_after = self.step
         self.writer = MetricsWriter(workdir, self.step) if jax.process_index() == 0 else None
         if jax.process_index() == 0:
             save_config(workdir, config)
@@ -129,7 +130,8 @@ class _Run:
         logger.info("batch of %d images, %d on each device", train.batch_size, train.batch_size // self.mesh.size)
         logger.info("%d training images%s", len(self.dataset), f", {len(validation_set)} validation images" if validation_set else "")
         logger.info("%s parameters, of which %s learn", f"{sum(sizes):,}", f"{learning:,}")
-        logger.info("rate %g, %d steps, %s; %s", schedule.learning_rate, schedule.steps, _decays(schedule), _scaling(train))
+        epochs = f" ({train.epochs} epochs)" if train.epochs else ""
+        logger.info("rate %g, %d steps%s, %s; %s", schedule.learning_rate, schedule.steps, epochs, _decays(schedule), _scaling(train))
         for change in changes:
             logger.info("differs from the run saved here: %s", change)
 
@@ -187,12 +189,17 @@ class _Run:
                 return True
             raise
         fetched = time.perf_counter()
+        if batch.images.shape not in self.shapes:
+            self.shapes.add(batch.images.shape)
+            # This step compiles, and the next are over before the devices have begun them.
+            self.timed_after = self.step + _LAG
         self.state, scalars = self.step_function(self.state, to_global(batch, self.mesh))
         self.step += 1
-        times = {"data_time": fetched - started}
+        times: dict[str, float] = {}
         self.pending.append(_Pending(self.step, scalars, self.agreement.ask(interruption.wanted), np.asarray(batch.indices), times))
         stop = self._record(self.pending.popleft()) if len(self.pending) > _LAG else False
-        times["step_time"] = time.perf_counter() - started
+        if self.step > self.timed_after:
+            times |= {"data_time": fetched - started, "step_time": time.perf_counter() - started}
         if self.step % self.config.train.checkpoint_every == 0 or self.step == self.schedule.steps or self._evaluation_is_due():
             stop |= self._record_all()
             self._save()
@@ -215,7 +222,7 @@ class _Run:
         else:
             self.skipped_in_a_row = 0
         rate = {"learning_rate": values.pop("learning_rate")}
-        self.averages.add(values | (pending.times if pending.step > self.timed_after else {}))
+        self.averages.add(values | pending.times)
         if self.writer and (pending.step % self.config.train.log_every == 0 or pending.step == self.schedule.steps):
             means = self.averages.means() | rate
             logger.info("%s", progress_line(pending.step, self.schedule.steps, means))
@@ -261,4 +268,5 @@ def _scaling(train: TrainConfig) -> str:
     base = train.autoscale_batch_size
     if not base or base == train.batch_size:
         return "as configured"
-    return f"scaled from {train.learning_rate:g} and {train.steps} for a batch of {train.batch_size} instead of {base}"
+    steps = "" if train.epochs or not train.autoscale_steps else f" and {train.steps}"
+    return f"scaled from {train.learning_rate:g}{steps} for a batch of {train.batch_size} instead of {base}"

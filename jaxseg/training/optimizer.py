@@ -1,9 +1,11 @@
-"""SGD as dbolya/yolact trains with it, or AdamW: the rate as a pure function of the step, decay on all that learns, an average.
+"""SGD as the originals train with it, or AdamW: the rate as a pure function of the step, decay by a parameter's role, an average.
 
 The optimizer gives a direction and never sees the rate. So a skipped step leaves its state alone while the schedule goes on.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float32, Int32
 
 from jaxseg.config import TrainConfig
+from jaxseg.models.detector import is_norm
 
 # A pytree of parameters, or of one value a parameter.
 Tree = Any
@@ -37,20 +40,49 @@ def autoscaled(train: TrainConfig) -> TrainConfig:
     )
 
 
+def in_steps(train: TrainConfig, images: int) -> TrainConfig:
+    """The schedule with its epochs, if it has any, as steps of this batch size.
+
+    An epoch is `ceil(images / batch_size)` steps, mmdetection's count.
+
+    Args:
+        train: of which `epochs` and `decay_epochs`, where there are any, replace `steps` and `decay_steps`.
+        images: of the training set.
+    """
+    if not train.epochs:
+        return train
+    steps = -(-images // train.batch_size)
+    return dataclasses.replace(
+        train,
+        epochs=0,
+        decay_epochs=(),
+        steps=train.epochs * steps,
+        decay_steps=tuple(epoch * steps for epoch in train.decay_epochs),
+    )
+
+
 def learning_rate(train: TrainConfig, step: Int32[Array, ""] | int) -> Float32[Array, ""]:
     """The rate of the update that follows `step` finished steps.
 
-    Warm-up is linear from `warmup_learning_rate` at step 0 to `learning_rate` at `warmup_steps`, both included. After it,
-    "steps" multiplies by `decay_factor` at each of `decay_steps`, and "cosine" falls to 0 at `steps`.
+    "steps" multiplies the rate by `decay_factor` at each of `decay_steps`, and "cosine" lets it fall to 0 at `steps`. Warm-up
+    takes the first `warmup_steps` steps, in one of two ways:
 
-    The original sets the warm-up rate first and the decayed one after it, and sets the latter only where a decay step is
-    reached. So a decay step within the warm-up rules for one step, and warm-up then goes on towards the full rate.
+    With `warmup_factor`, the rate of such a schedule is multiplied by a factor that grows linearly from there to 1, as in
+    maskrcnn-benchmark, mmdetection and detectron2.
+
+    Without it the rate itself grows linearly from `warmup_learning_rate`, and a cosine starts after that. The original of
+    YOLACT sets the warm-up rate first and the decayed one after it, and sets the latter only where a decay step is reached. So
+    a decay step within the warm-up rules for one step, and warm-up then goes on towards the full rate.
 
     Args:
-        train: the schedule, already autoscaled.
+        train: the schedule, already autoscaled and in steps.
         step: 0 is the first step.
     """
     step = jnp.asarray(step)
+    if train.warmup_factor and train.warmup_steps:
+        progress = jnp.minimum(step / train.warmup_steps, 1)
+        without_warmup = dataclasses.replace(train, warmup_steps=0)
+        return learning_rate(without_warmup, step) * (train.warmup_factor + (1 - train.warmup_factor) * progress)
     rate = jnp.float32(train.learning_rate)
     if train.schedule == "cosine":
         progress = (step - train.warmup_steps) / max(train.steps - train.warmup_steps, 1)
@@ -70,16 +102,44 @@ def make_optimizer(train: TrainConfig, trained: Tree) -> optax.GradientTransform
 
     "sgd" is torch.optim.SGD: `buffer = momentum * buffer + gradient + weight_decay * parameter`, with a buffer of 0 before
     the first step. "adamw" (arXiv:1711.05101) takes `momentum` as its first decay and adds `weight_decay * parameter` to
-    the direction. Clipping by the global norm of the trained parameters' gradients, if any, comes first.
+    the direction. Clipping by the global norm of the trained parameters' gradients, if any, comes first. Last, the updates
+    of biases, a norm's included, are multiplied by `bias_rate_factor`.
 
     Args:
-        train: optimizer, momentum, weight_decay and clip_norm.
+        train: optimizer, momentum, weight_decay and what it leaves out, bias_rate_factor and clip_norm.
         trained: True for each parameter that learns; the others get an update of 0, no decay and no state.
     """
-    steps = [optax.clip_by_global_norm(train.clip_norm)] if train.clip_norm else []
-    decay = optax.add_decayed_weights(train.weight_decay)
-    steps += [optax.scale_by_adam(b1=train.momentum), decay] if train.optimizer == "adamw" else [decay, optax.trace(train.momentum)]
-    return optax.partition({True: optax.chain(*steps), False: optax.set_to_zero()}, trained)
+    decay = optax.stateless(functools.partial(_add_decay, train))
+    chain = optax.chain(
+        *([optax.scale_by_adam(b1=train.momentum), decay] if train.optimizer == "adamw" else [decay, optax.trace(train.momentum)])
+    )
+
+    # What keeps no state stays out of the chain, so that a run can go on with other options.
+    def update(gradients: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
+        if train.clip_norm:
+            gradients, _ = optax.clip_by_global_norm(train.clip_norm).update(gradients, optax.EmptyState())
+        updates, state = chain.update(gradients, state, params)
+        return _map_with_names(lambda path, update: update * train.bias_rate_factor if _is_bias(path) else update, updates), state
+
+    learning = optax.GradientTransformation(chain.init, update)
+    return optax.partition({True: learning, False: optax.set_to_zero()}, trained)
+
+
+def _add_decay(train: TrainConfig, updates: Tree, params: Tree) -> Tree:
+    def decayed(path: tuple[str, ...], update: Array, parameter: Array) -> Array:
+        decays = (train.decay_biases or not _is_bias(path)) and (train.decay_norms or not is_norm(path))
+        return update + train.weight_decay * parameter if decays else update
+
+    return _map_with_names(decayed, updates, params)
+
+
+def _is_bias(path: tuple[str, ...]) -> bool:
+    return path[-1] == "bias"
+
+
+def _map_with_names(function: Callable[..., Array], *trees: Tree) -> Tree:
+    """`jax.tree.map`, with the names on the way to a leaf as the first argument."""
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(tuple(key.key for key in path), *leaves), *trees)
 
 
 def descend(params: Tree, updates: Tree, rate: Float32[Array, ""]) -> Tree:
