@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--benchmark", action="store_true", help="time detection, on the validation images or on those of --images")
     parser.add_argument("--score_threshold", type=float, help="keep scores above it (default: 0; for drawings 0.15)")
     parser.add_argument("--top_k", type=int, help="keep so many objects of a picture, 0 keeps all (default: 0; for drawings 15)")
-    parser.add_argument("--nms", choices=("fast", "cross_class", "greedy"), help="instead of the config's")
+    parser.add_argument("--nms", choices=("fast", "cross_class", "greedy"), help="of YOLACT, instead of the config's")
     parser.add_argument("--limit", type=int, default=0, help="look at the first so many pictures, 0 at all (default)")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     try:

@@ -32,9 +32,7 @@ import numpy as np
 
 import jaxseg
 from jaxseg.config import Config, parse_config_flags
-from jaxseg.data.transforms import resize_image
-from jaxseg.evaluation.detect import Selection, pad_batch, select
-from jaxseg.evaluation.masks import boxes_at_image_size, masks_at_image_size
+from jaxseg.evaluation.detect import Selection, pad_batch, prepare, select, to_picture
 from jaxseg.models.yolact import image_detections
 from jaxseg.predictor import Predictor
 
@@ -56,26 +54,23 @@ Side = Callable[[list[np.ndarray]], tuple[dict[str, float], int]]
 def ours(config: Config, variables: Any) -> Side:
     """jaxseg. The network and the detection are programs of their own for the phases, one program for the total."""
     model = jaxseg.build_model(config)
-    size = model.input_spec.image_sizes[0]
+    spec = model.input_spec
     network = jax.jit(lambda images: model.apply(variables, images))
     detection = jax.jit(jax.vmap(lambda outputs: image_detections(outputs, model.anchors(), config.model)))
     predictor = Predictor(config, variables, batch_size=8)
 
     def run(pictures: list[np.ndarray]) -> tuple[dict[str, float], int]:
         watch = Stopwatch()
-        sizes = [picture.shape[:2] for picture in pictures]
-        images, _ = pad_batch([resize_image(picture, size) for picture in pictures], sizes, len(pictures))
+        prepared = [prepare(i, picture, spec) for i, picture in enumerate(pictures)]
+        images, _ = pad_batch(prepared, len(pictures))
         watch.split("preparation")
         outputs = jax.block_until_ready(network(images))
         watch.split("network")
         detections = jax.block_until_ready(detection(outputs))
         watch.split("detection")
         on_host = jax.device_get(detections)
-        for row, picture_size in enumerate(sizes):
-            selected = select(on_host, row, Selection())
-            boxes_at_image_size(selected.boxes, size, picture_size)
-            if selected.soft_masks is not None:
-                masks_at_image_size(selected.soft_masks, picture_size)
+        for picture in prepared:
+            to_picture(select(on_host, picture.index, Selection()), picture.sizes, spec)
         watch.split("post-processing")
         watch.restart()
         predictions = predictor(pictures)

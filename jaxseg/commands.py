@@ -16,7 +16,7 @@ import numpy as np
 from jaxseg.config import Config, ConfigError
 from jaxseg.data.coco import open_dataset, resolve_classes
 from jaxseg.evaluation.coco_metrics import class_table, threshold_table
-from jaxseg.evaluation.detect import Selection
+from jaxseg.evaluation.detect import Selection, with_nms
 from jaxseg.evaluation.evaluate import evaluate
 from jaxseg.evaluation.timing import time_detection, timing_table
 from jaxseg.predictor import ImageError, Predictor, as_json
@@ -61,8 +61,8 @@ def run(
         default.score_threshold if score_threshold is None else score_threshold,
         default.top_k if top_k is None else top_k,
     )
-    rule = {} if nms is None else {"model.detection.nms": nms}
-    detector = load_detector(checkpoint, config, {**overrides, **rule}, step=step)
+    settings, variables = load_detector(checkpoint, config, overrides, step=step)
+    detector = with_nms(settings, nms), variables
     if benchmark:
         print(time_pictures(*detector, images, limit=limit, selection=selection))
     elif images is not None:

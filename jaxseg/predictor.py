@@ -2,22 +2,31 @@
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseg.config import Config, ConfigError, override
-from jaxseg.data.transforms import resize_image
-from jaxseg.evaluation.detect import DeviceDetector, Selected, Selection, one_ahead, pad_batch, select
-from jaxseg.evaluation.masks import MASK_THRESHOLD, boxes_at_image_size, encode_rle, masks_at_image_size, polygons
+from jaxseg.config import Config, ConfigError
+from jaxseg.evaluation.detect import (
+    DeviceDetector,
+    Selection,
+    Sizes,
+    Started,
+    one_ahead,
+    prepare,
+    select,
+    start_batches,
+    to_picture,
+    with_nms,
+)
+from jaxseg.evaluation.masks import MASK_THRESHOLD, encode_rle, polygons
 from jaxseg.ops.masks import resize_masks
 from jaxseg.structures import Detections
 
-# On accelerators masks are resized on a canvas of a multiple of this many pixels, so that few sizes are compiled.
+# On accelerators masks over the whole picture are resized on a canvas of a multiple of this many pixels, so that few sizes are compiled.
 _CANVAS_STEP = 128
 
 
@@ -51,14 +60,15 @@ class Predictor:
     """Finds objects in pictures of any sizes.
 
     Pictures are detected in batches of 1, 2, 4, ... up to `batch_size`, filled up where needed, so that few programs are
-    compiled; the host finishes one batch while the device works on the next.
+    compiled; the host finishes one batch while the device works on the next. A batch has inputs of one shape, so where the
+    detector knows several, pictures may overtake each other on the way; answers come in the order of the pictures.
 
     Args:
         config: of the detector. `data.class_names` gives the names; where it is empty they are "class 0", "class 1", ...
         variables: its parameters and statistics, from `init_variables` or `load_weights`.
         score_threshold: keep objects with a score above it; 0 keeps all.
         top_k: keep at most so many of a picture; 0 keeps all.
-        nms: instead of `config.model.detection.nms`: "fast", "cross_class" or "greedy".
+        nms: of YOLACT, instead of `config.model.detection.nms`: "fast", "cross_class" or "greedy".
         batch_size: the largest batch, a power of two; 0 takes the largest one up to `config.eval.batch_size`.
 
     Raises:
@@ -77,14 +87,18 @@ class Predictor:
     ) -> None:
         if batch_size < 0 or batch_size & (batch_size - 1):
             raise ConfigError(f"batch_size = {batch_size} is no power of two; use 1, 2, 4, 8, ...")
-        if nms is not None:
-            config = override(config, {"model.detection.nms": nms})
+        config = with_nms(config, nms)
         self.class_names = config.data.class_names or tuple(f"class {k}" for k in range(config.model.num_classes))
         self._selection = Selection(score_threshold, top_k)
-        self._batch_size = batch_size or 1 << (config.eval.batch_size.bit_length() - 1)
+        batch_size = batch_size or 1 << (config.eval.batch_size.bit_length() - 1)
+        self._batch_sizes = [1 << i for i in range(batch_size.bit_length())]
         device = jax.local_devices()[0]
-        self._masks_on_device = device.platform != "cpu"
-        self._detector = DeviceDetector(config, variables, [device], fixed=not self._masks_on_device)
+        self._detector = DeviceDetector(config, variables, [device], fixed=device.platform == "cpu")
+        spec = self._detector.spec
+        # Cells over boxes are few, and quickly pasted by the host.
+        self._masks_on_device = device.platform != "cpu" and spec.mask_frame == "image" and spec.resize.rule == "stretch"
+        # Pictures of each shape in turn still fill their batches.
+        self._patience = len(spec.image_sizes) * batch_size
 
     @overload
     def __call__(self, images: np.ndarray) -> Prediction: ...
@@ -111,42 +125,45 @@ class Predictor:
         Raises:
             ImageError: at the first picture that cannot be used.
         """
-        for sizes, detections, packed in one_ahead(self._submit(images)):
-            if packed is not None:
-                detections = dataclasses.replace(detections, masks=None)
+        finished: dict[int, Callable[[], Prediction]] = {}
+        given = 0
+        for batch, packed in one_ahead(self._submit(images)):
+            detections = batch.detections if packed is None else dataclasses.replace(batch.detections, masks=None)
             on_host = jax.device_get(detections)
-            for row, size in enumerate(sizes):
-                selected = select(on_host, row, self._selection)
-                yield self._finish(selected, size, None if packed is None else packed[row])
+            for row, (index, sizes) in enumerate(zip(batch.indices, batch.sizes, strict=True)):
+                finished[index] = functools.partial(self._finish, on_host, row, sizes, None if packed is None else packed[row])
+            while given in finished:
+                yield finished.pop(given)()
+                given += 1
 
-    def _submit(self, images: Iterable[np.ndarray]) -> Iterator[tuple[list[tuple[int, int]], Detections, list[jax.Array] | None]]:
-        """Starts detection batch by batch: the pictures' sizes, what is found, and masks packed at canvas size."""
-        pictures = (rgb_image(image, f"Picture {i}") for i, image in enumerate(images))
-        while batch := list(itertools.islice(pictures, self._batch_size)):
-            sizes = [(image.shape[0], image.shape[1]) for image in batch]
-            rows = 1 << (len(batch) - 1).bit_length()
-            resized = [resize_image(image, self._detector.image_size) for image in batch]
-            detections = self._detector(*pad_batch(resized, sizes, rows))
-            packed = None
-            if self._masks_on_device and detections.masks is not None:
-                packed = [
+    def _submit(self, images: Iterable[np.ndarray]) -> Iterator[tuple[Started, list[jax.Array] | None]]:
+        """Starts detection batch by batch: what is found, and masks packed at canvas size."""
+        pictures = (prepare(i, rgb_image(image, f"Picture {i}"), self._detector.spec) for i, image in enumerate(images))
+        for batch in start_batches(self._detector, pictures, self._batch_sizes, self._patience):
+            masks = batch.detections.masks
+            if not self._masks_on_device or masks is None:
+                yield batch, None
+                continue
+            yield (
+                batch,
+                [
                     _packed_masks(
-                        jax.lax.dynamic_index_in_dim(detections.masks, row, keepdims=False), np.array(size, np.int32), _canvas(size)
+                        jax.lax.dynamic_index_in_dim(masks, row, keepdims=False), np.array(sizes.picture, np.int32), _canvas(sizes.picture)
                     )
-                    for row, size in enumerate(sizes)
-                ]
-            yield sizes, detections, packed
+                    for row, sizes in enumerate(batch.sizes)
+                ],
+            )
 
-    def _finish(self, selected: Selected, size: tuple[int, int], packed: jax.Array | None) -> Prediction:
-        masks = None
+    def _finish(self, detections: Detections, row: int, sizes: Sizes, packed: jax.Array | None) -> Prediction:
+        selected = select(detections, row, self._selection)
+        boxes, masks = to_picture(selected, sizes, self._detector.spec)
         if packed is not None:
             # The rows are in order of score, so the wanted ones come first.
             bits = np.asarray(packed)[: len(selected.scores)]
-            masks = np.unpackbits(bits, axis=2, count=_canvas(size)[1])[:, : size[0], : size[1]].astype(bool)
-        elif selected.soft_masks is not None:
-            masks = masks_at_image_size(selected.soft_masks, size)
+            height, width = sizes.picture
+            masks = np.unpackbits(bits, axis=2, count=_canvas(sizes.picture)[1])[:, :height, :width].astype(bool)
         return Prediction(
-            boxes=boxes_at_image_size(selected.boxes, self._detector.image_size, size),
+            boxes=boxes,
             masks=masks,
             scores=selected.scores,
             classes=selected.classes,

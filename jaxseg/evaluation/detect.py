@@ -1,7 +1,8 @@
-"""The device's half of detection, which the evaluator and the predictor share, and the host's first look at its answer."""
+"""What the evaluator and the predictor share: pictures into batches, the device's half of detection, and the way back to the picture."""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,9 +10,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseg.config import Config, ConfigError
+from jaxseg.config import Config, ConfigError, YolactConfig, override
+from jaxseg.data.resize import fit_picture
+from jaxseg.evaluation.masks import boxes_at_image_size, masks_at_image_size, scaled_boxes
+from jaxseg.evaluation.paste import paste_masks
 from jaxseg.models import build_model
-from jaxseg.structures import Detections
+from jaxseg.structures import Detections, InputSpec
 
 T = TypeVar("T")
 
@@ -45,7 +49,7 @@ class Selected(NamedTuple):
         boxes: float32 `[n, 4]`, `x1, y1, x2, y2` in pixels of the network's input.
         scores: float32 `[n]`.
         classes: int32 `[n]`.
-        soft_masks: float32 `[n, h, w]` at prototype resolution, or None.
+        soft_masks: float32 `[n, h, w]`, over the network's input or each over its box, see `InputSpec.mask_frame`; or None.
     """
 
     boxes: np.ndarray
@@ -54,8 +58,52 @@ class Selected(NamedTuple):
     soft_masks: np.ndarray | None
 
 
+class Sizes(NamedTuple):
+    """Heights and widths of one picture, which lies in the upper left corner of the network's input.
+
+    Attributes:
+        picture: in its own pixels.
+        fitted: in pixels of the network's input.
+        input: of the whole input.
+    """
+
+    picture: tuple[int, int]
+    fitted: tuple[int, int]
+    input: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """A picture on its way to the device.
+
+    Attributes:
+        index: which one it is.
+        image: float32 `[h, w, 3]`, RGB 0..255, in the network's input.
+        sizes: how it got there.
+    """
+
+    index: int
+    image: np.ndarray
+    sizes: Sizes
+
+
+class Started(NamedTuple):
+    """A batch that the device works on, with the `index` and the sizes of each picture."""
+
+    indices: list[int]
+    sizes: list[Sizes]
+    detections: Detections
+
+
+def prepare(index: int, picture: np.ndarray, spec: InputSpec) -> Prepared:
+    """A picture (uint8 `[H, W, 3]`, RGB) in the network's input."""
+    fitted = fit_picture(picture, spec)
+    height, width, _ = picture.shape
+    return Prepared(index, fitted.image, Sizes((height, width), fitted.size, (fitted.image.shape[0], fitted.image.shape[1])))
+
+
 class DeviceDetector:
-    """A detector with its variables on some of this process's devices; compiles once for each size of batch.
+    """A detector with its variables on some of this process's devices; compiles once for each shape of input and size of batch.
 
     Args:
         config: its `model` says which detector.
@@ -64,12 +112,12 @@ class DeviceDetector:
         fixed: compile the variables into the program, which is 5 % faster on a CPU: for variables that do not change.
 
     Attributes:
-        image_size: height and width of the network's input.
+        spec: what the detector wants of pictures, and what its boxes and masks mean.
         devices: how many.
     """
 
     def __init__(self, config: Config, variables: Any, devices: Sequence[jax.Device], *, fixed: bool = False) -> None:
-        self.image_size = build_model(config).input_spec.image_sizes[0]
+        self.spec: InputSpec = build_model(config).input_spec
         self.devices = len(devices)
         mesh = Mesh(np.array(devices), ("data",))
         self._split = NamedSharding(mesh, PartitionSpec("data"))
@@ -82,8 +130,8 @@ class DeviceDetector:
         """Starts detection and returns without waiting for it.
 
         Args:
-            images: float32 `[B, h, w, 3]` at network size, RGB 0..255; B is a multiple of `devices`.
-            image_sizes: int32 `[B, 2]`, height and width of the pictures.
+            images: float32 `[B, h, w, 3]`, RGB 0..255, of one of `spec.image_sizes`; B is a multiple of `devices`.
+            image_sizes: int32 `[B, 2]`, height and width that each picture has within them.
         """
         return self._program(*jax.device_put((images, image_sizes), self._split))
 
@@ -102,13 +150,49 @@ def _local(array: Any) -> Any:
     return array
 
 
-def pad_batch(images: Sequence[np.ndarray], image_sizes: Sequence[tuple[int, int]], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Network images and picture sizes as arrays of `batch_size` rows; the rows that fill up are black, of one pixel."""
-    batch = np.zeros((batch_size, *images[0].shape), np.float32)
-    sizes = np.ones((batch_size, 2), np.int32)
-    batch[: len(images)] = images
-    sizes[: len(images)] = image_sizes
-    return batch, sizes
+def pad_batch(pictures: Sequence[Prepared], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a `DeviceDetector` takes, of pictures whose inputs have one shape; black rows fill it up to `batch_size`."""
+    input_size = pictures[0].sizes.input
+    images = np.zeros((batch_size, *input_size, 3), np.float32)
+    image_sizes = np.full((batch_size, 2), input_size, np.int32)
+    for row, picture in enumerate(pictures):
+        images[row] = picture.image
+        image_sizes[row] = picture.sizes.fitted
+    return images, image_sizes
+
+
+def one_shape_batches(pictures: Iterable[Prepared], batch_size: int, patience: float = math.inf) -> Iterator[list[Prepared]]:
+    """Batches of pictures whose inputs have one shape, each in the order of the pictures.
+
+    Args:
+        pictures: asked for one by one.
+        batch_size: of a full batch; the last ones may have fewer.
+        patience: the pictures that may come after a batch's first one before the batch goes without being full.
+    """
+    waiting: dict[tuple[int, int], tuple[int, list[Prepared]]] = {}
+    for number, picture in enumerate(pictures):
+        shape = picture.sizes.input
+        batch = waiting.setdefault(shape, (number, []))[1]
+        batch.append(picture)
+        if len(batch) == batch_size:
+            del waiting[shape]
+            yield batch
+        # The first of those that wait has waited longest.
+        longest = next(iter(waiting), None)
+        if longest is not None and number - waiting[longest][0] >= patience:
+            yield waiting.pop(longest)[1]
+    for _, batch in waiting.values():
+        yield batch
+
+
+def start_batches(
+    detector: DeviceDetector, pictures: Iterable[Prepared], batch_sizes: Sequence[int], patience: float = math.inf
+) -> Iterator[Started]:
+    """Starts detection batch by batch, see `one_shape_batches`; each is filled up to the next of `batch_sizes`, which ascend."""
+    for batch in one_shape_batches(pictures, batch_sizes[-1], patience):
+        rows = next(size for size in batch_sizes if size >= len(batch))
+        detections = detector(*pad_batch(batch, rows))
+        yield Started([picture.index for picture in batch], [picture.sizes for picture in batch], detections)
 
 
 def one_ahead(submitted: Iterable[T]) -> Iterator[T]:
@@ -132,3 +216,36 @@ def select(detections: Detections, row: int, selection: Selection) -> Selected:
     count = min(int(keep.sum()), selection.top_k or keep.size)
     masks = None if detections.masks is None else np.asarray(detections.masks[row])[:count]
     return Selected(np.asarray(detections.boxes[row])[:count], scores[:count], np.asarray(detections.classes[row])[:count], masks)
+
+
+def to_picture(found: Selected, sizes: Sizes, spec: InputSpec) -> tuple[np.ndarray, np.ndarray | None]:
+    """Boxes and masks of one image in the picture.
+
+    Returns:
+        boxes: float32 `[n, 4]`, continuous `x1, y1, x2, y2` in pixels of the picture, clipped to it.
+        masks: bool `[n, H, W]`; None where there are none.
+    """
+    boxes = boxes_at_image_size(found.boxes, sizes.fitted, sizes.picture, spec.pixel_offset)
+    if found.soft_masks is None:
+        return boxes, None
+    if spec.mask_frame == "image":
+        height, width = (inside / whole for inside, whole in zip(sizes.fitted, sizes.input, strict=True))
+        return boxes, masks_at_image_size(found.soft_masks, sizes.picture, (height, width))
+    # A mask covers its whole box, what lies outside of the picture, too.
+    frames = scaled_boxes(found.boxes, sizes.fitted, sizes.picture)
+    if spec.mask_frame == "box":
+        frames[:, 2:] += np.float32(spec.pixel_offset)
+    return boxes, paste_masks(found.soft_masks, frames, sizes.picture, spec.mask_frame)
+
+
+def with_nms(config: Config, rule: str | None) -> Config:
+    """`config` with another rule of non-maximum suppression: "fast", "cross_class" or "greedy"; None leaves it as it is.
+
+    Raises:
+        ConfigError: there is no such rule, or the detector knows one rule only.
+    """
+    if rule is None:
+        return config
+    if not isinstance(config.model, YolactConfig):
+        raise ConfigError(f"nms = {rule!r} is a choice that YOLACT has; config.model.kind = {config.model.kind!r} knows one rule only.")
+    return override(config, {"model.detection.nms": rule})

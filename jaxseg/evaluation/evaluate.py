@@ -1,6 +1,5 @@
 """COCO's metrics of a detector on a dataset: batches over all devices, the host's work beside them, results as run lengths."""
 
-import itertools
 import json
 import logging
 import math
@@ -18,11 +17,10 @@ from jax.sharding import Mesh
 
 from jaxseg.config import Config, ConfigError
 from jaxseg.data.dataset import DataError, InstanceDataset, decode_image
-from jaxseg.data.transforms import resize_image
 from jaxseg.evaluation.coco_metrics import CocoResults, coco_metrics, coco_results, merge_results
-from jaxseg.evaluation.detect import DeviceDetector, Selection, one_ahead, pad_batch, select
-from jaxseg.evaluation.masks import boxes_at_image_size, encode_rle, masks_at_image_size
-from jaxseg.structures import Detections
+from jaxseg.evaluation.detect import DeviceDetector, Prepared, Selection, Sizes, one_ahead, prepare, select, start_batches, to_picture
+from jaxseg.evaluation.masks import encode_rle
+from jaxseg.structures import Detections, InputSpec
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ def evaluate(
     top_k: int = 0,
     output: Path | None = None,
 ) -> dict[str, float]:
-    """COCO's box and mask metrics of a detector, see `coco_metrics` for the keys.
+    """COCO's metrics of a detector's boxes, and of its masks if it has them; see `coco_metrics` for the keys.
 
     Of several processes each looks at its share of the images and every one gets the metrics of all.
 
@@ -55,7 +53,7 @@ def evaluate(
         mesh: use its devices instead of all.
         score_threshold: leave out detections up to this score. COCO's AP wants 0.
         top_k: leave out all but the best so many of an image; 0 leaves out none.
-        output: a folder for metrics.json, bbox_detections.json and mask_detections.json; None writes nothing.
+        output: a folder, see `write_results`; None writes nothing.
 
     Raises:
         ConfigError: the detector has another number of classes than the dataset, or an option is out of range.
@@ -84,70 +82,58 @@ def detect_dataset(
     An image that cannot be read is named in the log and counts as one without detections.
     """
     batch_size = math.ceil(batch_size / detector.devices) * detector.devices
-    parts: list[CocoResults] = []
+    parts: dict[int, CocoResults] = {}
     progress = _Progress(len(indices))
     # Two pools, for loading ahead must not keep finished detections waiting.
     with ThreadPoolExecutor(_THREADS) as loading, ThreadPoolExecutor(_THREADS) as finishing:
-        images = _ahead(loading, dataset, indices, detector.image_size, 2 * batch_size)
-        for rows, detections in one_ahead(_submit(detector, dataset, images, batch_size)):
-            on_host = jax.device_get(detections)
-            jobs = [
-                finishing.submit(_finish, on_host, row, index, dataset, detector.image_size, selection) for row, index in enumerate(rows)
-            ]
-            parts.extend(job.result() for job in jobs)
-            progress.advance(len(rows))
-    found = merge_results(parts)
-    return found._replace(image_ids=[dataset.image_ids[index] for index in indices])
+        images = _ahead(loading, dataset, indices, detector.spec, 2 * batch_size)
+        for batch in one_ahead(start_batches(detector, images, (batch_size,))):
+            on_host = jax.device_get(batch.detections)
+            jobs = {
+                index: finishing.submit(_finish, on_host, row, dataset, index, sizes, detector.spec, selection)
+                for row, (index, sizes) in enumerate(zip(batch.indices, batch.sizes, strict=True))
+            }
+            parts |= {index: job.result() for index, job in jobs.items()}
+            progress.advance(len(jobs))
+    # Pictures of one shape went together.
+    found = merge_results([parts[index] for index in indices if index in parts])
+    masks = None if detector.spec.mask_size is None else found.masks
+    return CocoResults(found.boxes, masks, [dataset.image_ids[index] for index in indices])
 
 
 def _finish(
-    detections: Detections, row: int, index: int, dataset: InstanceDataset, image_size: tuple[int, int], selection: Selection
+    detections: Detections, row: int, dataset: InstanceDataset, index: int, sizes: Sizes, spec: InputSpec, selection: Selection
 ) -> CocoResults:
     """One image's detections at the picture's size; its masks live only until they are run lengths."""
-    picture_size = _picture_size(dataset, index)
     selected = select(detections, row, selection)
-    boxes = boxes_at_image_size(selected.boxes, image_size, picture_size)
-    rles = None if selected.soft_masks is None else encode_rle(masks_at_image_size(selected.soft_masks, picture_size))
+    boxes, masks = to_picture(selected, sizes, spec)
+    rles = None if masks is None else encode_rle(masks)
     return coco_results(dataset.image_ids[index], boxes, selected.classes, selected.scores, rles, dataset.category_ids)
 
 
-def _picture_size(dataset: InstanceDataset, index: int) -> tuple[int, int]:
-    height, width = dataset.image_sizes[index]
-    return int(height), int(width)
+def _ahead(pool: ThreadPoolExecutor, dataset: InstanceDataset, indices: Iterable[int], spec: InputSpec, depth: int) -> Iterator[Prepared]:
+    """The images in order, loaded `depth` images ahead, without those that cannot be read."""
+    waiting: deque[Future[Prepared | None]] = deque()
 
+    def ready(keep: int) -> Iterator[Prepared]:
+        while len(waiting) > keep:
+            if (image := waiting.popleft().result()) is not None:
+                yield image
 
-def _submit(
-    detector: DeviceDetector, dataset: InstanceDataset, images: Iterable[tuple[int, np.ndarray | None]], batch_size: int
-) -> Iterator[tuple[list[int], Detections]]:
-    """Starts detection batch by batch; gives the dataset's index of each row and what the device is making of them."""
-    readable = ((index, image) for index, image in images if image is not None)
-    while batch := list(itertools.islice(readable, batch_size)):
-        indices, pictures = zip(*batch, strict=True)
-        sizes = [_picture_size(dataset, index) for index in indices]
-        yield list(indices), detector(*pad_batch(pictures, sizes, batch_size))
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, dataset: InstanceDataset, indices: Iterable[int], image_size: tuple[int, int], depth: int
-) -> Iterator[tuple[int, np.ndarray | None]]:
-    """Index and network image in order, loaded `depth` images ahead; None for an image that cannot be read."""
-    waiting: deque[tuple[int, Future[np.ndarray | None]]] = deque()
     for index in indices:
-        waiting.append((index, pool.submit(_load, dataset, index, image_size)))
-        if len(waiting) > depth:
-            first, image = waiting.popleft()
-            yield first, image.result()
-    for first, image in waiting:
-        yield first, image.result()
+        waiting.append(pool.submit(_load, dataset, index, spec))
+        yield from ready(depth)
+    yield from ready(0)
 
 
-def _load(dataset: InstanceDataset, index: int, image_size: tuple[int, int]) -> np.ndarray | None:
+def _load(dataset: InstanceDataset, index: int, spec: InputSpec) -> Prepared | None:
+    height, width = dataset.image_sizes[index]
     try:
-        image = decode_image(dataset.encoded_image(index), _picture_size(dataset, index), dataset.file_names[index])
+        image = decode_image(dataset.encoded_image(index), (int(height), int(width)), dataset.file_names[index])
     except DataError as error:
         logger.warning("%s It counts as an image without detections.", error)
         return None
-    return resize_image(image, image_size)
+    return prepare(index, image, spec)
 
 
 def _gather(results: CocoResults) -> CocoResults:
@@ -163,7 +149,7 @@ def _gather(results: CocoResults) -> CocoResults:
 
 
 def write_results(output: Path, metrics: Mapping[str, float], results: CocoResults) -> None:
-    """Writes metrics.json (null for what there is nothing to find of), bbox_detections.json and mask_detections.json.
+    """Writes metrics.json (null for what there is nothing to find of), bbox_detections.json and, of masks, mask_detections.json.
 
     The names of the original; the two files are what `pycocotools.coco.COCO.loadRes` and COCO's server read.
     """
@@ -171,8 +157,12 @@ def write_results(output: Path, metrics: Mapping[str, float], results: CocoResul
     numbers = {key: None if math.isnan(value) else value for key, value in metrics.items()}
     (output / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
     (output / "bbox_detections.json").write_text(json.dumps(results.boxes))
-    if results.masks is not None:
-        (output / "mask_detections.json").write_text(json.dumps(results.masks))
+    masks = output / "mask_detections.json"
+    if results.masks is None:
+        # Another detector's.
+        masks.unlink(missing_ok=True)
+    else:
+        masks.write_text(json.dumps(results.masks))
 
 
 class _Progress:

@@ -1,8 +1,8 @@
 """From a detector's output to the picture: masks and boxes at image size, run lengths and polygons. NumPy, on the host."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,7 +13,19 @@ MASK_THRESHOLD = 0.5
 _ROWS = 64
 
 
-def masks_at_image_size(soft_masks: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+class Taps(NamedTuple):
+    """How new positions along one axis mix cells.
+
+    Attributes:
+        weights: float32 `[new_size, size]`; a row mixes two neighbouring cells, or is 0.
+        first: `[new_size]`, ascending, the first of the two cells; -1 and size - 1 where the other is beyond the edge.
+    """
+
+    weights: np.ndarray
+    first: np.ndarray
+
+
+def masks_at_image_size(soft_masks: np.ndarray, image_size: tuple[int, int], covered: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
     """Resizes soft masks bilinearly (half-pixel centres, no antialias) and keeps what exceeds 0.5.
 
     The answer of `torch.nn.functional.interpolate(align_corners=False) > 0.5`, as the original post-processes, for the
@@ -22,38 +34,41 @@ def masks_at_image_size(soft_masks: np.ndarray, image_size: tuple[int, int]) -> 
     Args:
         soft_masks: float32 `[D, h, w]`, 0..1.
         image_size: height and width `(H, W)` of the picture.
+        covered: the part of the mask's height and width that the picture covers, from its upper left corner.
 
     Returns:
         bool `[D, H, W]`.
     """
-    height, width = image_size
     soft_masks = np.asarray(soft_masks, np.float32)
-    vertical, first_row = _interpolation(soft_masks.shape[1], height)
-    horizontal, first_column = _interpolation(soft_masks.shape[2], width)
-    masks = np.zeros((len(soft_masks), height, width), bool)
-    inside = soft_masks > MASK_THRESHOLD
-    for soft, occupied, mask in zip(soft_masks, inside, masks, strict=True):
-        rows, columns = occupied.any(1), occupied.any(0)
-        if not rows.any():
-            continue
-        (top, bottom), (y1, y2) = _support(rows, first_row)
-        (left, right), (x1, x2) = _support(columns, first_column)
-        stretched = soft[top:bottom, left:right] @ horizontal[x1:x2, left:right].T
-        for start in range(y1, y2, _ROWS):
-            stop = min(start + _ROWS, y2)
-            used = slice(max(first_row[start], top), min(first_row[stop - 1] + 2, bottom))
-            block = vertical[start:stop, used] @ stretched[used.start - top : used.stop - top]
-            np.greater(block, MASK_THRESHOLD, out=mask[start:stop, x1:x2])
+    rows, columns = (_interpolation(soft_masks.shape[1 + axis], image_size[axis], covered[axis]) for axis in (0, 1))
+    masks = np.zeros((len(soft_masks), *image_size), bool)
+    for soft, mask in zip(soft_masks, masks, strict=True):
+        threshold_resized(soft, rows, columns, np.greater, out=mask)
     return masks
 
 
+def threshold_resized(soft: np.ndarray, rows: Taps, columns: Taps, exceeds: Callable[..., np.ndarray], out: np.ndarray) -> None:
+    """Writes into `out` (bool, all False) where a resized soft mask `exceeds` (`np.greater` or `np.greater_equal`) 0.5."""
+    occupied = exceeds(soft, MASK_THRESHOLD)
+    if not occupied.any():
+        return
+    (top, bottom), (y1, y2) = _support(occupied, 0, rows.first)
+    (left, right), (x1, x2) = _support(occupied, 1, columns.first)
+    stretched = soft[top:bottom, left:right] @ columns.weights[x1:x2, left:right].T
+    for start in range(y1, y2, _ROWS):
+        stop = min(start + _ROWS, y2)
+        used = slice(max(rows.first[start], top), min(rows.first[stop - 1] + 2, bottom))
+        block = rows.weights[start:stop, used] @ stretched[used.start - top : used.stop - top]
+        exceeds(block, MASK_THRESHOLD, out=out[start:stop, x1:x2])
+
+
 @functools.lru_cache(maxsize=64)
-def _interpolation(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bilinear weights `[new_size, size]` and, for each new position, the first of the two cells it mixes.
+def _interpolation(size: int, new_size: int, covered: float) -> Taps:
+    """The bilinear resize of the first `covered` part of `size` cells; beyond the edge its cell goes on.
 
     In float32 step by step, for so torch computes them, and pixels near 0.5 depend on it.
     """
-    scale = np.float32(size) / np.float32(new_size)
+    scale = np.float32(size * covered) / np.float32(new_size)
     positions = np.maximum(scale * (np.arange(new_size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0))
     first = np.minimum(positions.astype(np.int64), size - 1)
     second_weight = np.minimum(positions - first.astype(np.float32), np.float32(1))
@@ -61,18 +76,20 @@ def _interpolation(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
     everywhere = np.arange(new_size)
     weights[everywhere, first] = 1 - second_weight
     weights[everywhere, np.minimum(first + 1, size - 1)] += second_weight
-    return weights, first
+    return Taps(weights, first)
 
 
-def _support(occupied: np.ndarray, first: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The cells that matter (the occupied ones and one more on each side) and the new positions that occupied ones reach."""
-    cells = np.flatnonzero(occupied)
+def _support(occupied: np.ndarray, axis: int, first: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Along an axis: cells that matter (the occupied ones and one more on each side), and new positions that occupied ones reach."""
+    cells = np.flatnonzero(occupied.any(1 - axis))
     low, high = int(cells[0]), int(cells[-1])
     start, stop = np.searchsorted(first, [low - 1, high + 1])
-    return (max(low - 1, 0), min(high + 2, len(occupied))), (int(start), int(stop))
+    return (max(low - 1, 0), min(high + 2, occupied.shape[axis])), (int(start), int(stop))
 
 
-def boxes_at_image_size(boxes: np.ndarray, network_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
+def boxes_at_image_size(
+    boxes: np.ndarray, network_size: tuple[int, int], image_size: tuple[int, int], pixel_offset: float = 0.0
+) -> np.ndarray:
     """Boxes in pixels of the network's input as boxes in pixels of the picture, clipped to it.
 
     Continuous coordinates, unlike the original's integers: COCO's ground truth is continuous, and cutting off up to a
@@ -80,15 +97,17 @@ def boxes_at_image_size(boxes: np.ndarray, network_size: tuple[int, int], image_
 
     Args:
         boxes: `[D, 4]`, `x1, y1, x2, y2`.
-        network_size: height and width of the network's input.
+        network_size: height and width that the picture has within the network's input.
         image_size: height and width of the picture.
+        pixel_offset: 1 where boxes end in their last pixel. maskrcnn-benchmark scales such boxes as they are, and then takes
+            x2 - x1 + 1 for the width: the last pixel is one of the picture.
 
     Returns:
         float32 `[D, 4]`, with `0 <= x1 <= x2 <= W` and `0 <= y1 <= y2 <= H`.
     """
-    corners = _scaled_corners(boxes, network_size, image_size)
-    limits = np.array(image_size[::-1], np.float32)
-    return np.clip(np.sort(corners, axis=1), 0, limits).reshape(-1, 4)
+    corners = np.sort(scaled_boxes(boxes, network_size, image_size).reshape(-1, 2, 2), axis=1)
+    corners[:, 1] += np.float32(pixel_offset)
+    return np.clip(corners, 0, np.array(image_size[::-1], np.float32)).reshape(-1, 4)
 
 
 def integer_boxes(boxes: np.ndarray, network_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
@@ -98,15 +117,18 @@ def integer_boxes(boxes: np.ndarray, network_size: tuple[int, int], image_size: 
 
     Args and shapes as `boxes_at_image_size`; returns int64 `[D, 4]`.
     """
-    low, high = np.sort(_scaled_corners(boxes, network_size, image_size), axis=1).swapaxes(0, 1)
+    low, high = np.sort(scaled_boxes(boxes, network_size, image_size).reshape(-1, 2, 2), axis=1).swapaxes(0, 1)
     corners = np.concatenate([np.maximum(low, 0), np.minimum(high, np.array(image_size[::-1], np.float32))], axis=1)
     return corners.astype(np.int64)
 
 
-def _scaled_corners(boxes: np.ndarray, network_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
-    """`[D, 2, 2]`: first and second corner, each x, y, in pixels of the picture."""
-    relative = np.asarray(boxes, np.float32).reshape(-1, 2, 2) / np.array(network_size[::-1], np.float32)
-    return relative * np.array(image_size[::-1], np.float32)
+def scaled_boxes(boxes: np.ndarray, network_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
+    """Boxes `[D, 4]` times the picture's size over its size within the network's input, each axis by itself; float32.
+
+    Times the quotient, as the originals compute it: a picture at its own size keeps every bit of its boxes.
+    """
+    height, width = (np.float32(new / old) for new, old in zip(image_size, network_size, strict=True))
+    return np.asarray(boxes, np.float32).reshape(-1, 4) * np.array([width, height, width, height])
 
 
 def encode_rle(masks: np.ndarray) -> list[dict[str, Any]]:

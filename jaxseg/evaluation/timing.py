@@ -1,6 +1,7 @@
 """How long detection takes, told apart: compiling, preparing pictures, the device, and the way back to image size."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +10,8 @@ import jax
 import numpy as np
 
 from jaxseg.config import Config
-from jaxseg.data.transforms import resize_image
-from jaxseg.evaluation.detect import DeviceDetector, Selection, pad_batch, select
-from jaxseg.evaluation.masks import boxes_at_image_size, masks_at_image_size
+from jaxseg.data.resize import batch_shape
+from jaxseg.evaluation.detect import DeviceDetector, Selection, pad_batch, prepare, select, to_picture
 
 _PERCENTILES = (50, 10, 90)
 
@@ -22,7 +22,7 @@ class Timing:
 
     Attributes:
         batch_size: pictures detected together.
-        compilation: seconds until the first batch was done.
+        compilation: seconds until the first batch of each shape of input was done.
         milliseconds: of each phase and of the total, one number a repetition, for the whole batch.
     """
 
@@ -43,7 +43,8 @@ def time_detection(
 ) -> Timing:
     """Times detection from pictures in memory to boxes and masks at their size, one batch after the other on one device.
 
-    Nothing overlaps: each phase is waited for, so a pipelined run is faster than the total.
+    Nothing overlaps: each phase is waited for, so a pipelined run is faster than the total. A batch has inputs of one shape;
+    where the pictures need several, these take turns.
 
     Args:
         config: of the detector.
@@ -52,28 +53,29 @@ def time_detection(
         batch_size: pictures at a time.
         selection: which detections go back to image size.
         repetitions: batches that count.
-        warm_up: batches before that which do not count, after the one that compiles.
+        warm_up: batches before that which do not count, after those that compile.
     """
     detector = DeviceDetector(config, variables, jax.local_devices()[:1])
+    groups: dict[tuple[int, int], list[np.ndarray]] = {}
+    for picture in pictures:
+        groups.setdefault(batch_shape((picture.shape[0], picture.shape[1]), detector.spec), []).append(picture)
+    turns = itertools.cycle([itertools.cycle(group) for group in groups.values()])
     milliseconds: dict[str, list[float]] = {}
     compilation = 0.0
-    for repetition in range(-1 - warm_up, repetitions):
-        batch = [pictures[(repetition * batch_size + i) % len(pictures)] for i in range(batch_size)]
-        sizes = [(picture.shape[0], picture.shape[1]) for picture in batch]
+    for repetition in range(-len(groups) - warm_up, repetitions):
+        batch = list(itertools.islice(next(turns), batch_size))
         marks = [time.perf_counter()]
-        inputs = pad_batch([resize_image(picture, detector.image_size) for picture in batch], sizes, batch_size)
+        prepared = [prepare(i, picture, detector.spec) for i, picture in enumerate(batch)]
+        inputs = pad_batch(prepared, batch_size)
         marks.append(time.perf_counter())
         detections = jax.block_until_ready(detector(*inputs))
         marks.append(time.perf_counter())
         on_host = jax.device_get(detections)
-        for row, size in enumerate(sizes):
-            selected = select(on_host, row, selection)
-            boxes_at_image_size(selected.boxes, detector.image_size, size)
-            if selected.soft_masks is not None:
-                masks_at_image_size(selected.soft_masks, size)
+        for row in prepared:
+            to_picture(select(on_host, row.index, selection), row.sizes, detector.spec)
         marks.append(time.perf_counter())
-        if repetition == -1 - warm_up:
-            compilation = marks[2] - marks[1]
+        if repetition < -warm_up:
+            compilation += marks[2] - marks[1]
         if repetition >= 0:
             spans = [*np.diff(marks), marks[-1] - marks[0]]
             for phase, seconds in zip(("preparation", "network and detection", "post-processing", "total"), spans, strict=True):

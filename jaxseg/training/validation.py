@@ -1,8 +1,8 @@
 """What a run looks at between steps: losses on the validation images, COCO's metrics, and a few pictures with detections."""
 
-import itertools
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -14,11 +14,9 @@ from jax.sharding import Mesh
 from jaxseg.config import Config
 from jaxseg.data.dataset import DataError, InstanceDataset
 from jaxseg.data.pipeline import evaluation_batches
-from jaxseg.data.transforms import resize_image
 from jaxseg.evaluation.coco_metrics import threshold_table
-from jaxseg.evaluation.detect import DeviceDetector, Selection, pad_batch, select
+from jaxseg.evaluation.detect import DeviceDetector, Selection, prepare, select, start_batches, to_picture
 from jaxseg.evaluation.evaluate import evaluate
-from jaxseg.evaluation.masks import boxes_at_image_size, masks_at_image_size
 from jaxseg.training.metrics import losses_text
 from jaxseg.training.optimizer import Tree
 from jaxseg.training.sharding import to_global
@@ -52,8 +50,8 @@ class Validation:
             variables: replicated over the mesh.
 
         Returns:
-            `val/loss/<name>` (means over the images), `val/box/AP`, `val/mask/AP` and the other metrics of `evaluate`; and, on
-            the first process, the drawn pictures by name, uint8 RGB.
+            `val/loss/<name>` (means over the images), `val/box/AP` and the other metrics of `evaluate`; and, on the first
+            process, the drawn pictures by name, uint8 RGB.
         """
         losses = self._losses(variables)
         metrics = evaluate(self._config, variables, self._dataset, batch_size=self._batch_size, limit=self._limit, mesh=self._mesh)
@@ -87,32 +85,27 @@ class Validation:
     def _pictures(self, step: int, variables: dict[str, Tree]) -> dict[str, np.ndarray]:
         """The first images with what is found in them."""
         detector = DeviceDetector(self._config, variables, self._mesh.local_devices)
-        indices = iter(range(min(self._config.train.draw_images, len(self._dataset))))
+        images: dict[int, np.ndarray] = {}
         drawn: dict[str, np.ndarray] = {}
-        while chosen := list(itertools.islice(indices, self._batch_size)):
-            drawn |= self._draw(chosen, detector)
         self._folder.mkdir(exist_ok=True)
-        for name, picture in drawn.items():
-            cv2.imwrite(str(self._folder / f"{step:07d}_{name}.jpg"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        prepared = (prepare(index, image, detector.spec) for index, image in self._read(images))
+        for batch in start_batches(detector, prepared, (self._batch_size,)):
+            detections = jax.device_get(batch.detections)
+            for row, (index, sizes) in enumerate(zip(batch.indices, batch.sizes, strict=True)):
+                found = select(detections, row, Selection(score_threshold=_DRAWN_SCORE))
+                boxes, masks = to_picture(found, sizes, detector.spec)
+                picture = draw(images.pop(index), boxes, masks, found.classes, found.scores, self._dataset.class_names)
+                name = str(self._dataset.image_ids[index])
+                cv2.imwrite(str(self._folder / f"{step:07d}_{name}.jpg"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+                drawn[name] = picture
         return drawn
 
-    def _draw(self, indices: list[int], detector: DeviceDetector) -> dict[str, np.ndarray]:
-        images = {}
-        for index in indices:
+    def _read(self, images: dict[int, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        """Reads the images to draw one by one, and keeps each in `images`, too; leaves out those that cannot be read."""
+        for index in range(min(self._config.train.draw_images, len(self._dataset))):
             try:
                 images[index] = self._dataset[index].image
             except DataError as error:
                 logger.warning("Image %d is not drawn: %s", index, error)
-        if not images:
-            return {}
-        sizes = [image.shape[:2] for image in images.values()]
-        network_images = [resize_image(image, detector.image_size) for image in images.values()]
-        detections = jax.device_get(detector(*pad_batch(network_images, sizes, self._batch_size)))
-        drawn = {}
-        for row, (index, image) in enumerate(images.items()):
-            found = select(detections, row, Selection(score_threshold=_DRAWN_SCORE))
-            boxes = boxes_at_image_size(found.boxes, detector.image_size, sizes[row])
-            masks = None if found.soft_masks is None else masks_at_image_size(found.soft_masks, sizes[row])
-            name = str(self._dataset.image_ids[index])
-            drawn[name] = draw(image, boxes, masks, found.classes, found.scores, self._dataset.class_names)
-        return drawn
+            else:
+                yield index, images[index]
