@@ -14,7 +14,8 @@ from jaxseg.models.backbone import build_backbone
 from jaxseg.models.detector import Detector, Images, blank_padding, in_frozen_stages, is_norm, normalize_images
 from jaxseg.models.fpn import FPN
 from jaxseg.models.roi_heads import BoxHead, BoxPredictor, C5Head, MaskHead, RoiSamples, kept_regions, mask_sum, region_sums, sample_regions
-from jaxseg.models.rpn import Proposals, RpnHead, RpnOutputs, level_anchors, propose, rpn_losses, rpn_sums
+from jaxseg.models.rpn import Proposals, RpnHead, RpnOutputs, propose, rpn_losses, rpn_sums
+from jaxseg.ops.anchors import pyramid_anchors
 from jaxseg.ops.roi_align import pyramid_levels, roi_align
 from jaxseg.structures import Batch, Detections, InputSpec, Resize
 
@@ -98,8 +99,14 @@ class Rcnn(Detector):
     def anchors(self, levels: tuple[Float[Array, "B _ _ c"], ...], input_size: tuple[int, int]) -> list[Float32[np.ndarray, "_ 4"]]:
         """Of each level, `x1, y1, x2, y2` in pixels of the network's input."""
         c = self.config
-        sizes = [(level.shape[1], level.shape[2]) for level in levels]
-        return level_anchors(c.anchor_sizes, c.anchor_aspect_ratios, self.strides, sizes, input_size, c.conventions)
+        return pyramid_anchors(
+            [(level.shape[1], level.shape[2]) for level in levels],
+            self.strides,
+            c.anchor_sizes,
+            c.anchor_aspect_ratios,
+            rule=c.conventions.cell_anchors,
+            canvas=input_size if c.conventions.anchor_strides == "measured" else None,
+        )
 
     def pool(self, levels: tuple[Float[Array, "B _ _ c"], ...], boxes: Float32[Array, "B R 4"], size: int) -> Float[Array, "n s s c"]:
         """RoIAlign of each region from its level; regions of all images in one row."""
@@ -234,6 +241,11 @@ class Rcnn(Detector):
             masks = jnp.where(kept.valid[:, :, None, None], masks, 0.0)
         return Detections(boxes, kept.scores, kept.classes, kept.valid, masks)
 
-    def initialize(self, images: Images) -> Detections:
+    def initialize(self, images: Images) -> None:
         """See `Detector.initialize`."""
-        return self.detect(images, jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.int32), (len(images), 2)))
+        levels = self.pyramid(images, jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.int32), (len(images), 2)), train=False)
+        self.rpn(levels)
+        nowhere = jnp.zeros((len(images), 1, 4))
+        self.predict_boxes(levels, nowhere, train=False)
+        if self.config.masks:
+            self.predict_masks(levels, nowhere, jnp.zeros((len(images), 1), jnp.int32), train=False)

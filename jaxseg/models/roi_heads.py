@@ -173,11 +173,9 @@ def sample_regions(
         forced="best_anchor" if conventions.forced_roi_match else "none",
         forced_min_iou=config.positive_iou,
         pixel_offset=conventions.pixel_offset,
+        candidates=jnp.concatenate([proposals.valid, ordinary]),
     )
-    candidates = jnp.concatenate([proposals.valid, ordinary])
-    indices, valid, positive = sample_rois(
-        labels, candidates, priorities, count=config.samples, positive_fraction=config.positive_fraction
-    )
+    indices, valid, positive = sample_rois(labels, priorities, count=config.samples, positive_fraction=config.positive_fraction)
     objects = objects[indices]
     classes = jnp.where(positive, jnp.asarray(targets.classes)[objects], num_classes)
     return RoiSamples(jax.lax.stop_gradient(boxes[indices]), valid, positive, objects, classes)

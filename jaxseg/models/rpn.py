@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from jaxseg.config import Conventions, RpnConfig
 from jaxseg.models.layers import conv
-from jaxseg.ops.anchors import cell_anchors, grid_anchors, in_padded_picture, inside_picture
+from jaxseg.ops.anchors import in_padded_picture, inside_picture
 from jaxseg.ops.boxes import clip_boxes, decode_deltas, encode_deltas, longer_than
 from jaxseg.ops.losses import smooth_l1
 from jaxseg.ops.matching import Match, match_anchors
@@ -66,32 +66,6 @@ class RpnHead(nn.Module):
             outputs.objectness.append(self.objectness(x).astype(jnp.float32).reshape(batch, -1))
             outputs.deltas.append(self.box(x).astype(jnp.float32).reshape(batch, -1, 4))
         return outputs
-
-
-def level_anchors(
-    sizes: tuple[tuple[float, ...], ...],
-    aspect_ratios: tuple[float, ...],
-    strides: tuple[int, ...],
-    level_sizes: list[tuple[int, int]],
-    input_size: tuple[int, int],
-    conventions: Conventions,
-) -> list[Float32[np.ndarray, "_ 4"]]:
-    """The anchors of each pyramid level, `x1, y1, x2, y2` in pixels of the network's input.
-
-    Args:
-        sizes: side of the square anchors of each level, in pixels.
-        aspect_ratios: height over width.
-        strides: of each level.
-        level_sizes: height and width of each level.
-        input_size: height and width of the network's input.
-        conventions: how anchors are rounded and laid out.
-    """
-    levels = []
-    for scales, stride, (rows, columns) in zip(sizes, strides, level_sizes, strict=True):
-        steps = (input_size[0] // rows, input_size[1] // columns) if conventions.anchor_strides == "measured" else (stride, stride)
-        cells = cell_anchors(scales, aspect_ratios, stride=stride, rule=conventions.cell_anchors)
-        levels.append(grid_anchors(cells, steps, (rows, columns)))
-    return levels
 
 
 def propose(
@@ -154,7 +128,6 @@ def _best_of_level(
     boxes = decode_deltas(
         deltas[indices],
         jnp.asarray(anchors)[indices],
-        weights=(1.0, 1.0, 1.0, 1.0),
         pixel_offset=conventions.pixel_offset,
         clamp_both_sides=conventions.clamp_both_sides,
     )
@@ -213,16 +186,14 @@ def rpn_sums(
         forced_min_iou=conventions.forced_match_iou,
         pixel_offset=conventions.pixel_offset,
     )
-    learns = jnp.ones(labels.shape, bool)
-    if conventions.anchor_border >= 0:
-        learns &= inside_picture(anchors, image_size, border=conventions.anchor_border)
+    learns = inside_picture(anchors, image_size, border=conventions.anchor_border)
     if not conventions.padding_anchors:
         learns &= in_padded_picture(anchors, image_size)
     positive, negative = sample_labels(
         jnp.where(learns, labels, Match.IGNORE), priorities, count=config.samples, positive_fraction=config.positive_fraction
     )
     entropy = optax.sigmoid_binary_cross_entropy(objectness, positive.astype(jnp.float32))
-    truth = encode_deltas(boxes[matched], jnp.asarray(anchors), weights=(1.0, 1.0, 1.0, 1.0), pixel_offset=conventions.pixel_offset)
+    truth = encode_deltas(boxes[matched], jnp.asarray(anchors), pixel_offset=conventions.pixel_offset)
     # Rows that are not positive may have been matched to padding.
     truth = jnp.where(positive[:, None], truth, 0.0)
     box = smooth_l1(deltas, truth, conventions.rpn_box_beta)
