@@ -1,8 +1,9 @@
-"""Writes a YOLACT as a checkpoint that dbolya/yolact loads. PyTorch is not needed.
+"""Writes a detector as a checkpoint that its original loads: dbolya/yolact, torchvision, detectron2, mmdetection or
+maskrcnn-benchmark, as the configuration's conventions say. PyTorch is not needed.
 
     python -m jaxseg.weights.export_torch runs/yolact_r50 yolact_resnet50_0_800000.pth
 
-The original takes its config from the file's name (`<config>_<epoch>_<iteration>.pth`), or from its own `--config`.
+dbolya/yolact takes its config from the file's name (`<config>_<epoch>_<iteration>.pth`), or from its own `--config`.
 """
 
 import sys
@@ -15,20 +16,28 @@ import numpy as np
 
 from jaxseg.config import Config
 from jaxseg.weights.command import write_weights
-from jaxseg.weights.names_yolact import DETECTOR
+from jaxseg.weights.files import WeightsError
+from jaxseg.weights.origins import original
 from jaxseg.weights.pytorch import write_zip
 
 
 def state_dict(variables: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]:
-    """Variables of `build_model(config)` by dbolya/yolact's names, in PyTorch's layouts.
+    """Variables of `build_model(config)` by their original's names, in its layouts.
 
-    Its batch norms count batches, which changes nothing at their fixed momentum; the counters are 0.
+    Where batch norms count batches, which changes nothing at their fixed momentum, the counters are 0; so are outputs for
+    the background that nobody looks at.
+
+    Raises:
+        WeightsError: nobody's detectors have the conventions of the configuration.
     """
+    origin = original(config.model)
+    if origin is None:
+        raise WeightsError(f"{config.name} mixes conventions, so no original would detect as it does; write .npz or .safetensors instead.")
     flat = flax.traverse_util.flatten_dict(dict(variables), sep="/")
     state: dict[str, np.ndarray] = {}
-    for path, name in DETECTOR.names(config.model, flat).items():
-        state[name] = np.ascontiguousarray(DETECTOR.to_theirs(path, np.asarray(flat[path])))
-        if name.endswith(".running_var"):
+    for path, name in origin.names(config.model, flat).items():
+        state[name] = np.ascontiguousarray(origin.to_theirs(config.model, path, np.asarray(flat[path])))
+        if origin.counts_batches and name.endswith(".running_var"):
             state[name.replace("running_var", "num_batches_tracked")] = np.array(0, np.int64)
     return state
 
@@ -37,7 +46,7 @@ def write(path: Path, config: Config, variables: dict[str, Any]) -> None:
     """Writes the checkpoint.
 
     Raises:
-        WeightsError: the file cannot be written.
+        WeightsError: the file cannot be written, or no original is like the detector.
     """
     write_zip(path, state_dict(variables, config))
 

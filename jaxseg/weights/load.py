@@ -12,16 +12,14 @@ import numpy as np
 
 from jaxseg.config import Config, ConfigError, load_config
 from jaxseg.models import build_model, init_variables
-from jaxseg.weights import names_torchvision, names_yolact
 from jaxseg.weights.files import WeightsError
 from jaxseg.weights.origin import Origin
+from jaxseg.weights.origins import original, recognise
 from jaxseg.weights.readers import read_weights
 from jaxseg.weights.run_folder import CONFIG
 
 logger = logging.getLogger(__name__)
 
-OURS = Origin("jaxseg's own variables", None)
-ORIGINS = (names_yolact.DETECTOR, names_yolact.DARKNET53, names_torchvision.RESNET, OURS)
 # Names that an error lists of each kind.
 _LISTED = 10
 
@@ -38,8 +36,9 @@ def load_weights(
 
     Args:
         source: a file (`.pth`, `.pkl`, `.npz`, `.safetensors`), a run folder of ours, or a mapping from names to arrays. The
-            names are those of dbolya/yolact's detectors, of torchvision's ResNets or dbolya's Darknet-53 (these fill the
-            backbone), in PyTorch's layouts; or ours, such as `params/head/box/kernel`. Stems take RGB.
+            names are those of dbolya/yolact's, torchvision's, detectron2's, mmdetection's, maskrcnn-benchmark's or Detectron's
+            detectors, of torchvision's or MSRA's ResNets or dbolya's Darknet-53 (these fill the backbone), in the layouts there;
+            or ours, such as `params/head/box/kernel`.
         config: of the model to fill; what the source has not starts fresh from `config.train.seed`.
         step: of a run folder: "best", "latest" or a number.
         skip_mismatched: start parameters fresh that have another shape in the source; None: as `config.init` says.
@@ -49,8 +48,9 @@ def load_weights(
         `{"params": ..., "batch_stats": ...}`, float32, on the default device.
 
     Raises:
-        WeightsError: the source cannot be read; or a parameter is not in it, an entry of it has no place, or shapes differ. Only
-            batch norm's counters and the like may be left over, only the semantic head, which inference does not use, missing.
+        WeightsError: the source cannot be read; or it learned with other conventions than the configuration has; or a parameter
+            is not in it, an entry of it has no place, or shapes differ. Only batch norm's counters and the like may be left over,
+            only the semantic head, which inference does not use, missing.
         CheckpointError: there is no such checkpoint in the run folder.
     """
     named = None if isinstance(source, Mapping) else str(source)
@@ -59,19 +59,26 @@ def load_weights(
         skip_mismatched = config.init.skip_mismatched
     model = build_model(config)
     wanted = _flat(jax.eval_shape(lambda: init_variables(model, config)))
-    origin = recognise(entries, config, wanted)
+    origin = recognise(entries, config.model, wanted)
     if whole and origin.part:
         raise WeightsError(
             f"{named or 'The mapping'} holds {origin.title}, the {origin.part} only, which detects nothing; train with it as init.weights."
         )
+    if disagreements := origin.disagreements(config.model):
+        raise WeightsError(_refuse(named, config, origin, disagreements))
     entries = {origin.current_name(name): value for name, value in entries.items()}
     names = origin.names(config.model, wanted)
-    absent = [path for path, name in names.items() if name not in entries and not _module(path).startswith(origin.optional)]
+    found = {path: origin.to_ours(config.model, path, _array(entries[name])) for path, name in names.items() if name in entries}
+    defaults = {path: origin.default(path) for path in names if path not in found}
+    found |= {path: np.full(wanted[path].shape, value) for path, value in defaults.items() if value is not None}
+    absent = [path for path in names if path not in found and not _module(path).startswith(origin.optional)]
     left_over = sorted(name for name in set(entries) - set(names.values()) if origin.needs(name))
-    found = {path: origin.to_ours(path, _array(entries[name])) for path, name in names.items() if name in entries}
     mismatched = [path for path, value in found.items() if value.shape != wanted[path].shape]
     if absent or left_over or (mismatched and not skip_mismatched):
-        shapes = [f"{names[path]}  {np.shape(entries[names[path]])}  {origin.their_shape(path, wanted[path].shape)}" for path in mismatched]
+        shapes = [
+            f"{names[path]}  {np.shape(entries[names[path]])}  {origin.their_shape(config.model, path, wanted[path].shape)}"
+            for path in mismatched
+        ]
         raise WeightsError(_explain(named, config, origin, [names[path] for path in absent], left_over, shapes))
     fresh = [path for path in wanted if path not in found or path in mismatched]
     # A copy of each: what a file is mapped to must not live on in the variables.
@@ -107,16 +114,6 @@ def load_detector(
     return config, load_weights(checkpoint, config, step=step, whole=True)
 
 
-def recognise(entries: Iterable[str], config: Config, paths: Iterable[str]) -> Origin:
-    """The origin that has the most names in common with a source; dbolya/yolact's detectors, where none has any."""
-    entries, paths = list(entries), list(paths)
-
-    def common(origin: Origin) -> int:
-        return len({origin.current_name(name) for name in entries} & set(origin.names(config.model, paths).values()))
-
-    return max(ORIGINS, key=common)
-
-
 def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
     return flax.traverse_util.flatten_dict(variables, sep="/")
 
@@ -136,6 +133,15 @@ def _tell(source: str, origin: Origin, count: int, fresh: Sequence[str]) -> None
 def _summary(paths: Iterable[str]) -> list[str]:
     """The first part of each module, once."""
     return sorted({_module(path).partition("/")[0] for path in paths})
+
+
+def _refuse(source: str | None, config: Config, origin: Origin, disagreements: Sequence[str]) -> str:
+    described = original(config.model)
+    return (
+        f"{source or 'The mapping'} holds {origin.title}, and {config.name} describes "
+        f"{described.title if described else 'another detector'}, which is not equivalent: {'; '.join(disagreements)}; "
+        "take a configuration that agrees, or convert the weights with one first (python -m jaxseg.weights.convert)."
+    )
 
 
 def _explain(

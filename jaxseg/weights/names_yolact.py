@@ -7,7 +7,8 @@ A row ends where a module's own parameters begin (`weight`, `bias`, ... there; `
 import re
 from collections.abc import Iterator
 
-from jaxseg.config import YolactConfig
+from jaxseg.config import ModelConfig, YolactConfig
+from jaxseg.weights import names_resnet
 from jaxseg.weights.origin import Origin
 
 # The prediction head's four convolutions; the pyramid's own lists run from P5 down to P3.
@@ -31,16 +32,6 @@ SHARED = {
     "fpn/downsample6": "fpn.downsample_layers.0",
     "fpn/downsample7": "fpn.downsample_layers.1",
 }
-RESNET_BLOCK = {
-    "conv1": "conv1",
-    "bn1": "bn1",
-    "conv2": "conv2",
-    "bn2": "bn2",
-    "conv3": "conv3",
-    "bn3": "bn3",
-    "shortcut": "downsample.0",
-    "bn_shortcut": "downsample.1",
-}
 DARKNET_UNIT = {"conv": "0", "bn": "1"}
 
 # Entries that the original's loader drops, or that its modules count with and do not use.
@@ -55,26 +46,17 @@ RENAMED = {
 }
 
 
-def modules(config: YolactConfig) -> Iterator[tuple[str, str]]:
+def modules(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """Pairs of our module path and the original's, for every module that holds parameters."""
+    if not isinstance(config, YolactConfig):
+        return
     yield from SHARED.items()
-    backbone = resnet_modules(config, "layers.{}", 0) if config.backbone.name == "resnet" else darknet_modules(config)
-    for ours, theirs in backbone:
+    yield from names_resnet.YOLACT.modules(config, "backbone.")
+    for ours, theirs in darknet_modules(config):
         yield ours, f"backbone.{theirs}"
 
 
-def resnet_modules(config: YolactConfig, stage_name: str, first: int) -> Iterator[tuple[str, str]]:
-    """The same for a ResNet alone; stage i is called `stage_name` with `first + i`."""
-    yield "backbone/conv1", "conv1"
-    yield "backbone/bn1", "bn1"
-    for stage, blocks in enumerate(config.backbone.stage_sizes):
-        for block in range(blocks):
-            for ours, theirs in RESNET_BLOCK.items():
-                if block == 0 or "shortcut" not in ours:
-                    yield f"backbone/stage{stage + 1}_block{block}/{ours}", f"{stage_name.format(first + stage)}.{block}.{theirs}"
-
-
-def darknet_modules(config: YolactConfig) -> Iterator[tuple[str, str]]:
+def darknet_modules(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """The same for a Darknet alone, as `darknet53.pth` has it."""
     if config.backbone.name != "darknet":
         return
@@ -96,6 +78,7 @@ DETECTOR = Origin(
     optional=("semantic_head",),
     unneeded=re.compile("|".join(UNNEEDED.values())),
     renamed=tuple((re.compile(old), new) for old, new in RENAMED.values()),
+    counts_batches=True,
 )
 DARKNET53 = Origin(
     "a Darknet-53 of dbolya/yolact", darknet_modules, part="backbone", unneeded=re.compile(UNNEEDED["counters of batch norm"])

@@ -1,0 +1,71 @@
+"""ResNets beside ours, as each project names their modules."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from jaxseg.config import ModelConfig, RcnnConfig
+
+_PROJECTION = {"shortcut": "downsample.0", "bn_shortcut": "downsample.1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetNames:
+    """How one project calls a ResNet's modules.
+
+    Attributes:
+        stem: by our names.
+        stage: a pattern with the number of the `stage`, of the `block` in it, and the `module` of that.
+        first: number of the stage that ends in C2.
+        block: a block's modules, by our names.
+    """
+
+    stem: Mapping[str, str]
+    stage: str
+    first: int
+    block: Mapping[str, str]
+
+    def modules(self, config: ModelConfig, body: str = "", head: str = "") -> Iterator[tuple[str, str]]:
+        """Pairs of our module path and theirs; `body` and `head` come before theirs.
+
+        Args:
+            config: of a model.
+            body: where they keep the backbone.
+            head: where they keep the last stage, if it is the head of a C4 model.
+        """
+        if config.backbone.name != "resnet":
+            return
+        for ours, theirs in self.stem.items():
+            yield f"backbone/{ours}", body + theirs
+        for stage, blocks in enumerate(config.backbone.stage_sizes):
+            in_head = stage == 3 and isinstance(config, RcnnConfig) and config.neck == "c4"
+            for block in range(blocks):
+                for ours, theirs in self.block.items():
+                    if block == 0 or "shortcut" not in ours:
+                        name = self.stage.format(stage=self.first + stage, block=block, module=theirs)
+                        path = f"stage{stage + 1}_block{block}/{ours}"
+                        yield (f"box_head/{path}", head + name) if in_head else (f"backbone/{path}", body + name)
+
+
+STEM = {"conv1": "conv1", "bn1": "bn1"}
+BLOCK = {name: name for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")} | _PROJECTION
+
+TORCHVISION = ResNetNames(STEM, "layer{stage}.{block}.{module}", 1, BLOCK)
+YOLACT = ResNetNames(STEM, "layers.{stage}.{block}.{module}", 0, BLOCK)
+MASKRCNN_BENCHMARK = ResNetNames({"conv1": "stem.conv1", "bn1": "stem.bn1"}, "layer{stage}.{block}.{module}", 1, BLOCK)
+DETECTRON2 = ResNetNames(
+    {"conv1": "stem.conv1", "bn1": "stem.conv1.norm"},
+    "res{stage}.{block}.{module}",
+    2,
+    {f"conv{i}": f"conv{i}" for i in (1, 2, 3)}
+    | {f"bn{i}": f"conv{i}.norm" for i in (1, 2, 3)}
+    | {"shortcut": "shortcut", "bn_shortcut": "shortcut.norm"},
+)
+# Caffe2's, of MSRA's classifiers and of Detectron.
+CAFFE2 = ResNetNames(
+    {"conv1": "conv1", "bn1": "res_conv1_bn"},
+    "res{stage}_{block}_{module}",
+    2,
+    {f"conv{i}": f"branch2{letter}" for i, letter in enumerate("abc", 1)}
+    | {f"bn{i}": f"branch2{letter}_bn" for i, letter in enumerate("abc", 1)}
+    | {"shortcut": "branch1", "bn_shortcut": "branch1_bn"},
+)
