@@ -216,6 +216,12 @@ class Config:
             self.model.num_classes,
             f"as many as data.class_names, {named} (or empty data.class_names, to read them from the annotations)",
         )
+        if self.model.kind != "yolact":
+            for name in ("expand", "crop"):
+                given = getattr(self.data.augment, name)
+                require(
+                    not given, f"{key}.data.augment.{name}", given, f"False for {self.model.kind}, which keeps the picture's proportions"
+                )
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:

@@ -19,9 +19,13 @@ from jaxtyping import Int64
 from numpy import ndarray
 from pycocotools import mask as coco_mask
 
-from jaxseg.config import Config, ConfigError, load_config, parse_config_flags
-from jaxseg.data.coco import DataError, InstanceDataset, Objects, Split, open_dataset, resolve_classes
+from jaxseg.config import AugmentConfig, Config, ConfigError, load_config, parse_config_flags
+from jaxseg.data.coco import DataError, InstanceDataset, Objects, Sample, Split, open_dataset, resolve_classes
+from jaxseg.data.placement import Placement, place_picture, placed_sample, training_picture
+from jaxseg.data.resize import fitted_size
 from jaxseg.data.transforms import evaluation_transform, to_uint8, training_transform
+from jaxseg.models import build_model
+from jaxseg.structures import InputSpec
 from jaxseg.visualization import draw
 
 # COCO's limits of small and medium objects, in pixels of area.
@@ -145,7 +149,7 @@ def draw_samples(config: Config, dataset: InstanceDataset, split: str, count: in
     The file's name tells the image's id. Images that cannot be read are passed over.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    size = (config.model.image_size, config.model.image_size)
+    spec = build_model(config).input_spec
     rng = np.random.default_rng(config.train.seed)
     names = [*dataset.class_names, *(f"{name} (crowd)" for name in dataset.class_names)]
     written: list[Path] = []
@@ -156,16 +160,27 @@ def draw_samples(config: Config, dataset: InstanceDataset, split: str, count: in
             sample = dataset[index]
         except DataError:
             continue
-        if split == "train":
-            sample = training_transform(sample, rng, config.data.augment, size)
-        else:
-            sample = evaluation_transform(sample, size)
-            sample = dataclasses.replace(sample, image=to_uint8(sample.image))
+        sample = _as_seen(sample, spec, config.data.augment, rng if split == "train" else None)
         labels = sample.classes + len(dataset.class_names) * sample.crowd
         picture = draw(sample.image, sample.boxes, sample.masks.astype(bool), labels, None, names)
         written.append(folder / f"{split}_{dataset.image_ids[index]}.jpg")
         cv2.imwrite(str(written[-1]), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     return written
+
+
+def _as_seen(sample: Sample, spec: InputSpec, augment: AugmentConfig, rng: np.random.Generator | None) -> Sample:
+    """The sample in the network's input: augmented by `rng` in training, whole without it; the image uint8."""
+    if spec.resize.rule == "stretch":
+        if rng is not None:
+            return training_transform(sample, rng, augment, spec.image_sizes[0])
+        sample = evaluation_transform(sample, spec.image_sizes[0])
+        return dataclasses.replace(sample, image=to_uint8(sample.image))
+    if rng is not None:
+        image, placement = training_picture(sample.image, rng, spec, augment)
+    else:
+        placement = Placement(fitted_size(sample.image.shape[:2], spec))
+        image = place_picture(sample.image, placement, spec)
+    return placed_sample(sample, image, placement, spec.pixel_offset)
 
 
 def inspect_split(config: Config, split: Split, pictures: int, folder: Path) -> int:

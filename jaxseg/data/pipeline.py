@@ -27,11 +27,11 @@ from numpy import ndarray
 from jaxseg.config import AugmentConfig, Config
 from jaxseg.data.coco import open_dataset
 from jaxseg.data.dataset import DataError, InstanceDataset, Sample
-from jaxseg.data.placement import draw_placement, place_picture
+from jaxseg.data.placement import training_picture
 from jaxseg.data.resize import fit_picture
 from jaxseg.data.shape_groups import ShapeGroups, ShapeStreams, shuffled_slots
 from jaxseg.data.targets import View, no_targets, to_targets, visible_objects
-from jaxseg.data.transforms import apply_photometric, draw_augmentation, draw_photometric, to_uint8, warp_image
+from jaxseg.data.transforms import draw_augmentation, to_uint8, warp_image
 from jaxseg.structures import Batch, InputSpec, Targets
 
 logger = logging.getLogger("jaxseg")
@@ -110,11 +110,8 @@ class TrainingLoader:
             size = self.spec.image_sizes[0]
             drawn = draw_augmentation(rng, picture_size, sample.boxes, sample.crowd, self.augment, size)
             return to_uint8(warp_image(sample.image, drawn.window, size, drawn.photometric)), size, drawn.window
-        image = sample.image
-        if self.augment.photometric:
-            image = to_uint8(apply_photometric(image, draw_photometric(rng)))
-        placement = draw_placement(rng, picture_size, self.spec, self.augment)
-        return place_picture(image, placement, self.spec), placement.size, placement
+        image, placement = training_picture(sample.image, rng, self.spec, self.augment)
+        return image, placement.size, placement
 
 
 class TrainingIterator:

@@ -11,8 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 
 from jaxseg.config import AugmentConfig
+from jaxseg.data.dataset import Sample
+from jaxseg.data.masks import warp_masks
 from jaxseg.data.resize import batch_shape, fitted_size, pad_picture, resize_pixels
-from jaxseg.data.transforms import to_uint8
+from jaxseg.data.transforms import apply_photometric, draw_photometric, to_uint8
+from jaxseg.data.window import Window
 from jaxseg.structures import InputSpec
 
 # Pixels of an annotated box that count as none: its corners are float32.
@@ -52,6 +55,17 @@ def place_picture(image: UInt8[np.ndarray, "h w 3"], placement: Placement, spec:
     if placement.mirror:
         resized = cv2.flip(resized, 1)
     return pad_picture(resized, batch_shape(image.shape[:2], spec))
+
+
+def training_picture(
+    image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, spec: InputSpec, augment: AugmentConfig
+) -> tuple[UInt8[np.ndarray, "H W 3"], Placement]:
+    """The input made of a picture in training, and where the picture lies in it; the change of colours is YOLACT's."""
+    picture_size = image.shape[:2]
+    if augment.photometric:
+        image = to_uint8(apply_photometric(image, draw_photometric(rng)))
+    placement = draw_placement(rng, picture_size, spec, augment)
+    return place_picture(image, placement, spec), placement
 
 
 def clipped_boxes(boxes: Float32[np.ndarray, "n 4"], picture_size: tuple[int, int], pixel_offset: float) -> Float64[np.ndarray, "n 4"]:
@@ -100,3 +114,16 @@ def mask_frames(
     if placement.mirror:
         frames[:, [0, 2]] = width - frames[:, [2, 0]]
     return frames / np.tile((width / picture_size[1], height / picture_size[0]), 2)
+
+
+def placed_sample(sample: Sample, image: UInt8[np.ndarray, "H W 3"], placement: Placement, pixel_offset: float) -> Sample:
+    """A sample in the network's input, to look at: `image` is what `place_picture` made, boxes are continuous, masks at its size."""
+    picture_size = sample.image.shape[:2]
+    rows = np.flatnonzero(usable_boxes(sample.boxes, picture_size, pixel_offset))
+    whole = Window.whole(picture_size)
+    window = whole.mirrored() if placement.mirror else whole
+    masks = np.zeros((len(rows), *image.shape[:2]), np.uint8)
+    masks[:, : placement.size[0], : placement.size[1]] = warp_masks(sample.masks, rows, window, placement.size, placement.size)
+    boxes = place_boxes(sample.boxes[rows], picture_size, placement, pixel_offset)
+    boxes[:, 2:] += pixel_offset
+    return dataclasses.replace(sample, image=image, boxes=boxes, classes=sample.classes[rows], crowd=sample.crowd[rows], masks=masks)

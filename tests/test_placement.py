@@ -1,0 +1,249 @@
+"""R-CNN's input: boxes and mirrors as the originals have them, and masks over boxes against masks at the picture's size."""
+
+import dataclasses
+import tracemalloc
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from jaxseg.config import AugmentConfig
+from jaxseg.data.box_masks import crop_masks
+from jaxseg.data.dataset import Sample
+from jaxseg.data.placement import (
+    Placement,
+    draw_placement,
+    mask_frames,
+    place_boxes,
+    place_picture,
+    placed_sample,
+    training_picture,
+    usable_boxes,
+)
+from jaxseg.data.resize import resize_pixels
+from jaxseg.data.targets import no_targets, to_targets
+from jaxseg.structures import InputSpec, Resize
+
+GOLDEN = dict(np.load(Path(__file__).parent / "data" / "two_stage" / "input.npz"))
+MIRROR = AugmentConfig(photometric=False, expand=False, crop=False, mirror=True)
+
+
+def spec(rule="opencv", pixel_offset=0.0, mask_size=(32, 32), shorter_sides=(96, 128)) -> InputSpec:
+    return InputSpec(((128, 192), (192, 128)), mask_size, None, 3, Resize(rule, shorter_sides, 192), "box", pixel_offset)
+
+
+def sample() -> Sample:
+    """A bright ellipse, a crowd, and a thin object on a dark picture of 90 x 120."""
+    masks = np.zeros((3, 90, 120), np.uint8)
+    cv2.ellipse(masks[0], (40, 45), (30, 15), 25, 0, 360, 1, -1)
+    masks[1, 60:90, 80:120] = 1
+    masks[2, 10, 5:25] = 1
+    boxes = [(x, y, x + width, y + height) for x, y, width, height in map(cv2.boundingRect, masks)]
+    image = np.full((90, 120, 3), 20, np.uint8)
+    image[masks[0] > 0] = 220
+    return Sample(image, np.array(boxes, np.float32), np.array((2, 0, 1), np.int32), np.array((False, True, False)), masks, 5)
+
+
+def overlap(mask: np.ndarray, other: np.ndarray) -> float:
+    return (mask & other).sum() / (mask | other).sum()
+
+
+@pytest.mark.parametrize(("original", "pixel_offset"), [("mmdet", 0), ("d2", 0), ("mrb", 1)])
+def test_mirrored_boxes_are_the_originals(original, pixel_offset):
+    size = (120, int(GOLDEN["flip_w"]))
+    annotated = GOLDEN["flip_in"] + np.array((0, 0, pixel_offset, pixel_offset), np.float32)
+    mirrored = place_boxes(annotated, size, Placement(size, mirror=True), pixel_offset)
+    np.testing.assert_array_equal(mirrored, GOLDEN[f"flip_{original}"])
+    np.testing.assert_array_equal(place_boxes(annotated, size, Placement(size), pixel_offset), GOLDEN["flip_in"])
+
+
+def test_boxes_are_scaled_by_each_side_and_mirrored_after_that():
+    """As maskrcnn-benchmark: x2 = (4 + 6 - 1) * 2 = 18, its mirror 200 - 18 - 1; x and y have factors of their own."""
+    box = np.array([(4, 10, 10, 20)], np.float32)
+    np.testing.assert_allclose(place_boxes(box, (50, 100), Placement((150, 200)), 1), [(8, 30, 18, 57)])
+    np.testing.assert_allclose(place_boxes(box, (50, 100), Placement((150, 200), mirror=True), 1), [(181, 30, 191, 57)])
+    np.testing.assert_allclose(place_boxes(box, (50, 100), Placement((150, 200), mirror=True), 0), [(180, 30, 192, 60)])
+
+
+def test_boxes_are_clipped_to_the_picture():
+    """To W and H, or to the last pixel."""
+    box = np.array([(-5, -5, 130, 95)], np.float32)
+    np.testing.assert_array_equal(place_boxes(box, (90, 120), Placement((90, 120)), 0), [(0, 0, 120, 90)])
+    np.testing.assert_array_equal(place_boxes(box, (90, 120), Placement((90, 120)), 1), [(0, 0, 119, 89)])
+
+
+@pytest.mark.parametrize(
+    ("x", "width", "pixel_offset", "usable"),
+    [
+        (10.13, 1.0, 0, True),
+        (10.13, 0.99, 0, False),  # mmdetection: under a pixel
+        (10.13, 1.0, 1, False),  # maskrcnn-benchmark: ends where it starts
+        (10.13, 1.5, 1, True),
+        (119.5, 3.0, 0, True),
+        (120.0, 3.0, 0, False),  # nothing of it in the picture
+        (119.0, 3.0, 1, False),  # the last column alone
+    ],
+)
+def test_objects_without_area_go(x, width, pixel_offset, usable):
+    wide = np.array([(x, 10, x + width, 20)], np.float32)
+    assert usable_boxes(wide, (90, 120), pixel_offset).tolist() == [usable]
+    assert usable_boxes(wide[:, [1, 0, 3, 2]], (120, 90), pixel_offset).tolist() == [usable]
+
+
+def test_the_side_and_the_mirror_are_drawn_evenly():
+    rng = np.random.default_rng(0)
+    drawn = [draw_placement(rng, (90, 120), spec(shorter_sides=(64, 96, 128)), MIRROR) for _ in range(1200)]
+    heights, counts = np.unique([placement.size[0] for placement in drawn], return_counts=True)
+    assert heights.tolist() == [64, 96, 128]
+    assert counts.min() > 340
+    assert 540 < sum(placement.mirror for placement in drawn) < 660
+    still = dataclasses.replace(MIRROR, mirror=False)
+    assert not any(draw_placement(rng, (90, 120), spec(), still).mirror for _ in range(20))
+
+
+@pytest.mark.parametrize("rule", ["opencv", "pillow", "pillow_truncated", "float"])
+def test_the_picture_is_mirrored_where_it_lies(rule):
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    plain = place_picture(image, Placement((96, 128)), spec(rule))
+    mirrored = place_picture(image, Placement((96, 128), mirror=True), spec(rule))
+    assert (plain.shape, plain.dtype) == ((128, 192, 3), np.uint8)
+    np.testing.assert_array_equal(mirrored[:96, :128], plain[:96, 127::-1])
+    np.testing.assert_allclose(plain[:96, :128], resize_pixels(image, (96, 128), rule), atol=0.5)
+    for padded in (plain, mirrored):
+        assert not padded[96:].any()
+        assert not padded[:, 128:].any()
+
+
+def test_colours_change_where_the_config_asks_for_it():
+    image = sample().image
+    coloured = dataclasses.replace(MIRROR, photometric=True, mirror=False)
+    pictures = [training_picture(image, np.random.default_rng(seed), spec(), coloured)[0] for seed in range(4)]
+    assert len({picture.tobytes() for picture in pictures}) == 4
+    assert all(not picture[128:].any() for picture in pictures)
+
+
+def ellipse(scale: float) -> tuple[np.ndarray, tuple[float, ...]]:
+    """A mask, and its box with corners between the pixels."""
+    mask = np.zeros((420, 420), np.uint8)
+    cv2.ellipse(mask, (210, 210), (int(16 * scale), int(9 * scale)), 30, 0, 360, 1, -1)
+    x, y, width, height = cv2.boundingRect(mask)
+    return mask, (x - 0.3, y + 0.2, x + width + 0.4, y + height - 0.1)
+
+
+def positions(frame: tuple[float, ...], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of `count` points along each side."""
+    x1, y1, x2, y2 = frame
+    where = (np.arange(count) + 0.5) / count
+    return y1 + where * (y2 - y1), x1 + where * (x2 - x1)
+
+
+@pytest.mark.parametrize("scale", [4.0, 11.0])
+def test_large_objects_have_the_cells_that_they_cover_half_of(scale):
+    """Against 1024 points a cell; those that the outline passes through near the middle may differ, for 16 are looked at."""
+    mask, frame = ellipse(scale)
+    (crop,) = crop_masks(mask[None], np.array([0]), np.array([frame]), (32, 32))
+    rows, columns = (np.floor(points).astype(int) for points in positions(frame, 32 * 32))
+    covered = mask[rows][:, columns].reshape(32, 32, 32, 32).mean((1, 3))
+    clear = np.abs(covered - 0.5) > 0.1
+    np.testing.assert_array_equal(crop[clear], covered[clear] > 0.5)
+    assert overlap(crop, covered >= 0.5) > 0.98
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.9])
+def test_small_objects_are_interpolated(scale):
+    mask, frame = ellipse(scale)
+    (crop,) = crop_masks(mask[None], np.array([0]), np.array([frame]), (32, 32))
+    rows, columns = positions(frame, 32)
+    x, y = np.meshgrid((columns - 0.5).astype(np.float32), (rows - 0.5).astype(np.float32))
+    between = cv2.remap(mask.astype(np.float32), x, y, cv2.INTER_LINEAR)
+    # OpenCV knows 32 places between two pixels.
+    clear = np.abs(between - 0.5) > 1 / 16
+    assert clear.mean() > 0.8
+    np.testing.assert_array_equal(crop[clear], between[clear] > 0.5)
+
+
+def test_a_crop_on_the_pixels_of_a_mask_is_the_mask():
+    mask = np.random.default_rng(0).integers(0, 2, (1, 60, 60), dtype=np.uint8)
+    (crop,) = crop_masks(mask, np.array([0]), np.array([(10.0, 20, 42, 52)]), (32, 32))
+    np.testing.assert_array_equal(crop, mask[0, 20:52, 10:42])
+    (crop,) = crop_masks(mask, np.array([0]), np.array([(10.0, 20, 42, 52)]), (32, 32), mirror=True)
+    np.testing.assert_array_equal(crop, mask[0, 20:52, 10:42][:, ::-1])
+
+
+def test_beyond_the_picture_its_edge_goes_on():
+    mask = np.zeros((1, 20, 20), np.uint8)
+    mask[0, :, 18:] = 1
+    (crop,) = crop_masks(mask, np.array([0]), np.array([(12.0, 0, 28, 20)]), (8, 8))
+    np.testing.assert_array_equal(crop, [[False] * 3 + [True] * 5] * 8)
+
+
+def test_a_crop_costs_nothing_for_the_picture_and_little_for_the_object():
+    """Of a mask of 2.5 gigabytes an object takes what its own lines take."""
+    row = np.zeros(50_000, np.uint8)
+    row[20_000:20_150] = 1
+    mask = np.broadcast_to(row, (1, 50_000, 50_000))
+    tracemalloc.start()
+    (small,) = crop_masks(mask, np.array([0]), np.array([(20_000.0, 7, 20_300, 307)]), (112, 112))
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    (large,) = crop_masks(mask, np.array([0]), np.array([(0.0, 0, 50_000, 50_000)]), (112, 112))
+    assert tracemalloc.get_traced_memory()[1] < 5e7
+    tracemalloc.stop()
+    np.testing.assert_array_equal(small, [[True] * 56 + [False] * 56] * 112)
+    assert not large.any()
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("pixel_offset", [0, 1])
+@pytest.mark.parametrize("rule", ["opencv", "pillow_truncated"])
+def test_targets_put_each_mask_over_its_box_in_the_input(rule, pixel_offset, mirror):
+    """A crop spread over its row's box (to the end of its last pixel) is the mask at the input's size, over the object's pixels."""
+    source, one = sample(), spec(rule, pixel_offset, (64, 64))
+    placement = Placement((128, 170), mirror)
+    targets = to_targets(source, one, 6, placement)
+    # The object of one row is none where boxes end in their last pixel.
+    assert targets.valid.tolist() == [True, True, pixel_offset == 0, False, False, False]
+    assert targets.crowd.tolist()[:2] == [False, True]
+    assert targets.classes.tolist()[:2] == [2, 0]
+    seen = placed_sample(source, place_picture(source.image, placement, one), placement, pixel_offset)
+    for row in range(2):
+        x1, y1, x2, y2 = targets.boxes[row] + np.array((0, 0, pixel_offset, pixel_offset))
+        crop = np.unpackbits(targets.masks[row], axis=-1)
+        ys, xs = np.mgrid[:128, :192] + 0.5
+        inside = (xs > x1) & (xs < x2) & (ys > y1) & (ys < y2)
+        cells = ((ys - y1) / (y2 - y1) * 64, (xs - x1) / (x2 - x1) * 64)
+        spread = inside & (crop[tuple(np.clip(np.floor(cell), 0, 63).astype(int) for cell in cells)] > 0)
+        assert overlap(spread, (seen.masks[row] > 0) & inside) > 0.96
+    # The crowd fills its box: what the frame leaves out is less than a pixel on one side of each axis.
+    assert overlap(inside, seen.masks[1] > 0) > 0.95
+    bright = seen.image[..., 0] > 120
+    assert overlap(bright, seen.masks[0] > 0) > 0.95
+
+
+def test_frames_of_masks_are_the_annotated_boxes():
+    boxes = np.array([(4, 10, 10, 20), (0, 0, 100, 50)], np.float32)
+    for mirror in (False, True):
+        placement = Placement((150, 200), mirror)
+        frames = mask_frames(place_boxes(boxes, (50, 100), placement, 0), (50, 100), placement, 0)
+        np.testing.assert_allclose(frames, boxes)
+    # Two network pixels a pixel: the box's last pixel is half a pixel of the picture.
+    placement = Placement((100, 200))
+    frames = mask_frames(place_boxes(boxes[:1], (50, 100), placement, 1), (50, 100), placement, 1)
+    np.testing.assert_allclose(frames, [(4, 10, 9.5, 19.5)])
+
+
+def test_a_detector_without_masks_gets_none():
+    without = spec(mask_size=None)
+    for targets in (to_targets(sample(), without, 4), no_targets(without, 4)):
+        assert targets.masks is None
+        assert targets.semantic is None
+    empty = no_targets(spec(), 4)
+    assert (empty.masks.shape, empty.semantic) == ((4, 32, 4), None)
+    assert not empty.valid.any()
+
+
+def test_a_full_image_keeps_its_largest_objects():
+    targets = to_targets(sample(), spec(), 2)
+    # Ordinary objects before the crowd.
+    assert targets.classes.tolist() == [2, 1]
+    assert targets.valid.all()
