@@ -104,44 +104,44 @@ def roi_align(
     """
     if len(features) != len(strides):
         raise ValueError(f"{len(features)} levels but {len(strides)} strides.")
-    implementation = implementation or _default(sampling_ratio)
     if implementation == "gather" and not sampling_ratio:
         raise ValueError('implementation "gather" needs a fixed sampling_ratio; adaptive sampling (0) has "matmul" and "window".')
-    if implementation not in _FORMS:
-        raise ValueError(f'implementation "{implementation}" is none of {", ".join(_FORMS)}.')
+    forms = (implementation, implementation) if implementation else _default(sampling_ratio)
     sizes = tuple((feature.shape[1], feature.shape[2]) for feature in features)
     static = _Static(sizes, tuple(strides), output_size, sampling_ratio, aligned)
-    return _align(implementation, static, tuple(features), boxes, levels)
+    return _align(forms, static, tuple(features), boxes, levels)
 
 
-def _default(sampling_ratio: int) -> Implementation:
-    """The form for this process.
+def _default(sampling_ratio: int) -> tuple[Implementation, Implementation]:
+    """The forms of the result and of its gradient in this process.
 
-    One CPU device: the loop. Otherwise a batch may be spread over devices, which the loop would undo: the gather where samples
-    are fixed, else the products, whose cost is the same for any number of samples.
+    One CPU device: the loop over RoIs, but for fixed samples the gather, which XLA fuses into one pass there (its gradient, a
+    scatter, is slow). Otherwise a batch may be spread over devices, which the loop would undo: the gather for fixed samples, the
+    products, whose cost does not depend on their number, for adaptive ones.
     """
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
-        return "window"
-    return "gather" if sampling_ratio else "matmul"
+        return ("gather" if sampling_ratio else "window"), "window"
+    return ("gather", "gather") if sampling_ratio else ("matmul", "matmul")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _align(implementation: Implementation, static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
-    pool, _ = _FORMS[implementation]
-    return pool(static, features, boxes, levels).astype(features[0].dtype)
+def _align(
+    forms: tuple[Implementation, Implementation], static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array
+) -> Array:
+    return _POOL[forms[0]](static, features, boxes, levels).astype(features[0].dtype)
 
 
 def _align_forward(
-    implementation: Implementation, static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array
+    forms: tuple[Implementation, Implementation], static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _align(implementation, static, features, boxes, levels), (boxes, levels)
+    # The result is linear in the features: they are not needed again.
+    return _align(forms, static, features, boxes, levels), (boxes, levels)
 
 
 def _align_backward(
-    implementation: Implementation, static: _Static, rois: tuple[Array, Array], gradient: Array
+    forms: tuple[Implementation, Implementation], static: _Static, rois: tuple[Array, Array], gradient: Array
 ) -> tuple[tuple[Array, ...], None, None]:
-    _, spread = _FORMS[implementation]
-    gradients = spread(static, gradient, *rois)
+    gradients = _SPREAD[forms[1]](static, gradient, *rois)
     return tuple(level.astype(gradient.dtype) for level in gradients), None, None
 
 
@@ -296,9 +296,8 @@ def _matmul_spread(static: _Static, gradient: Array, boxes: Array, levels: Array
     return list(gradients)
 
 
-# Sides of the windows that the loop cuts from a level. Most RoIs of a pyramid are 14 to 28 pixels of their level wide, those
-# of the finest level less. What does not fit in the last is covered with several.
-_WINDOWS = (16, 32)
+# Rows and columns of pixels that the loop cuts from a level at a time. RoIs of a pyramid are seldom more than 28 wide.
+_WINDOW = (12, 24)
 
 
 class _Window(NamedTuple):
@@ -325,45 +324,38 @@ def _extent(static: _Static, axis: _Axis, length: int) -> _Extent:
 
 
 def _fold_windows(static: _Static, level: int, boxes: Array, levels: Array, step: Callable[[Array, _Window], Array], carry: Array) -> Array:
-    """`step` over all windows of the RoIs of one level, one after the other."""
+    """`step` over the windows that cover the RoIs of one level, one after the other."""
     rois_per_image = boxes.shape[1]
     boxes, levels = boxes.reshape(-1, 4), levels.reshape(-1)
-    lengths = static.sizes[level]
-    axes = _axes(static, boxes, levels)
+    axes, lengths = _axes(static, boxes, levels), static.sizes[level]
+    sides = tuple(min(side, length) for side, length in zip(_WINDOW, lengths, strict=True))
     extents = tuple(_extent(static, axis, length) for axis, length in zip(axes, lengths, strict=True))
-    side = jnp.maximum(extents[0].size, extents[1].size)
+    tiles = tuple(-(-extent.size // side) for extent, side in zip(extents, sides, strict=True))
+    (rois,) = jnp.nonzero(levels == level, size=len(boxes), fill_value=0)
+    count = (levels == level).sum()
 
-    def fold(window: int, chosen: Array, carry: Array) -> Array:
-        sides = tuple(min(window, length) for length in lengths)
-        tiles = tuple(-(-extent.size // side) for extent, side in zip(extents, sides, strict=True))
-        (order,) = jnp.nonzero(chosen, size=len(boxes), fill_value=0)
-        count = chosen.sum()
+    def visit(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        position, tile, carry = state
+        roi = rois[position]
+        corner: list[Array] = []
+        weights: list[Array] = []
+        for axis, extent, length, side, index in zip(axes, extents, lengths, sides, jnp.divmod(tile, tiles[1][roi]), strict=True):
+            first = extent.first[roi] + index * side
+            # At the border the window moves back, over pixels that an earlier one may have had.
+            corner.append(jnp.minimum(first, length - side))
+            pixels = corner[-1] + jnp.arange(side)
+            own = jax.tree.map(lambda values: values[roi], axis)
+            weights.append(jnp.where(pixels >= first, _weights(static, own, pixels, length), 0.0))
+        carry = step(carry, _Window(roi, (roi // rois_per_image, *corner, 0), *weights))
+        done = tile + 1 == tiles[0][roi] * tiles[1][roi]
+        return jnp.where(done, position + 1, position), jnp.where(done, 0, tile + 1), carry
 
-        def visit(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            position, tile, carry = state
-            roi = order[position]
-            corner: list[Array] = []
-            weights: list[Array] = []
-            for axis, extent, length, side, index in zip(axes, extents, lengths, sides, jnp.divmod(tile, tiles[1][roi]), strict=True):
-                first = extent.first[roi] + index * side
-                # At the border the window moves back, over pixels that an earlier one may have had.
-                corner.append(jnp.minimum(first, length - side))
-                pixels = corner[-1] + jnp.arange(side)
-                own = jax.tree.map(lambda values, roi=roi: values[roi], axis)
-                weights.append(jnp.where(pixels >= first, _weights(static, own, pixels, length), 0.0))
-            carry = step(carry, _Window(roi, (roi // rois_per_image, *corner, 0), *weights))
-            done = tile + 1 == tiles[0][roi] * tiles[1][roi]
-            return jnp.where(done, position + 1, position), jnp.where(done, 0, tile + 1), carry
+    return jax.lax.while_loop(lambda state: state[0] < count, visit, (jnp.int32(0), jnp.int32(0), carry))[2]
 
-        start = (jnp.int32(0), jnp.int32(0), carry)
-        return jax.lax.while_loop(lambda state: state[0] < count, visit, start)[2]
 
-    smaller = 0
-    for window in _WINDOWS:
-        fits = (side <= window) | (window == _WINDOWS[-1])
-        carry = fold(window, (levels == level) & (side > smaller) & fits, carry)
-        smaller = window
-    return carry
+def _for_each_row(window: _Window) -> Array:
+    """The columns' weights repeated for the rows of pixels: a batched product keeps the layout that a plain one transposes."""
+    return jnp.broadcast_to(window.columns, (window.rows.shape[-1], *window.columns.shape))
 
 
 def _window_pool(static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
@@ -374,19 +366,22 @@ def _window_pool(static: _Static, features: tuple[Array, ...], boxes: Array, lev
         def pool(output: Array, window: _Window, feature: Array = feature) -> Array:
             shape = (1, window.rows.shape[-1], window.columns.shape[-1], channels)
             pixels = jax.lax.dynamic_slice(feature, window.corner, shape)[0].astype(jnp.float32)
-            return output.at[window.roi].add(_einsum("qw,pwc->pqc", window.columns, _einsum("ph,hwc->pwc", window.rows, pixels)))
+            pooled = _einsum("ph,hqc->pqc", window.rows, _einsum("hqw,hwc->hqc", _for_each_row(window), pixels))
+            own = jax.lax.dynamic_index_in_dim(output, window.roi, keepdims=False)
+            return jax.lax.dynamic_update_index_in_dim(output, own + pooled, window.roi, 0)
 
         output = _fold_windows(static, level, boxes, levels, pool, output)
     return output.reshape(*levels.shape, cells, cells, channels)
 
 
 def _window_spread(static: _Static, gradient: Array, boxes: Array, levels: Array) -> list[Array]:
-    flat = gradient.reshape(-1, *gradient.shape[2:]).astype(jnp.float32)
+    flat = gradient.reshape(-1, *gradient.shape[2:])
     gradients = []
     for level, size in enumerate(static.sizes):
 
         def spread(total: Array, window: _Window) -> Array:
-            pixels = _einsum("ph,pwc->hwc", window.rows, _einsum("qw,pqc->pwc", window.columns, flat[window.roi]))[None]
+            own = jax.lax.dynamic_index_in_dim(flat, window.roi, keepdims=False).astype(jnp.float32)
+            pixels = _einsum("hqw,hqc->hwc", _for_each_row(window), _einsum("ph,pqc->hqc", window.rows, own))[None]
             return jax.lax.dynamic_update_slice(total, jax.lax.dynamic_slice(total, window.corner, pixels.shape) + pixels, window.corner)
 
         zeros = jnp.zeros((len(boxes), *size, gradient.shape[-1]), jnp.float32)
@@ -394,8 +389,5 @@ def _window_spread(static: _Static, gradient: Array, boxes: Array, levels: Array
     return gradients
 
 
-_FORMS = {
-    "gather": (_gather_pool, _gather_spread),
-    "matmul": (_matmul_pool, _matmul_spread),
-    "window": (_window_pool, _window_spread),
-}
+_POOL = {"gather": _gather_pool, "matmul": _matmul_pool, "window": _window_pool}
+_SPREAD = {"gather": _gather_spread, "matmul": _matmul_spread, "window": _window_spread}
