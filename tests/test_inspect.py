@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxseg.config import Config, load_config, override
+from jaxseg.config import MASKRCNN_BENCHMARK, MIRROR_ONLY, Config, InputConfig, RcnnConfig, load_config, override
 from jaxseg.data.coco import open_dataset
 from jaxseg.data.inspect import describe, draw_samples, inspect_dataset, main
 from jaxseg.data.shapes import write_shapes
@@ -94,6 +94,22 @@ def test_a_validation_picture_shows_the_object_where_it_is(config, tmp_path):
     # Left below everything: the grey of the file. In the block: its colour over the grey.
     assert np.abs(picture[int(0.9 * height), int(0.1 * width)] - 80).max() < 12
     assert np.abs(picture[int(0.4 * height), int(0.6 * width)] - 80).max() > 25
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_pictures_of_an_input_that_keeps_proportions(config, tmp_path, split):
+    """150 x 200 become 72 x 96 in an input of 96 x 96: padding is black, and the large object lies where it should, mirrored or not."""
+    model = RcnnConfig(num_classes=2, input=InputConfig((72,), 96, ((96, 96),)), conventions=MASKRCNN_BENCHMARK)
+    config = override(config, {"model": model, "data.augment": MIRROR_ONLY})
+    (path,) = (p for p in draw_samples(config, open_dataset(config, split), split, 5, tmp_path / "p") if p.name == f"{split}_1.jpg")
+    picture = cv2.imread(str(path)).astype(int)
+    assert picture.shape == (480, 480, 3)
+    picture = picture[2::5, 2::5]
+    assert picture[78:].max() < 12
+    changed = np.abs(picture[:72] - 80).max(axis=2) > 25
+    columns = [changed[30:50, 36 : 36 + 40].mean(), changed[30:50, 20 : 20 + 40].mean()]
+    assert max(columns) > 0.9
+    assert columns[0] > 0.9 or split == "train"
 
 
 def test_the_command_ends_with_a_sentence_and_0(tmp_path, capsys):

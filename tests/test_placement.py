@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxseg.config import AugmentConfig
+from jaxseg.config import MIRROR_ONLY, Config, ConfigError, RcnnConfig, override
 from jaxseg.data.box_masks import crop_masks
 from jaxseg.data.dataset import Sample
 from jaxseg.data.placement import (
@@ -26,7 +26,6 @@ from jaxseg.data.targets import no_targets, to_targets
 from jaxseg.structures import InputSpec, Resize
 
 GOLDEN = dict(np.load(Path(__file__).parent / "data" / "two_stage" / "input.npz"))
-MIRROR = AugmentConfig(photometric=False, expand=False, crop=False, mirror=True)
 
 
 def spec(rule="opencv", pixel_offset=0.0, mask_size=(32, 32), shorter_sides=(96, 128)) -> InputSpec:
@@ -93,12 +92,12 @@ def test_objects_without_area_go(x, width, pixel_offset, usable):
 
 def test_the_side_and_the_mirror_are_drawn_evenly():
     rng = np.random.default_rng(0)
-    drawn = [draw_placement(rng, (90, 120), spec(shorter_sides=(64, 96, 128)), MIRROR) for _ in range(1200)]
+    drawn = [draw_placement(rng, (90, 120), spec(shorter_sides=(64, 96, 128)), MIRROR_ONLY) for _ in range(1200)]
     heights, counts = np.unique([placement.size[0] for placement in drawn], return_counts=True)
     assert heights.tolist() == [64, 96, 128]
     assert counts.min() > 340
     assert 540 < sum(placement.mirror for placement in drawn) < 660
-    still = dataclasses.replace(MIRROR, mirror=False)
+    still = dataclasses.replace(MIRROR_ONLY, mirror=False)
     assert not any(draw_placement(rng, (90, 120), spec(), still).mirror for _ in range(20))
 
 
@@ -117,10 +116,19 @@ def test_the_picture_is_mirrored_where_it_lies(rule):
 
 def test_colours_change_where_the_config_asks_for_it():
     image = sample().image
-    coloured = dataclasses.replace(MIRROR, photometric=True, mirror=False)
+    coloured = dataclasses.replace(MIRROR_ONLY, photometric=True, mirror=False)
     pictures = [training_picture(image, np.random.default_rng(seed), spec(), coloured)[0] for seed in range(4)]
     assert len({picture.tobytes() for picture in pictures}) == 4
     assert all(not picture[128:].any() for picture in pictures)
+
+
+@pytest.mark.parametrize("step", ["expand", "crop"])
+def test_steps_that_belong_to_a_stretched_input_are_refused(step):
+    rcnn = {"model": RcnnConfig(), "data.augment": dataclasses.replace(MIRROR_ONLY, photometric=True)}
+    override(Config(), rcnn)
+    sentence = rf"config.data.augment.{step} = True is out of range; it must be False for rcnn, which keeps the picture's proportions"
+    with pytest.raises(ConfigError, match=sentence):
+        override(Config(), {**rcnn, f"data.augment.{step}": True})
 
 
 def ellipse(scale: float) -> tuple[np.ndarray, tuple[float, ...]]:
