@@ -129,6 +129,18 @@ def test_validation_losses_leave_the_statistics_alone_and_repeat():
     assert (set(first[0]), first[1]) == ({"box", "class"}, 8)
 
 
+@pytest.mark.parametrize(("frozen", "convolutions"), [("", 2), ("convolution", 1)])
+def test_gradients_of_frozen_parameters_are_not_compiled(frozen, convolutions):
+    """The image has no gradient: one convolution forward, and one for its kernel's where that learns."""
+    model, mesh = TinyDetector(), make_mesh()
+    variables = init_tiny(model, CONFIG)
+    trained = {module: jax.tree.map(lambda _, learns=module != frozen: learns, leaves) for module, leaves in variables["params"].items()}
+    optimizer = make_optimizer(CONFIG.train, trained)
+    state = create_state(variables, optimizer, CONFIG.train)
+    program = make_train_step(model, optimizer, trained, CONFIG.train, mesh).lower(state, tiny_batch(np.arange(8))).compile()
+    assert program.as_text().count(" convolution(") == convolutions
+
+
 @pytest.mark.parametrize(("portraits", "programs"), [((), 1), ((3, 4, 5, 8, 10), 2)])
 def test_a_run_compiles_its_step_once_a_shape(tmp_path, portraits, programs):
     with compiled_programs() as names:
