@@ -2,9 +2,11 @@
 
     pip install libtpu
     python benchmarks/compile_for_pod.py --config configs/yolact_r50.py --topology v5e:4x4
+    python benchmarks/compile_for_pod.py --config configs/mask_rcnn_r50_fpn_1x.py --topology v5e:4x4 --images_per_device 2
 
-Prints memory of each device and the collectives of the program. Batches are split over the devices, so sums and batch norm's
-statistics want all-reduces; an all-gather would mean that some operation does not stay on its own images.
+Prints memory of each device and the collectives of the program, for each shape of the network's input. Batches are split over
+the devices, so sums and batch norm's statistics want all-reduces; an all-gather would mean that some operation does not stay on
+its own images.
 """
 
 import argparse
@@ -27,10 +29,10 @@ from jaxseg.training.sharding import AXIS
 from jaxseg.training.step import create_state, make_train_step
 
 
-def abstract_batch(config: jaxseg.Config, spec: InputSpec) -> Batch:
-    """The shapes and dtypes of a global training batch."""
+def abstract_batch(config: jaxseg.Config, spec: InputSpec, image_size: tuple[int, int]) -> Batch:
+    """The shapes and dtypes of a global training batch of one of the input's sizes."""
     one = Batch(
-        images=np.zeros((*spec.image_sizes[0], 3), np.uint8),
+        images=np.zeros((*image_size, 3), np.uint8),
         image_sizes=np.zeros(2, np.int32),
         indices=np.zeros((), np.int32),
         valid=np.zeros((), bool),
@@ -56,16 +58,16 @@ def main(arguments: list[str]) -> None:
     trained = jaxseg.models.trainable(config, variables["params"])
     optimizer = make_optimizer(config.train, trained)
     state = jax.eval_shape(lambda: create_state(jaxseg.init_variables(model, config), optimizer, config.train))
-    started = time.perf_counter()
-    compiled = (
-        make_train_step(model, optimizer, trained, config.train, mesh).lower(state, abstract_batch(config, model.input_spec)).compile()
-    )
-    memory = compiled.memory_analysis()
+    step = make_train_step(model, optimizer, trained, config.train, mesh)
     kinds = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
     print(f"{config.name}, {options.images_per_device} images on each of {mesh.size} devices of {options.topology}, bfloat16")
-    print(f"compiled in {time.perf_counter() - started:.0f} s")
-    print(f"a device: {memory.argument_size_in_bytes / 1e9:.2f} GB arguments, {memory.temp_size_in_bytes / 1e9:.2f} GB temporary")
-    print(f"collectives: {dict(collections.Counter(re.findall(kinds, compiled.as_text())))}")
+    for height, width in model.input_spec.image_sizes:
+        started = time.perf_counter()
+        compiled = step.lower(state, abstract_batch(config, model.input_spec, (height, width))).compile()
+        memory = compiled.memory_analysis()
+        print(f"{height}x{width}, compiled in {time.perf_counter() - started:.0f} s")
+        print(f"a device: {memory.argument_size_in_bytes / 1e9:.2f} GB arguments, {memory.temp_size_in_bytes / 1e9:.2f} GB temporary")
+        print(f"collectives: {dict(collections.Counter(re.findall(kinds, compiled.as_text())))}")
 
 
 if __name__ == "__main__":
