@@ -11,10 +11,13 @@ import numpy as np
 import optax
 import pytest
 import tiny_yolact
+import white_boxes
 
+from jaxseg import commands
 from jaxseg.commands import find_pictures
-from jaxseg.config import override
+from jaxseg.config import Config, RcnnConfig, override
 from jaxseg.data.shapes import write_shapes
+from jaxseg.evaluation import detect
 from jaxseg.evaluation.masks import decode_rle
 from jaxseg.predictor import ImageError
 from jaxseg.training.checkpoint import Checkpoints, save_config
@@ -129,6 +132,50 @@ def test_benchmark(evaluate, run_folder, pictures, images, capsys):
         for phase in ("preparation", "network and detection", "post-processing", "total"):
             assert re.search(rf"^ +{batch_size} +{phase} +\d+\.\d\d +\d+\.\d\d +\d+\.\d\d$", output, re.MULTILINE)
         assert re.search(rf"^ +{batch_size} +\d+\.\d pictures/s; the first batch took \d+\.\d s", output, re.MULTILINE)
+
+
+@pytest.fixture
+def padded(evaluate, monkeypatch, tmp_path):
+    """eval.py with a detector that has inputs of two shapes in the place of all; takes what its masks cover and its arguments."""
+    white_boxes.write_dataset(tmp_path / "data", 7)
+    config = override(white_boxes.CONFIG, {"data.root": str(tmp_path / "data"), "eval.batch_size": 2})
+    monkeypatch.setattr(commands, "load_detector", lambda *_, **__: (config, white_boxes.VARIABLES))
+
+    def run(mask_frame, *arguments):
+        monkeypatch.setattr(detect, "build_model", lambda config: white_boxes.PaddedDetector(mask_frame))
+        detect._detect_program.cache_clear()
+        return evaluate("--checkpoint", "any", *arguments)
+
+    yield run
+    detect._detect_program.cache_clear()
+
+
+def test_a_detector_without_masks(padded, tmp_path, capsys):
+    assert padded(None) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"^box +100\.00( +100\.00){10}$", output, re.MULTILINE)
+    assert "mask" not in output
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"metrics.json", "bbox_detections.json"}
+    assert padded(None, "--images", "data/val2017", "--output", "drawings") == 0
+    entries = json.loads((tmp_path / "drawings" / "detections.json").read_text())["images"]
+    assert [len(entry["detections"]) for entry in entries] == [2] * 7 + [0]
+    for entry in entries[:7]:
+        assert set(entry["detections"][0]) == {"box", "class", "name", "score"}
+        assert (tmp_path / "drawings" / f"{Path(entry['file_name']).stem}.png").is_file()
+
+
+@pytest.mark.parametrize("mask_frame", ["box", None])
+def test_benchmark_in_inputs_of_two_shapes(padded, mask_frame, capsys):
+    assert padded(mask_frame, "--benchmark") == 0
+    output = capsys.readouterr().out
+    for batch_size in (1, 2):
+        assert re.search(rf"^ +{batch_size} +total +\d+\.\d\d +\d+\.\d\d +\d+\.\d\d$", output, re.MULTILINE)
+
+
+def test_a_rule_of_nms_for_a_detector_that_has_one(evaluate, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "load_detector", lambda *_, **__: (Config(model=RcnnConfig()), {}))
+    assert evaluate("--checkpoint", "any", "--nms", "fast") == 2
+    assert capsys.readouterr().err.startswith("ConfigError: nms = 'fast' is a choice that YOLACT has; config.model.kind = 'rcnn'")
 
 
 @pytest.mark.parametrize(

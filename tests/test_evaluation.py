@@ -14,15 +14,27 @@ import numpy as np
 import pytest
 import white_boxes
 from pycocotools import mask as coco_mask
-from white_boxes import CATEGORY_IDS, CLASS_NAMES, CONFIG, VARIABLES, WhiteBoxDetector
+from white_boxes import CATEGORY_IDS, CLASS_NAMES, CONFIG, VARIABLES, PaddedDetector, WhiteBoxDetector
 
-from jaxseg.config import Config, ConfigError, override
+from jaxseg.config import Config, ConfigError, RcnnConfig, override
 from jaxseg.data.coco import open_dataset
 from jaxseg.evaluation import detect, evaluate
 from jaxseg.evaluation.coco_metrics import CocoResults, class_table, coco_metrics, coco_results, merge_results, threshold_table
-from jaxseg.evaluation.detect import Selection, one_ahead, select
+from jaxseg.evaluation.detect import (
+    Prepared,
+    Selected,
+    Selection,
+    Sizes,
+    one_ahead,
+    one_shape_batches,
+    pad_batch,
+    prepare,
+    select,
+    to_picture,
+    with_nms,
+)
 from jaxseg.evaluation.masks import boxes_at_image_size, decode_rle, encode_rle, integer_boxes, masks_at_image_size, polygons
-from jaxseg.structures import Detections
+from jaxseg.structures import Detections, InputSpec
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 RUNS = ("yolact_resnet50", "yolact_base", "yolact_darknet53", "yolact_im400", "yolact_resnet50_pascal", "yolact_plus_resnet50")
@@ -107,6 +119,70 @@ def test_boxes_are_clipped_to_the_picture():
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, [[0, 10, 0, 20], [180, 50, 200, 95], [21, 10.5, 41, 20.5]], rtol=1e-6)
     assert boxes_at_image_size(np.zeros((0, 4)), (100, 100), (100, 200)).shape == (0, 4)
+
+
+def test_boxes_that_end_in_their_last_pixel_become_continuous_at_picture_scale():
+    """maskrcnn-benchmark scales the corners as they are, and takes x2 - x1 + 1 for the width of the result."""
+    boxes = np.array([[10.0, 20.0, 19.0, 59.0], [0.0, 0.0, 99.0, 99.0]])
+    found = boxes_at_image_size(boxes, (100, 100), (50, 200), pixel_offset=1.0)
+    np.testing.assert_allclose(found, [[20, 10, 39, 30.5], [0, 0, 199, 50]], rtol=1e-6)
+
+
+def test_a_picture_at_its_own_size_keeps_every_bit_of_its_boxes():
+    boxes = np.random.default_rng(0).uniform(0, 400, (1000, 4)).astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    np.testing.assert_array_equal(boxes_at_image_size(boxes, (801, 809), (801, 809)), np.clip(boxes, 0, [809, 801] * 2))
+
+
+SOFT = np.random.default_rng(1).random((2, 28, 28), dtype=np.float32)
+
+
+def in_picture(frame, boxes, sizes, pixel_offset=0.0, soft=SOFT):
+    spec = InputSpec((sizes.input,), (28, 28), None, 2, mask_frame=frame, pixel_offset=pixel_offset)
+    found = Selected(np.array(boxes, np.float32), np.ones(2, np.float32), np.zeros(2, np.int32), soft)
+    return to_picture(found, sizes, spec)
+
+
+def test_what_is_found_is_scaled_by_the_pictures_part_of_the_input():
+    """The picture fills 60 x 80 of 96 x 128 cells, and each axis has a scale of its own."""
+    boxes = [[8, 6, 40, 30], [0, 0, 80, 60]]
+    sizes = Sizes(picture=(30, 160), fitted=(60, 80), input=(96, 128))
+    for frame in ("image", "box", "integer_box"):
+        found, masks = in_picture(frame, boxes, sizes)
+        np.testing.assert_array_equal(found, [[16, 3, 80, 15], [0, 0, 160, 30]])
+        assert masks.shape == (2, 30, 160)
+    assert in_picture("box", boxes, sizes, soft=None)[1] is None
+
+
+def test_a_mask_over_the_input_is_cut_to_the_picture():
+    """Rows and columns of cells that lie beyond the picture's part of the input are not seen, those within in full."""
+    soft = np.zeros((2, 48, 64), np.float32)
+    soft[0, :30, :40] = 1
+    soft[1, 30:], soft[1, :, 40:] = 1, 1
+    _, masks = in_picture("image", np.zeros((2, 4)), Sizes((120, 160), (60, 80), (96, 128)), soft=soft)
+    # Bilinear: the last half cell mixes with what is beyond.
+    assert masks[0, :117, :157].all()
+    assert not masks[1, :117, :157].any()
+
+
+def test_a_mask_over_a_box_that_reaches_outside_is_cut_and_not_squeezed():
+    sizes = Sizes((100, 100), (100, 100), (128, 128))
+    boxes, masks = in_picture("box", [[-28, 0, 28, 56], [72, 50, 128, 106]], sizes)
+    _, moved = in_picture("box", [[0, 0, 56, 56], [0, 0, 56, 56]], sizes)
+    np.testing.assert_array_equal(boxes, [[0, 0, 28, 56], [72, 50, 100, 100]])
+    np.testing.assert_array_equal(masks[0, :56, :28], moved[0, :56, 28:56])
+    np.testing.assert_array_equal(masks[1, 50:, 72:], moved[1, :50, :28])
+
+
+def test_masks_of_boxes_that_end_in_their_last_pixel():
+    """Stretched by maskrcnn-benchmark's rule they are its own; sampled they cover the last pixel, too."""
+    full = np.ones((2, 28, 28), np.float32)
+    sizes = Sizes((100, 100), (100, 100), (128, 128))
+    boxes = [[10, 20, 37, 47], [50, 50, 50, 50]]
+    _, masks = in_picture("box", boxes, sizes, pixel_offset=1.0, soft=full)
+    assert [int(mask.sum()) for mask in masks] == [28 * 28, 1]
+    _, stretched = in_picture("integer_box", boxes, sizes, pixel_offset=1.0, soft=SOFT)
+    np.testing.assert_array_equal(stretched, in_picture("integer_box", boxes, sizes, soft=SOFT)[1])
 
 
 # ---- Run lengths and polygons ----
@@ -319,13 +395,69 @@ def test_one_ahead_asks_for_the_next_before_giving_this():
     assert list(one_ahead([])) == []
 
 
+def waiting(shapes):
+    return [Prepared(i, np.zeros((*shape, 3), np.float32), Sizes(shape, shape, shape)) for i, shape in enumerate(shapes)]
+
+
+def test_batches_have_pictures_of_one_shape():
+    wide, tall = (4, 6), (6, 4)
+    pictures = waiting([wide, tall, wide, wide, tall, wide, wide])
+    batches = [[picture.index for picture in batch] for batch in one_shape_batches(pictures, 3)]
+    assert batches == [[0, 2, 3], [1, 4], [5, 6]]
+    assert list(one_shape_batches([], 3)) == []
+
+
+def test_a_batch_that_has_waited_long_enough_goes_without_being_full():
+    wide, tall = (4, 6), (6, 4)
+    asked = []
+
+    def pictures():
+        for picture in waiting([tall] + [wide] * 9):
+            asked.append(picture.index)
+            yield picture
+
+    given = {}
+    for batch in one_shape_batches(pictures(), 2, patience=4):
+        given |= {picture.index: len(asked) for picture in batch}
+    assert given == {0: 5, 1: 3, 2: 3, 3: 5, 4: 5, 5: 7, 6: 7, 7: 9, 8: 9, 9: 10}
+    alternating = list(one_shape_batches(waiting([wide, tall] * 8), 4, patience=8))
+    assert [len(batch) for batch in alternating] == [4] * 4
+
+
+def test_rows_that_fill_a_batch_up_are_black_and_as_large_as_the_input():
+    spec = PaddedDetector("box").input_spec
+    pictures = [prepare(i, np.full((64, 32, 3), 9, np.uint8), spec) for i in range(2)]
+    images, sizes = pad_batch(pictures, 3)
+    assert images.shape == (3, 96, 32, 3)
+    assert sizes.tolist() == [[64, 32], [64, 32], [96, 32]]
+    assert (images[:2, :64] == 9).all()
+    assert not images[:, 64:].any()
+    assert not images[2].any()
+
+
+def test_rules_of_nms_are_yolacts():
+    assert with_nms(CONFIG, None) is CONFIG
+    assert with_nms(CONFIG, "greedy").model.detection.nms == "greedy"
+    with pytest.raises(ConfigError, match=r"nms = 'fast' is a choice that YOLACT has; config\.model\.kind = 'rcnn' knows one rule only"):
+        with_nms(Config(model=RcnnConfig()), "fast")
+
+
 @pytest.fixture
-def white_box_detector(monkeypatch):
-    detector = WhiteBoxDetector()
-    monkeypatch.setattr(detect, "build_model", lambda config: detector)
+def use_detector(monkeypatch):
+    """Puts a detector in the place of every configuration's."""
+
+    def use(detector):
+        monkeypatch.setattr(detect, "build_model", lambda config: detector)
+        return detector
+
     detect._detect_program.cache_clear()
-    yield detector
+    yield use
     detect._detect_program.cache_clear()
+
+
+@pytest.fixture
+def white_box_detector(use_detector):
+    return use_detector(WhiteBoxDetector())
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +491,53 @@ def test_evaluation_of_right_detections(white_box_detector, white_box_files, tmp
         assert box["bbox"] == by_image[box["image_id"]]["bbox"]
         # Interpolation may take the four corners.
         assert 0 <= by_image[mask["image_id"]]["area"] - int(coco_mask.area(mask["segmentation"])) <= 4
+
+
+@pytest.mark.parametrize(("mask_frame", "pixel_offset"), [("image", 0), ("box", 0), ("box", 1), ("integer_box", 1), (None, 0)])
+def test_evaluation_in_inputs_of_two_shapes(use_detector, white_box_files, tmp_path, mask_frame, pixel_offset):
+    """The same 8 pictures, in their proportions: one program a shape, and results in the order of the images."""
+    detector = use_detector(PaddedDetector(mask_frame, pixel_offset))
+    (tmp_path / "mask_detections.json").write_text("another detector's")
+    dataset = open_white_boxes(white_box_files)
+    metrics = evaluate(CONFIG, VARIABLES, dataset, batch_size=2, output=tmp_path)
+    assert detector.traces == 2
+    # A box that ends in its last pixel loses some of it where the picture is larger than the input.
+    assert metrics["box/AP75" if pixel_offset else "box/AP"] == pytest.approx(1.0)
+    boxes = json.loads((tmp_path / "bbox_detections.json").read_text())
+    assert [row["image_id"] for row in boxes] == [100 + i // 2 for i in range(14)]
+    assert (tmp_path / "mask_detections.json").exists() == (mask_frame is not None)
+    if mask_frame is None:
+        assert not any(key.startswith("mask") for key in metrics)
+        return
+    assert metrics["mask/AP50"] == pytest.approx(1.0)
+    by_image = {annotation["image_id"]: annotation for annotation in dataset.coco_ground_truth()["annotations"]}
+    masks = decode_masks(json.loads((tmp_path / "mask_detections.json").read_text()))
+    for image_id, (whole, half) in masks.items():
+        x, y, width, height = (int(side) for side in by_image[image_id]["bbox"])
+        expected = np.zeros_like(whole)
+        expected[y : y + height, x : x + width] = True
+        # A side may gain or lose a pixel, and interpolation take the corners.
+        assert (whole != expected).sum() <= 2 * (width + height) + 4, image_id
+        expected[:, x + width // 2 :] = False
+        assert (half != expected).sum() <= 2 * (width // 2 + height) + 4, image_id
+
+
+def decode_masks(rows):
+    """The two masks of each image."""
+    return {
+        first["image_id"]: decode_rle([first["segmentation"], second["segmentation"]])
+        for first, second in zip(rows[::2], rows[1::2], strict=True)
+    }
+
+
+def test_a_detector_without_masks_has_none_even_where_no_image_can_be_read(use_detector, tmp_path):
+    use_detector(PaddedDetector(None))
+    white_boxes.write_dataset(tmp_path / "data", 2)
+    for path in (tmp_path / "data" / "val2017").iterdir():
+        path.write_bytes(b"no picture")
+    metrics = evaluate(CONFIG, VARIABLES, open_white_boxes(tmp_path / "data"), batch_size=2)
+    assert metrics["box/AP"] == 0
+    assert not any(key.startswith("mask") for key in metrics)
 
 
 def test_evaluating_again_compiles_nothing(white_box_detector, white_box_files):

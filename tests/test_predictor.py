@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_yolact
-from white_boxes import CLASS_NAMES, CONFIG, SIZE, VARIABLES, WhiteBoxDetector, picture
+from white_boxes import CLASS_NAMES, CONFIG, SIZE, VARIABLES, PaddedDetector, WhiteBoxDetector, picture
 
-from jaxseg.config import ConfigError, override
+from jaxseg.config import Config, ConfigError, RcnnConfig, override
 from jaxseg.evaluation import detect
 from jaxseg.evaluation.masks import decode_rle
 from jaxseg.models import build_model
@@ -27,12 +27,21 @@ PICTURES = [
 
 
 @pytest.fixture
-def detector(monkeypatch):
-    detector = WhiteBoxDetector()
-    monkeypatch.setattr(detect, "build_model", lambda config: detector)
+def use_detector(monkeypatch):
+    """Puts a detector in the place of every configuration's."""
+
+    def use(detector):
+        monkeypatch.setattr(detect, "build_model", lambda config: detector)
+        return detector
+
     detect._detect_program.cache_clear()
-    yield detector
+    yield use
     detect._detect_program.cache_clear()
+
+
+@pytest.fixture
+def detector(use_detector):
+    return use_detector(WhiteBoxDetector())
 
 
 def check(prediction, height, width, box, brightness):
@@ -66,6 +75,61 @@ def test_few_batch_sizes_are_compiled(detector):
     for count in range(1, 12):
         assert len(predictor([picture(*PICTURES[i % 5]) for i in range(count)])) == count
     assert detector.traces == 3, "batches of 1, 2 and 4"
+
+
+# In inputs of 32 x 96 and 96 x 32 at a scale of 1, 1/2 or 1/4, so that edges stay on whole pixels.
+WIDE = [
+    (SIZE, 2 * SIZE, (8, 4, 60, 28), 255),
+    (4 * SIZE, 12 * SIZE, (64, 16, 300, 100), 100),
+    (SIZE, 3 * SIZE, (0, 0, 96, 32), 255),
+]
+TALL = (4 * SIZE, 2 * SIZE, (4, 8, 60, 120), 100)
+
+
+@pytest.mark.parametrize("mask_frame", ["image", "box", "integer_box", None])
+def test_pictures_in_inputs_of_two_shapes_come_back_in_order(use_detector, mask_frame):
+    detector = use_detector(PaddedDetector(mask_frame))
+    predictor = Predictor(CONFIG, VARIABLES, batch_size=2)
+    # A few tall ones, alone and side by side, among wide ones.
+    kinds = [TALL if i in (0, 9, 10, 19) else WIDE[i % 3] for i in range(21)]
+    asked = []
+
+    def pictures():
+        for kind in kinds:
+            asked.append(kind)
+            yield picture(*kind)
+
+    for i, prediction in enumerate(predictor.stream(pictures())):
+        height, width, (x1, y1, x2, y2), brightness = kinds[i]
+        assert prediction.classes.tolist() == [int(brightness > 150)] * 2
+        np.testing.assert_array_equal(prediction.boxes, [[x1, y1, x2, y2]] * 2)
+        assert len(asked) <= i + 1 + 8, "two batches of either shape at most"
+        if mask_frame is None:
+            assert prediction.masks is None
+            continue
+        assert prediction.masks.shape == (2, height, width)
+        expected = picture(height, width, (x1, y1, x2, y2), 255)[:, :, 0] > 0
+        tolerance = 2 * (height + width) if mask_frame == "integer_box" else 16
+        assert (prediction.masks[0] != expected).sum() <= tolerance
+    assert len(asked) == 21
+    assert detector.traces == 4, "batches of 1 and 2 of either shape"
+
+
+def test_a_detector_without_masks_gives_boxes_alone(use_detector):
+    use_detector(PaddedDetector(None))
+    predictor = Predictor(CONFIG, VARIABLES, top_k=1)
+    prediction = predictor(picture(*WIDE[0]))
+    assert prediction.masks is None
+    assert as_json(prediction) == [
+        {"box": [8.0, 4.0, 60.0, 28.0], "class": 1, "name": "bright", "score": pytest.approx(0.9)},
+    ]
+    assert predictor(np.zeros((50, 40, 3), np.uint8)).masks is None
+
+
+def test_another_rule_of_nms_is_for_yolact_only(use_detector):
+    use_detector(PaddedDetector("box"))
+    with pytest.raises(ConfigError, match="nms = 'greedy' is a choice that YOLACT has"):
+        Predictor(Config(model=RcnnConfig()), VARIABLES, nms="greedy")
 
 
 def test_masks_resized_on_the_device_are_those_of_the_host(detector):

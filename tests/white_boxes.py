@@ -1,4 +1,4 @@
-"""A detector that sees white rectangles on black, and pictures of them as COCO files: whole evaluations with known answers.
+"""Detectors that see white rectangles on black, and pictures of them as COCO files: whole evaluations with known answers.
 
 Run as a script it evaluates in its own process, for the test that needs two:
 `python white_boxes.py DATASET RESULT`, with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg.config import Config, override
-from jaxseg.structures import Detections, InputSpec
+from jaxseg.structures import Detections, InputSpec, Resize
 
 SIZE = 32
 CATEGORY_IDS = (3, 8)
@@ -66,6 +66,60 @@ class WhiteBoxDetector:
             classes=jnp.stack([number, number, 0]),
             valid=jnp.array([True, True, False]) & found,
             masks=masks.astype(jnp.float32),
+        )
+
+
+class PaddedDetector:
+    """Sees the same in pictures that keep their proportions, in an input of two shapes, and looks at the picture's part of it only.
+
+    Three rows: the box; the same with less score and a mask of its left half; and padding.
+
+    Args:
+        mask_frame: what masks cover, "image", "box" or "integer_box"; None: there are none.
+        pixel_offset: 1 for boxes that end in their last pixel.
+    """
+
+    def __init__(self, mask_frame, pixel_offset=0.0):
+        self.input_spec = InputSpec(
+            image_sizes=((SIZE, 3 * SIZE), (3 * SIZE, SIZE)),
+            mask_size=None if mask_frame is None else (28, 28),
+            semantic_size=None,
+            num_classes=2,
+            resize=Resize("opencv", (SIZE // 2, SIZE), 3 * SIZE),
+            mask_frame=mask_frame or "box",
+            pixel_offset=pixel_offset,
+        )
+        self.has_masks = mask_frame is not None
+        self.traces = 0
+
+    def apply(self, variables, images, image_sizes, *, method):
+        assert method == "detect"
+        assert images.shape[1:3] in self.input_spec.image_sizes
+        self.traces += 1
+        return jax.vmap(lambda image, size: self._one(image, size, variables["params"]["score"]))(images, image_sizes)
+
+    def _one(self, image, size, score):
+        height, width, _ = image.shape
+        inside = (jnp.arange(height) < size[0])[:, None] & (jnp.arange(width) < size[1])
+        grey = image.mean(-1) * inside
+        seen = grey > 50
+        rows, columns = seen.any(1), seen.any(0)
+        top, bottom = jnp.argmax(rows), height - jnp.argmax(rows[::-1])
+        left, right = jnp.argmax(columns), width - jnp.argmax(columns[::-1])
+        offset = self.input_spec.pixel_offset
+        box = jnp.array([left, top, right - offset, bottom - offset], jnp.float32)
+        if self.input_spec.mask_frame == "image":
+            whole, half = seen, seen & (jnp.arange(width) < (left + right) / 2)
+        else:
+            whole = jnp.ones((28, 28), bool)
+            half = whole & (jnp.arange(28) < 14)
+        number = (grey.max() > 150).astype(jnp.int32)
+        return Detections(
+            boxes=jnp.stack([box, box, 0 * box]),
+            scores=jnp.array([0.9, 0.3, 0.0]) * score,
+            classes=jnp.stack([number, number, 0]),
+            valid=jnp.array([True, True, False]) & seen.any(),
+            masks=jnp.stack([whole, half, whole]).astype(jnp.float32) if self.has_masks else None,
         )
 
 

@@ -1,0 +1,53 @@
+"""What a run looks at between steps, for a detector with inputs of two shapes, with and without masks."""
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import white_boxes
+from white_boxes import CONFIG, VARIABLES, PaddedDetector
+
+from jaxseg.config import override
+from jaxseg.data.coco import open_dataset
+from jaxseg.evaluation import detect
+from jaxseg.training.sharding import make_mesh
+from jaxseg.training.validation import Validation
+
+
+class LearningDetector(PaddedDetector):
+    """With losses: of each image the sum of its boxes' sides."""
+
+    def apply(self, variables, batch, *arguments, method, **options):
+        if method == "detect":
+            return super().apply(variables, batch, *arguments, method=method)
+        sides = (batch.targets.boxes[..., 2:] - batch.targets.boxes[..., :2]).sum(-1)
+        count = jnp.maximum(batch.valid.sum(), 1)
+        return {"box": (sides.sum(-1) * batch.valid).sum() / count}
+
+
+@pytest.mark.parametrize("mask_frame", ["box", None])
+def test_validation_in_inputs_of_two_shapes(monkeypatch, tmp_path, caplog, mask_frame):
+    white_boxes.write_dataset(tmp_path / "data", 7)
+    model = LearningDetector(mask_frame)
+    monkeypatch.setattr(detect, "build_model", lambda config: model)
+    detect._detect_program.cache_clear()
+    config = override(CONFIG, {"data.root": str(tmp_path / "data"), "train.draw_images": 5, "eval.batch_size": 2})
+    dataset = open_dataset(config, "val")
+    with caplog.at_level("INFO", logger="jaxseg"):
+        metrics, pictures = Validation(config, model, dataset, make_mesh(), tmp_path)(3, jax.tree.map(jnp.asarray, VARIABLES))
+    detect._detect_program.cache_clear()
+    assert metrics["val/box/AP"] == pytest.approx(1.0)
+    assert ("val/mask/AP" in metrics) == (mask_frame is not None)
+    # Boxes of 16 x 18 at scales of 1 and, for the pictures of twice the width with more height, 1/2; and one image without.
+    halved = [image.shape == (64, 64, 3) or image.shape == (96, 64, 3) for image in (dataset[i].image for i in range(7))]
+    assert sum(halved) == 2
+    assert metrics["val/loss/box"] == pytest.approx((5 * 34 + 2 * 17) / 8)
+    assert sorted(pictures) == [str(100 + i) for i in range(5)]
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {f"0000003_{100 + i}.jpg" for i in range(5)}
+    for name, picture in pictures.items():
+        height, width, _ = dataset[int(name) - 100].image.shape
+        assert picture.shape[0] / picture.shape[1] == height / width
+        inside = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)[10:20, 10:14]
+        colored = np.ptp(inside.astype(int), axis=2).mean() > 10
+        assert colored == (mask_frame is not None), "masks are drawn in colour on grey"
