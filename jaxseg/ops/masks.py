@@ -33,6 +33,38 @@ def box_mask(boxes: Float32[Array, "D 4"], size: tuple[int, int], padding: float
     return rows[:, :, None] & columns[:, None, :]
 
 
+def box_mask_targets(
+    crops: Float32[Array, "R M M"], frames: Float32[Array, "R 4"], rois: Float32[Array, "R 4"], size: int
+) -> Float32[Array, "R {size} {size}"]:
+    """The part of each cell of a RoI's grid that its object covers, 0 outside of the frame.
+
+    The exact mean of the crop's cells under each cell, as two products with the overlaps of intervals. Nothing can be said of
+    RoIs and frames without an area: all 0.
+
+    Args:
+        crops: ground-truth masks, each spread over its frame.
+        frames: `x1, y1, x2, y2`, what the crops cover.
+        rois: `x1, y1, x2, y2`, any.
+        size: cells of a side of the result.
+    """
+    cells = crops.shape[1]
+
+    def overlaps(low: Array, high: Array, frame_low: Array, frame_high: Array) -> Float32[Array, "R size M"]:
+        length, frame = high - low, frame_high - frame_low
+        possible = (length > 0) & (frame > 0)
+        # In cells of the crop.
+        scale = cells / jnp.where(possible, frame, 1.0)
+        start, step = (low - frame_low) * scale, length * scale / size
+        edges = start[:, None] + jnp.arange(size + 1, dtype=jnp.float32) * step[:, None]
+        place = jnp.arange(cells, dtype=jnp.float32)
+        common = jnp.minimum(edges[:, 1:, None], place + 1) - jnp.maximum(edges[:, :-1, None], place)
+        return jnp.where(possible[:, None, None], jnp.maximum(common, 0.0) / jnp.where(possible, step, 1.0)[:, None, None], 0.0)
+
+    rows = overlaps(rois[:, 1], rois[:, 3], frames[:, 1], frames[:, 3])
+    columns = overlaps(rois[:, 0], rois[:, 2], frames[:, 0], frames[:, 2])
+    return jnp.einsum("rym,rmn,rxn->ryx", rows, crops, columns, precision=jax.lax.Precision.HIGHEST)
+
+
 def unpack_bits(packed: UInt8[AnyArray, "*n w8"], width: int) -> Bool[Array, "*n {width}"]:
     """The inverse of `numpy.packbits` along the last axis."""
     bits = jnp.asarray(packed)[..., None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8) & 1
