@@ -291,7 +291,8 @@ class RetinaNetConfig:
     max_detections: int = 100
     batch_norm: Literal["train", "eval", "frozen"] = "frozen"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    conventions: Conventions = MASKRCNN_BENCHMARK
+    # All anchors learn, those that reach out of the picture, too.
+    conventions: Conventions = dataclasses.replace(MASKRCNN_BENCHMARK, anchor_border=-1.0)
 
     def validate(self, key: str) -> None:
         for name in ("num_classes", "fpn_channels", "pre_nms", "max_detections"):

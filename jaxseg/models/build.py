@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxseg.config import Config, RcnnConfig, RetinaNetConfig
 from jaxseg.models.detector import Detector
+from jaxseg.models.retinanet import RetinaNet
 from jaxseg.models.yolact import Yolact
 
 # Batch norm over fewer images than this does more harm than good (the original's rule).
@@ -23,7 +24,7 @@ def build_model(config: Config) -> Detector:
 
         return Rcnn(config.model, jnp.dtype(dtype))
     if isinstance(config.model, RetinaNetConfig):
-        raise NotImplementedError
+        return RetinaNet(config.model, jnp.dtype(dtype))
     return Yolact(config.model, freeze_batch_norm=freezes_batch_norm(config), dtype=jnp.dtype(dtype))
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32, UInt8
 
+from jaxseg.config import BackboneConfig
+from jaxseg.models.layers import NormMode
 from jaxseg.structures import Batch, Detections, InputSpec
 
 Images = UInt8[Array, "B H W 3"] | Float32[Array, "B H W 3"]
@@ -54,6 +56,12 @@ def in_frozen_stages(path: tuple[str, ...], frozen_stages: int) -> bool:
         return False
     stage = re.match(r"stage(\d+)_", path[1])
     return (int(stage[1]) if stage else 0) < frozen_stages
+
+
+def is_frozen(path: tuple[str, ...], backbone: BackboneConfig, batch_norm: NormMode) -> bool:
+    """Whether a parameter is one of a frozen batch norm, or belongs to the backbone's frozen stages."""
+    frozen_norm = batch_norm == "frozen" and backbone.norm == "batch" and is_norm(path)
+    return frozen_norm or in_frozen_stages(path, backbone.frozen_stages)
 
 
 def normalize_images(images: Images, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> Float[Array, "B H W 3"]:

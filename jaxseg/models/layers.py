@@ -14,6 +14,7 @@ def _pointwise(inputs: Array, kernel: Array, strides: Sequence[int], *_: Any, **
     return jnp.einsum("bhwc,cd->bhwd", inputs[:, :: strides[0], :: strides[1]], kernel[0, 0])
 
 
+xavier_uniform = nn.initializers.xavier_uniform()
 # torch's `kaiming_uniform_(a=1)`, and `kaiming_normal_(mode="fan_out", nonlinearity="relu")`.
 kaiming_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -26,7 +27,8 @@ def conv(
     *,
     dilation: int = 1,
     bias: bool = True,
-    init: Callable[..., Array] = nn.initializers.xavier_uniform(),
+    init: Callable[..., Array] = xavier_uniform,
+    bias_init: Callable[..., Array] = nn.initializers.zeros,
     dtype: Any = jnp.float32,
     name: str | None = None,
 ) -> nn.Conv:
@@ -41,6 +43,7 @@ def conv(
         use_bias=bias,
         dtype=dtype,
         kernel_init=init,
+        bias_init=bias_init,
         conv_general_dilated=_pointwise if kernel == 1 else None,
         name=name,
     )

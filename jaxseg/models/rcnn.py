@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from jaxseg.config import RcnnConfig
 from jaxseg.models.backbone import build_backbone
-from jaxseg.models.detector import Detector, Images, blank_padding, in_frozen_stages, is_norm, normalize_images
+from jaxseg.models.detector import Detector, Images, blank_padding, is_frozen, normalize_images
 from jaxseg.models.fpn import FPN
 from jaxseg.models.roi_heads import BoxHead, BoxPredictor, C5Head, MaskHead, RoiSamples, kept_regions, mask_sum, region_sums, sample_regions
 from jaxseg.models.rpn import Proposals, RpnHead, RpnOutputs, propose, rpn_losses, rpn_sums
@@ -46,9 +46,7 @@ class Rcnn(Detector):
     def setup(self) -> None:
         c, trunk = self.config, self.config.backbone
         is_c4 = c.neck == "c4"
-        self.backbone = build_backbone(
-            trunk, c.batch_norm, self.dtype, stages=3 if is_c4 else 4, dilated_c5=c.neck == "dilated_c5"
-        )
+        self.backbone = build_backbone(trunk, c.batch_norm, self.dtype, stages=3 if is_c4 else 4, dilated_c5=c.neck == "dilated_c5")
         if c.neck == "fpn":
             self.fpn = FPN(c.fpn_channels, "rcnn", self.dtype)
         # The proposals' convolution is as wide as what it looks at.
@@ -84,8 +82,7 @@ class Rcnn(Detector):
 
     def learns(self, path: tuple[str, ...]) -> bool:
         """All but frozen batch norms and frozen stages."""
-        frozen_norm = self.config.batch_norm == "frozen" and self.config.backbone.norm == "batch" and is_norm(path)
-        return not frozen_norm and not in_frozen_stages(path, self.config.backbone.frozen_stages)
+        return not is_frozen(path, self.config.backbone, self.config.batch_norm)
 
     # ---- The network ----
 

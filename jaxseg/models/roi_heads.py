@@ -12,16 +12,13 @@ from jaxseg.config import Conventions, RoiConfig
 from jaxseg.models.layers import Deconvolution, NormMode, conv, kaiming_normal, kaiming_uniform
 from jaxseg.models.resnet import Bottleneck
 from jaxseg.models.rpn import Proposals
-from jaxseg.ops.boxes import clip_boxes, decode_deltas, encode_deltas, longer_than
+from jaxseg.ops.boxes import DELTA_WEIGHTS, clip_boxes, decode_deltas, encode_deltas, longer_than
 from jaxseg.ops.losses import smooth_l1
 from jaxseg.ops.masks import box_mask_targets, unpack_bits
 from jaxseg.ops.matching import match_anchors
 from jaxseg.ops.nms import Kept, class_nms
 from jaxseg.ops.sampling import sample_rois
 from jaxseg.structures import Targets
-
-# Of the deltas between a region and its object.
-DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 class RoiSamples(NamedTuple):

@@ -15,7 +15,7 @@ from jaxseg.models.layers import conv
 from jaxseg.ops.anchors import in_padded_picture, inside_picture
 from jaxseg.ops.boxes import clip_boxes, decode_deltas, encode_deltas, longer_than
 from jaxseg.ops.losses import smooth_l1
-from jaxseg.ops.matching import Match, match_anchors
+from jaxseg.ops.matching import Match, Matches, match_anchors
 from jaxseg.ops.nms import exact_nms
 from jaxseg.ops.sampling import sample_labels
 from jaxseg.structures import Targets
@@ -94,7 +94,8 @@ def propose(
 
     def one_image(outputs: RpnOutputs, image_size: Array) -> tuple[Array, Array]:
         levels = [
-            _best_of_level(*level, image_size, count, conventions) for level in zip(outputs.objectness, outputs.deltas, anchors, strict=True)
+            _best_of_level(*level, image_size, count, conventions)
+            for level in zip(outputs.objectness, outputs.deltas, anchors, strict=True)
         ]
         # Levels with fewer anchors are filled up, so that all are suppressed together.
         rows = max(len(scores) for _, scores in levels)
@@ -153,6 +154,40 @@ def _shared_quota(scores: Float32[Array, "B n"], count: int, group: int) -> tupl
     return indices, jnp.take_along_axis(chosen, indices, 1)
 
 
+def match_objects(
+    anchors: Float32[np.ndarray, "A 4"],
+    targets: Targets,
+    image_size: Int32[Array, "2"],
+    positive_iou: float,
+    negative_iou: float,
+    conventions: Conventions,
+) -> Matches:
+    """What the anchors are to the objects of one image, by the conventions' rules; anchors that may not learn are ignored.
+
+    Args:
+        anchors: of all levels, in pixels of the network's input.
+        targets: ground truth; crowds do not count.
+        image_size: height and width of the picture within the network's input.
+        positive_iou: see `match_anchors`.
+        negative_iou: see `match_anchors`.
+        conventions: whose rules.
+    """
+    labels, matched = match_anchors(
+        anchors,
+        targets.boxes,
+        targets.valid & ~targets.crowd,
+        positive_iou=positive_iou,
+        negative_iou=negative_iou,
+        forced=conventions.forced_match,
+        forced_min_iou=conventions.forced_match_iou,
+        pixel_offset=conventions.pixel_offset,
+    )
+    learns = inside_picture(anchors, image_size, border=conventions.anchor_border)
+    if not conventions.padding_anchors:
+        learns &= in_padded_picture(anchors, image_size)
+    return Matches(jnp.where(learns, labels, Match.IGNORE), matched)
+
+
 def rpn_sums(
     objectness: Float32[Array, "A"],
     deltas: Float32[Array, "A 4"],
@@ -176,22 +211,8 @@ def rpn_sums(
         conventions: whose rules.
     """
     boxes = jnp.asarray(targets.boxes)
-    labels, matched = match_anchors(
-        anchors,
-        boxes,
-        targets.valid & ~targets.crowd,
-        positive_iou=config.positive_iou,
-        negative_iou=config.negative_iou,
-        forced=conventions.forced_match,
-        forced_min_iou=conventions.forced_match_iou,
-        pixel_offset=conventions.pixel_offset,
-    )
-    learns = inside_picture(anchors, image_size, border=conventions.anchor_border)
-    if not conventions.padding_anchors:
-        learns &= in_padded_picture(anchors, image_size)
-    positive, negative = sample_labels(
-        jnp.where(learns, labels, Match.IGNORE), priorities, count=config.samples, positive_fraction=config.positive_fraction
-    )
+    labels, matched = match_objects(anchors, targets, image_size, config.positive_iou, config.negative_iou, conventions)
+    positive, negative = sample_labels(labels, priorities, count=config.samples, positive_fraction=config.positive_fraction)
     entropy = optax.sigmoid_binary_cross_entropy(objectness, positive.astype(jnp.float32))
     truth = encode_deltas(boxes[matched], jnp.asarray(anchors), pixel_offset=conventions.pixel_offset)
     # Rows that are not positive may have been matched to padding.

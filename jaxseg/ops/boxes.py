@@ -105,11 +105,14 @@ def clip_boxes(boxes: Boxes, size: Size, *, pixel_offset: float = 0.0) -> Float3
 
 def longer_than(boxes: Boxes, length: float) -> Bool[Array, "*n"]:
     """Boxes both of whose sides are longer than `length`."""
+    boxes = jnp.asarray(boxes)
     return (boxes[..., 2:] - boxes[..., :2] > length).all(-1)
 
 
 # R-CNN's bound on log(size / anchor size): a box grows to at most 1000 / 16 of its anchor.
 MAX_LOG_SCALE = math.log(1000.0 / 16.0)
+# Of the deltas between a region and its object; RetinaNet's anchors have the same.
+DELTA_WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)
 
 
 def encode_deltas(

@@ -1,5 +1,6 @@
 """Non-maximum suppression of one image, in fixed shapes."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -169,16 +170,80 @@ def class_nms(
         pixel_offset: 1 counts pixels inclusively, as maskrcnn-benchmark.
         suppress_equal: a box goes at exactly the threshold, too, as compiled CPU routines have it.
     """
-    rule, boxes = _Rule(iou_threshold, pixel_offset, suppress_equal), jnp.asarray(boxes)
-    size = min(2 * BLOCK_SIZE, scores.size)
+    boxes = jnp.asarray(boxes)
 
-    def boxes_of(rows: Int32[Array, "n"], labels: Int32[Array, "n"]) -> Float32[Array, "n 4"]:
-        return boxes[rows] if boxes.ndim == 2 else boxes[rows, labels]
+    def find(order: Int32[Array, "n"]) -> tuple[Int32[Array, "n"], Int32[Array, "n"]]:
+        rows, labels = jnp.divmod(order, scores.shape[1])
+        return rows.astype(jnp.int32), labels.astype(jnp.int32)
+
+    return _best_of_classes(
+        scores.reshape(-1),
+        find,
+        lambda rows, labels: boxes[rows] if boxes.ndim == 2 else boxes[rows, labels],
+        _Rule(iou_threshold, pixel_offset, suppress_equal),
+        score_threshold,
+        max_detections,
+    )
+
+
+def labelled_nms(
+    boxes: Float32[AnyArray, "R 4"],
+    scores: Float32[Array, "R"],
+    labels: Int32[Array, "R"],
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int,
+    pixel_offset: float = 0.0,
+    suppress_equal: bool = False,
+) -> Kept:
+    """`class_nms` of boxes that have one class each, such as RetinaNet's best pairs of an anchor and a class.
+
+    Args:
+        boxes: `x1, y1, x2, y2`.
+        scores: of each box as its class.
+        labels: the class of each box.
+        score_threshold: see `class_nms`, as the others.
+        iou_threshold: see there.
+        max_detections: see there.
+        pixel_offset: see there.
+        suppress_equal: see there.
+    """
+    boxes = jnp.asarray(boxes)
+    return _best_of_classes(
+        scores,
+        lambda order: (order.astype(jnp.int32), labels[order]),
+        lambda rows, _: boxes[rows],
+        _Rule(iou_threshold, pixel_offset, suppress_equal),
+        score_threshold,
+        max_detections,
+    )
+
+
+def _best_of_classes(
+    scores: Float32[Array, "n"],
+    find: Callable[[Array], tuple[Array, Array]],
+    boxes_of: Callable[[Array, Array], Array],
+    rule: _Rule,
+    score_threshold: float,
+    max_detections: int,
+) -> Kept:
+    """Block by block from the best score down, until there are enough.
+
+    Args:
+        scores: of all candidates.
+        find: a candidate's row and its class.
+        boxes_of: the box of a row and a class.
+        rule: see `_Rule`.
+        score_threshold: only larger scores take part.
+        max_detections: rows of the answer.
+    """
+    size = min(2 * BLOCK_SIZE, scores.size)
 
     def block(state: tuple[Array, Kept]) -> tuple[Array, Kept]:
         remaining, kept = state
         best, order = jax.lax.top_k(remaining, size)
-        rows, labels = (x.astype(jnp.int32) for x in jnp.divmod(order, scores.shape[1]))
+        rows, labels = find(order)
         candidates = boxes_of(rows, labels)
         suppressed = rule.suppresses(boxes_of(kept.indices, kept.classes), candidates) & (kept.classes[:, None] == labels)
         free = (best > -jnp.inf) & ~(kept.valid[:, None] & suppressed).any(0)
@@ -194,7 +259,7 @@ def class_nms(
 
     none = jnp.zeros(max_detections, jnp.int32)
     start = Kept(none, none, jnp.zeros(max_detections), jnp.zeros(max_detections, bool))
-    return jax.lax.while_loop(unfinished, block, (jnp.where(scores > score_threshold, scores, -jnp.inf).reshape(-1), start))[1]
+    return jax.lax.while_loop(unfinished, block, (jnp.where(scores > score_threshold, scores, -jnp.inf), start))[1]
 
 
 def _pad(kept: Kept, rows: int) -> Kept:
