@@ -14,9 +14,9 @@ from jaxseg.weights.files import WeightsError
 from jaxseg.weights.safetensors import read_safetensors
 from jaxseg.weights.unpickle import Array, Malformed, Tensor, unpickle
 
-# Under which a file may keep the weights beside other things: trainers' checkpoints, detectron2's model zoo.
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
-_FORMATS = "a .pth or .pt of torch.save, a .pkl of detectron2's model zoo, .npz, .safetensors, or a run folder of train.py"
+# Under which a file may keep the weights beside other things: trainers' checkpoints, the model zoos of detectron2 and Detectron.
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "blobs")
+_FORMATS = "a .pth or .pt of torch.save, a .pkl of a model zoo, .npz, .safetensors, or a run folder of train.py"
 # What lies under the name of a file of weights when a download went wrong.
 _IMPOSTORS = {
     b"<": "it is a web page, not weights; download it again, perhaps after signing in",

@@ -201,6 +201,8 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _Dict,
+    # Milestones of PyTorch's schedules, beside the weights.
+    "collections.Counter": _Dict,
     "torch._utils._rebuild_tensor": Tensor,
     "torch._utils._rebuild_tensor_v2": Tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
