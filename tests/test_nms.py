@@ -9,7 +9,7 @@ import pytest
 
 from jaxseg.ops import nms
 from jaxseg.ops.boxes import clip_boxes
-from jaxseg.ops.nms import class_nms, exact_nms
+from jaxseg.ops.nms import class_nms, exact_nms, labelled_nms
 
 # IoU above the threshold (torchvision, detectron2, CUDA); at the threshold too (mmcv on CPUs); inclusive pixels (maskrcnn-benchmark).
 RULES = {
@@ -156,10 +156,9 @@ def test_class_nms_of_a_batch_is_that_of_its_images(monkeypatch):
 def test_boxes_of_different_levels_and_classes_do_not_suppress_each_other(golden, case):
     """torchvision's and mmcv's batched NMS: the same rows in the same order."""
     g = np.load(golden / "two_stage" / "nms.npz")
-    boxes, scores, groups = (g[f"{case}_{name}"] for name in ("boxes", "scores", "ids"))
-    of_group = np.where(groups[:, None] == np.arange(groups.max() + 1), scores[:, None], -1.0).astype(np.float32)
+    boxes, scores, groups = (jnp.asarray(g[f"{case}_{name}"]) for name in ("boxes", "scores", "ids"))
     threshold = float(g[f"{case}_thr"])
-    kept = class_nms(boxes, jnp.asarray(of_group), score_threshold=-0.5, iou_threshold=threshold, max_detections=len(boxes))
+    kept = labelled_nms(boxes, scores, groups, score_threshold=-0.5, iou_threshold=threshold, max_detections=len(boxes))
     for library in ("tv", "mmcv"):
         expected = g[f"{case}_{library}"]
         assert rows(kept) == list(zip(expected.tolist(), groups[expected].tolist(), strict=True))

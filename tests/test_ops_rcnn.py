@@ -1,0 +1,339 @@
+"""Box coding, anchors, matching, sampling and losses of two-stage detectors.
+
+Against the numbers of maskrcnn-benchmark, detectron2, mmdetection and torchvision, and without them against NumPy and literal answers.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxseg.ops.anchors import cell_anchors, grid_anchors, in_padded_picture, inside_picture, pyramid_anchors
+from jaxseg.ops.boxes import MAX_LOG_SCALE, clip_boxes, decode_deltas, encode_deltas, longer_than, pairwise_iou
+from jaxseg.ops.losses import sigmoid_focal_loss, smooth_l1
+from jaxseg.ops.matching import Match, Matches, match_anchors
+from jaxseg.ops.sampling import sample_labels, sample_rois
+
+STRIDES = (4, 8, 16, 32, 64)
+SIZES = [(8 * stride,) for stride in STRIDES]
+RATIOS = (0.5, 1.0, 2.0)
+RULES = {"mrb": "legacy", "mmdet": "exact", "d2": "exact", "tv": "rounded"}
+
+
+def two_stage(golden, name: str) -> dict[str, np.ndarray]:
+    return dict(np.load(golden / "two_stage" / f"{name}.npz"))
+
+
+# ---- Boxes ----
+
+
+@pytest.mark.parametrize("library", RULES)
+@pytest.mark.parametrize(("name", "weights"), [("w1", (1.0, 1.0, 1.0, 1.0)), ("w10", (10.0, 10.0, 5.0, 5.0))])
+def test_coding_equals_the_originals(golden, library, name, weights):
+    """Degenerate, tiny and far boxes, deltas beyond the clamps, several classes, and mmdetection's clipping."""
+    g = two_stage(golden, "box_coder")
+    convention = {"weights": weights, "pixel_offset": 1.0 if library == "mrb" else 0.0}
+    decode = partial(decode_deltas, **convention, clamp_both_sides=library == "mmdet")
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(encode_deltas(g["gt"], g["anchors"], **convention), g[f"{name}_{library}_enc"], rtol=1e-5, atol=1e-6)
+    boxes = decode(g["deltas"], g["anchors"])
+    close(boxes, g[f"{name}_{library}_dec"])
+    if library == "mmdet":
+        close(clip_boxes(boxes, (200, 300)), g[f"{name}_{library}_dec_clip200x300"])
+    if library != "tv":
+        of_classes = decode(g["deltas_k3"].reshape(-1, 3, 4), g["anchors"][:, None])
+        close(of_classes.reshape(-1, 12), g[f"{name}_{library}_dec_k3"])
+
+
+@pytest.mark.parametrize("pixel_offset", [0.0, 1.0])
+def test_decoding_undoes_encoding(pixel_offset):
+    rng = np.random.default_rng(0)
+    boxes, anchors = (np.concatenate([x, x + y], 1).astype(np.float32) for x, y in rng.random((2, 2, 40, 2)) * 90 + 5)
+    convention = {"weights": (10.0, 10.0, 5.0, 5.0), "pixel_offset": pixel_offset}
+    decoded = decode_deltas(encode_deltas(boxes, anchors, **convention), anchors, **convention)
+    np.testing.assert_allclose(decoded, boxes, atol=1e-4)
+
+
+def test_boxes_of_literal_deltas():
+    """A 10x20 box moved by half its size and doubled in width; inclusive pixels count one more on each side."""
+    anchor = np.array([[0, 0, 10, 20]], np.float32)
+    deltas = jnp.array([[0.5, 0.0, np.log(2.0), 0.0]])
+    np.testing.assert_allclose(decode_deltas(deltas, anchor), [[0, 0, 20, 20]], atol=1e-5)
+    np.testing.assert_allclose(decode_deltas(deltas, anchor, pixel_offset=1.0), [[0, 0, 21, 20]], atol=1e-5)
+
+
+def test_scales_are_clamped_above_and_with_mmdetection_below():
+    anchor = np.array([[0, 0, 16, 16]], np.float32)
+    for delta, both, width in ((50.0, False, 1000.0), (-50.0, False, 0.0), (-50.0, True, 16 * np.exp(-MAX_LOG_SCALE))):
+        box = np.asarray(decode_deltas(jnp.array([[0.0, 0.0, delta, 0.0]]), anchor, clamp_both_sides=both))[0]
+        np.testing.assert_allclose(box[2] - box[0], width, rtol=1e-5, atol=1e-6)
+
+
+def test_encoding_is_finite_without_a_size():
+    """What a mask removes afterwards must be no NaN, nor have one as its gradient."""
+    boxes = np.array([[3, 3, 3, 3], [0, 0, 0, 0], [5, 5, 2, 9]], np.float32)
+    for first, second in ((boxes, boxes + 1), (boxes, boxes), (np.zeros_like(boxes), np.array([[0, 0, 4, 4]] * 3, np.float32))):
+        assert np.isfinite(encode_deltas(first, second)).all()
+        assert np.isfinite(jax.grad(lambda b, a=second: encode_deltas(b, a).sum())(first)).all()
+
+
+def test_boxes_are_clipped_to_pictures_whose_size_is_data():
+    boxes = np.array([[-3, -2, 50, 60], [5, 6, 7, 8]], np.float32)
+    np.testing.assert_array_equal(jax.jit(clip_boxes)(boxes, jnp.array([40, 30])), [[0, 0, 30, 40], [5, 6, 7, 8]])
+    np.testing.assert_array_equal(clip_boxes(boxes, (40, 30), pixel_offset=1.0)[0], [0, 0, 29, 39])
+
+
+def test_sides_have_to_be_longer():
+    boxes = np.array([[0, 0, 2, 3], [0, 0, 2, 2.5], [1, 1, 1, 1]], np.float32)
+    assert longer_than(boxes, 2.0).tolist() == [False, False, False]
+    assert longer_than(boxes, 1.5).tolist() == [True, True, False]
+    assert longer_than(boxes, -1.0).all()
+
+
+@pytest.mark.parametrize("library", ["mmdet", "d2", "mrb"])
+def test_overlaps_equal_the_originals_bit_by_bit(golden, library):
+    g = two_stage(golden, "assign")
+    overlaps = pairwise_iou(g["iou_a"], g["iou_b"], offset=1.0 if library == "mrb" else 0.0)
+    np.testing.assert_array_equal(overlaps, g[f"{library}_iou"])
+
+
+# ---- Anchors ----
+
+
+@pytest.mark.parametrize("library", RULES)
+def test_anchors_equal_the_originals_bit_by_bit(golden, library):
+    """Each code base's first cell and whole pyramid, with torchvision's strides from the size of the canvas."""
+    g = two_stage(golden, "anchors")
+    rule, level_sizes = RULES[library], [tuple(size) for size in g["feat_hw"].tolist()]
+    for i, stride in enumerate(STRIDES):
+        np.testing.assert_array_equal(cell_anchors(SIZES[i], RATIOS, stride=stride, rule=rule), g[f"{library}_cell{i}"])
+    canvas = (256, 416) if library == "tv" else None
+    levels = pyramid_anchors(level_sizes, STRIDES, SIZES, RATIOS, rule=rule, canvas=canvas)
+    assert all(level.dtype == np.float32 for level in levels)
+    if library == "tv":
+        np.testing.assert_array_equal(np.concatenate(levels), g["tv_all"])
+    else:
+        for i, level in enumerate(levels):
+            np.testing.assert_array_equal(level, g[f"d2_off0_lvl{i}" if library == "d2" else f"{library}_lvl{i}"])
+
+
+def test_anchors_of_several_sizes_equal_the_originals(golden):
+    """One level with all sizes (maskrcnn-benchmark's C4), RetinaNet's octaves (mmdetection), an axis of 59 pixels (torchvision)."""
+    g = two_stage(golden, "anchors")
+    np.testing.assert_array_equal(cell_anchors((32, 64, 128, 256, 512), RATIOS, stride=16, rule="legacy"), g["mrb_c4_cell"])
+    octaves = [32 * 2 ** (i / 3) for i in range(3)]
+    np.testing.assert_array_equal(cell_anchors(octaves, RATIOS, stride=8, rule="exact"), g["mmdet_retina_cell0"])
+    (level,) = pyramid_anchors([(4, 7)], [64], [(512,)], (1.0,), rule="rounded", canvas=(224, 416))
+    np.testing.assert_array_equal(level, g["tv_stride_quirk_224x416_feat4x7"])
+
+
+def test_literal_anchors():
+    assert cell_anchors((32,), RATIOS, stride=4, rule="legacy").tolist() == [[-22, -10, 25, 13], [-14, -14, 17, 17], [-10, -22, 13, 25]]
+    assert cell_anchors((32,), RATIOS, stride=4, rule="rounded").tolist() == [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]
+    assert cell_anchors((4, 8), (1.0,), stride=4, rule="exact").tolist() == [[-2, -2, 2, 2], [-4, -4, 4, 4]]
+    grid = grid_anchors(np.array([[-1, -1, 1, 1], [-2, -2, 2, 2]], np.float32), (10, 5), (2, 2))
+    assert grid[:, :2].tolist() == [[-1, -1], [-2, -2], [4, -1], [3, -2], [-1, 9], [-2, 8], [4, 9], [3, 8]]
+    with pytest.raises(ValueError, match="2 levels but strides for 1"):
+        pyramid_anchors([(1, 1), (2, 2)], [4], [(8,)], (1.0,), rule="exact")
+
+
+def test_anchors_a_picture_uses_equal_the_originals(golden):
+    """maskrcnn-benchmark's visibility, mmdetection's borders and valid flags; the size of the picture is data."""
+    g = two_stage(golden, "anchors")
+    legacy, exact = (np.concatenate([g[f"{library}_lvl{i}"] for i in range(5)]) for library in ("mrb", "mmdet"))
+    inside = jax.jit(inside_picture, static_argnames="border")
+    np.testing.assert_array_equal(inside(legacy, g["mrb_vis_image_hw"], border=0.0), g["mrb_visibility"])
+    for size in ((224, 384), (220, 380), (193, 353)):
+        valid = np.asarray(jax.jit(in_padded_picture)(exact, jnp.array(size)))
+        np.testing.assert_array_equal(valid, g["mmdet_valid_pad224x384"])
+    for border in (-1, 0, 16):
+        expected = g[f"mmdet_inside_border{border}"]
+        np.testing.assert_array_equal(np.asarray(inside(exact, jnp.array([220, 380]), border=float(border))) & valid, expected)
+
+
+# ---- Matching ----
+
+
+def naive_matches(
+    anchors: np.ndarray, boxes: np.ndarray, positive_iou: float, negative_iou: float, forced: str, forced_min_iou: float, offset: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The originals' rules as loops over a table of overlaps; `boxes` are all valid."""
+    overlaps = np.asarray(pairwise_iou(boxes, anchors, offset=offset))
+    best, indices = overlaps.max(0), overlaps.argmax(0)
+    labels = np.where(best >= positive_iou, Match.POSITIVE, np.where(best >= negative_iou, Match.IGNORE, Match.NEGATIVE))
+    for i, row in enumerate(overlaps):
+        for anchor in np.flatnonzero(row == row.max()):
+            if forced == "own_argmax":
+                labels[anchor] = Match.POSITIVE
+            elif forced == "best_anchor" and row.max() >= forced_min_iou:
+                labels[anchor], indices[anchor] = Match.POSITIVE, i
+    return labels, indices
+
+
+@pytest.mark.parametrize("forced", ["none", "own_argmax", "best_anchor"])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_matches_are_those_of_loops_over_a_table(forced, offset):
+    """Small boxes on whole pixels tie a lot; padding lies between objects; one program, a batch at a time."""
+    rng = np.random.default_rng(0)
+    low = rng.integers(12, size=(5, 90, 2))
+    boxes_and_anchors = np.concatenate([low, low + rng.integers(1, 8, size=low.shape)], -1).astype(np.float32)
+    boxes, anchors = boxes_and_anchors[:, :10], boxes_and_anchors[:, 10:]
+    valid = rng.random((5, 10)) < 0.6
+    # One object overlaps no anchor: all of them tie for it.
+    boxes[0, 3], valid[0, 3] = [50, 50, 60, 60], True
+    rule = {"positive_iou": 0.6, "negative_iou": 0.3, "forced": forced, "forced_min_iou": 0.2}
+    matches = jax.jit(jax.vmap(partial(match_anchors, **rule, pixel_offset=offset)))(anchors, boxes, valid)
+    for i in range(5):
+        rows = np.flatnonzero(valid[i])
+        labels, indices = naive_matches(anchors[i], boxes[i, rows], *rule.values(), offset)
+        np.testing.assert_array_equal(matches.labels[i], labels)
+        np.testing.assert_array_equal(matches.indices[i], rows[indices])
+    assert {Match.POSITIVE, Match.NEGATIVE, Match.IGNORE} == set(np.asarray(matches.labels)[1:].ravel().tolist())
+
+
+@pytest.mark.parametrize("forced", ["none", "own_argmax", "best_anchor"])
+def test_without_objects_all_anchors_are_negative(forced):
+    anchors = np.array([[0, 0, 10, 10], [0, 0, 0, 0]], np.float32)
+    for boxes in (np.zeros((3, 4), np.float32), np.zeros((0, 4), np.float32)):
+        valid = np.zeros(len(boxes), bool)
+        labels, _ = match_anchors(anchors, boxes, valid, positive_iou=0.7, negative_iou=0.3, forced=forced)
+        assert labels.tolist() == [Match.NEGATIVE, Match.NEGATIVE]
+
+
+@pytest.mark.parametrize("forced", ["own_argmax", "best_anchor"])
+def test_objects_choose_among_the_anchors_that_take_part(forced):
+    anchors = np.array([[0, 0, 10, 10], [0, 0, 10, 14], [30, 30, 40, 40]], np.float32)
+    boxes = np.array([[0, 0, 10, 10]], np.float32)
+    rule = {"positive_iou": 0.9, "negative_iou": 0.3, "forced": forced, "forced_min_iou": 0.3}
+    labels, _ = match_anchors(anchors, boxes, np.ones(1, bool), **rule)
+    assert labels.tolist() == [Match.POSITIVE, Match.IGNORE, Match.NEGATIVE]
+    labels, _ = match_anchors(anchors, boxes, np.ones(1, bool), **rule, candidates=np.array([False, True, True]))
+    assert labels.tolist() == [Match.IGNORE, Match.POSITIVE, Match.NEGATIVE]
+
+
+def test_two_rules_for_two_objects_that_want_one_anchor():
+    """mmdetection gives it to the later object, though it overlaps the other one more; the others only make it positive."""
+    anchors = np.array([[0, 0, 10, 10]], np.float32)
+    boxes = np.array([[0, 0, 10, 9], [0, 0, 10, 5], [90, 90, 99, 99]], np.float32)
+    matches = {
+        forced: match_anchors(anchors, boxes, np.ones(3, bool), positive_iou=0.95, negative_iou=0.3, forced=forced, forced_min_iou=0.3)
+        for forced in ("none", "own_argmax", "best_anchor")
+    }
+    assert {forced: (int(m.labels[0]), int(m.indices[0])) for forced, m in matches.items()} == {
+        "none": (Match.IGNORE, 0),
+        "own_argmax": (Match.POSITIVE, 0),
+        "best_anchor": (Match.POSITIVE, 1),
+    }
+
+
+@pytest.mark.parametrize("case", ["many", "one", "dup", "conflict"])
+@pytest.mark.parametrize("library", RULES)
+def test_matches_equal_the_originals(golden, case, library):
+    """RPN and second stage of the four code bases: labels and objects, ties included, agree exactly."""
+    g = two_stage(golden, "assign")
+    count = len(g[f"{case}_gt"])
+    boxes, valid = np.pad(g[f"{case}_gt"], ((0, 7 - count), (0, 0))), np.arange(7) < count
+    # Objects and labels in their code: mmdetection counts objects from 1; two write -1 for negative and -2 for ignored.
+    codes = {
+        "mmdet": lambda m: (np.where(m.labels == Match.POSITIVE, m.indices + 1, m.labels),),
+        "d2": lambda m: (m.indices, m.labels),
+    }
+    code = codes.get(library, lambda m: (np.where(m.labels == Match.POSITIVE, m.indices, np.where(m.labels == Match.NEGATIVE, -1, -2)),))
+    suffixes = ("_idx", "_lab") if library == "d2" else ("",)
+
+    def check(stage: str, matches: Matches) -> None:
+        for ours, suffix in zip(code(matches), suffixes, strict=True):
+            np.testing.assert_array_equal(ours, g[f"{case}_{library}_{stage}{suffix}"])
+
+    match = jax.jit(match_anchors, static_argnames=("positive_iou", "negative_iou", "forced", "forced_min_iou", "pixel_offset"))
+    match = partial(match, boxes=boxes, valid=valid, pixel_offset=1.0 if library == "mrb" else 0.0)
+    forced = "best_anchor" if library == "mmdet" else "own_argmax"
+    check("rpn", match(g["anchors"], positive_iou=0.7, negative_iou=0.3, forced=forced, forced_min_iou=0.3))
+    second = partial(match, g[f"{case}_props"], positive_iou=0.5, negative_iou=0.5)
+    check("rcnn", second(forced="none"))
+    if library == "mmdet":
+        check("rcnn_lowq", second(forced="best_anchor", forced_min_iou=0.5))
+
+
+# ---- Sampling ----
+
+
+@pytest.mark.parametrize("case", ["many", "one", "dup", "conflict"])
+def test_samples_equal_the_originals(golden, case):
+    """Their permutation was the identity; equal priorities do the same. Ground truth comes first, as mmdetection adds it."""
+    g = two_stage(golden, "assign")
+    labels = jnp.asarray(g[f"{case}_d2_rpn_lab"], jnp.int32)
+    positive, negative = sample_labels(labels, jnp.zeros(labels.shape), count=64, positive_fraction=0.5)
+    np.testing.assert_array_equal(np.flatnonzero(positive), g[f"{case}_d2_sample64_pos"])
+    np.testing.assert_array_equal(np.flatnonzero(negative), g[f"{case}_d2_sample64_neg"])
+    labels = np.concatenate([np.ones(len(g[f"{case}_gt"])), np.sign(g[f"{case}_mmdet_rcnn"])])
+    rois = sample_rois(jnp.asarray(labels, jnp.int32), jnp.zeros(labels.shape), count=32, positive_fraction=0.25)
+    assert rois.valid.all()
+    np.testing.assert_array_equal(rois.indices[rois.positive], g[f"{case}_mmdet_sample32_pos"])
+    np.testing.assert_array_equal(rois.indices[~rois.positive], g[f"{case}_mmdet_sample32_neg"])
+
+
+@pytest.mark.parametrize("size", [3, 20, 300])
+def test_samples_are_the_best_of_each_label(size):
+    """Positives up to their share, negatives for the rest; too few of them, none of them, fewer rows than asked for."""
+    rng = np.random.default_rng(size)
+    count, share = 16, 4
+    label_sample = jax.jit(partial(sample_labels, count=count, positive_fraction=share / count))
+    roi_sample = jax.jit(partial(sample_rois, count=count, positive_fraction=share / count))
+    for weights in ([0.2, 0.4, 0.4], [0.0, 0.98, 0.02], [0.9, 0.0, 0.1], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]):
+        labels = rng.choice([Match.IGNORE, Match.NEGATIVE, Match.POSITIVE], size=size, p=weights).astype(np.int32)
+        priorities = (rng.integers(50, size=size) / 50).astype(np.float32)
+        order = np.argsort(-priorities, kind="stable")
+        positives = order[labels[order] == Match.POSITIVE][:share].tolist()
+        negatives = order[labels[order] == Match.NEGATIVE][: count - len(positives)].tolist()
+        masks = label_sample(labels, priorities)
+        assert [np.flatnonzero(mask).tolist() for mask in masks] == [sorted(positives), sorted(negatives)]
+        rois = roi_sample(labels, priorities)
+        total = len(positives) + len(negatives)
+        assert rois.indices.shape == (count,)
+        assert rois.indices[:total].tolist() == positives + negatives
+        assert rois.valid.tolist() == [row < total for row in range(count)]
+        assert rois.positive.tolist() == [row < len(positives) for row in range(count)]
+
+
+# ---- Losses ----
+
+
+def test_smooth_l1_equals_the_originals(golden):
+    """Sums of maskrcnn-benchmark (beta 1/9 and 1), fvcore (L1) and mmdetection (over 512 samples)."""
+    g = two_stage(golden, "data_solver")
+    for name, beta, divisor in (
+        ("sl1_mrb_b19", 1 / 9, 1),
+        ("sl1_mrb_b1", 1.0, 1),
+        ("sl1_fv_b0", 0.0, 1),
+        ("l1_mmdet_avg512", 0.0, 512),
+        ("sl1_mmdet_b1_avg512", 1.0, 512),
+    ):
+        total = smooth_l1(jnp.asarray(g["l1_x"]), jnp.asarray(g["l1_y"]), beta).sum() / divisor
+        np.testing.assert_allclose(total, g[name], rtol=1e-6)
+
+
+def test_smooth_l1_of_literal_distances():
+    distances = jnp.array([0.0, 0.5, -1.0, 3.0])
+    np.testing.assert_allclose(smooth_l1(distances, jnp.zeros(4), 1.0), [0, 0.125, 0.5, 2.5])
+    np.testing.assert_allclose(smooth_l1(distances, jnp.zeros(4), 0.0), [0, 0.5, 1, 3])
+    np.testing.assert_allclose(jax.grad(lambda x: smooth_l1(x, jnp.zeros(4), 1.0).sum())(distances), [0, 0.5, -1, 1])
+
+
+def test_focal_loss_is_its_definition():
+    """maskrcnn-benchmark's formula where float32 can compute it, optax's everywhere; extreme logits have finite gradients."""
+    logits = jnp.linspace(-8, 8, 33)
+    probability = jax.nn.sigmoid(logits)
+    loss = partial(sigmoid_focal_loss, alpha=0.25, gamma=2.0)
+    for targets, expected in (
+        (jnp.ones(33, bool), -0.25 * (1 - probability) ** 2 * jnp.log(probability)),
+        (jnp.zeros(33, bool), -0.75 * probability**2 * jnp.log(1 - probability)),
+    ):
+        np.testing.assert_allclose(loss(logits, targets), expected, rtol=2e-3)
+        np.testing.assert_allclose(loss(logits, targets), optax.sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2.0), rtol=1e-5)
+        gradient = jax.grad(lambda x, t=targets: loss(x, t).sum())(logits * 1e3)
+        assert np.isfinite(gradient).all()
+        assert np.abs(gradient).max() == pytest.approx(0.25 if targets.all() else 0.75)
