@@ -1,11 +1,13 @@
 """How fast images become training batches on one core, and how large they are; beside dbolya/yolact where a checkout of it is given.
 
     python benchmarks/input_pipeline.py --root data/coco
+    python benchmarks/input_pipeline.py --root data/coco --config configs/mask_rcnn_r50_fpn_1x.py
     python benchmarks/input_pipeline.py --root data/coco --peer ../yolact     # needs torch
 
-Both sides read the same images, decode and augment them at 550 pixels, and stack batches of eight, in one process with one
-thread, turn by turn. A second is a second of processor time, so that a busy machine disturbs little. The original leaves the
-resize of masks to the losses' resolutions to the training step; here it is part of the work.
+Batches of eight images, as training with the config gets them; YOLACT's, at 550 pixels, where none is given. Both sides read
+the same images, decode, augment and stack them, in one process with one thread, turn by turn. A second is a second of processor
+time, so that a busy machine disturbs little. The original leaves the resize of masks to the losses' resolutions to the training
+step; here it is part of the work.
 """
 
 import argparse
@@ -21,26 +23,27 @@ import cv2
 import jax
 import numpy as np
 
-from jaxseg.config import Config, override
+from jaxseg.config import Config, load_config, override
 from jaxseg.data.coco import open_dataset
 from jaxseg.data.pipeline import TrainingLoader
-from jaxseg.structures import InputSpec
+from jaxseg.models import build_model
 
-SPEC = InputSpec(image_sizes=((550, 550),), mask_size=(138, 138), semantic_size=(69, 69), num_classes=80)
 BATCH_SIZE = 8
 
 
 def ours(config: Config, seed: int) -> tuple[Callable[[], int], float]:
     """A function that reads every training image once and says how many it read; and the bytes of one."""
-    loader = TrainingLoader(open_dataset(config, "train"), SPEC, config.data.augment, config.data.max_objects)
+    spec = build_model(config).input_spec
+    loader = TrainingLoader(open_dataset(config, "train"), spec, config.data.augment, config.data.max_objects)
     rng = np.random.default_rng(seed)
 
     def read() -> int:
-        order = rng.permutation(len(loader.dataset))
-        for start in range(0, len(order), BATCH_SIZE):
-            indices = order[start : start + BATCH_SIZE]
-            loader(np.stack([indices, rng.integers(2**62, size=len(indices))], axis=1))
-        return len(order)
+        for images in loader.groups.members:
+            order = rng.permutation(images)
+            for start in range(0, len(order), BATCH_SIZE):
+                indices = order[start : start + BATCH_SIZE]
+                loader(np.stack([indices, rng.integers(2**62, size=len(indices))], axis=1))
+        return len(loader.dataset)
 
     arrays = loader(np.zeros((BATCH_SIZE, 2), np.int64))["arrays"]
     return read, sum(array.nbytes for array in jax.tree.leaves(arrays)) / BATCH_SIZE
@@ -100,12 +103,15 @@ def measure(readers: dict[str, Callable[[], int]], rounds: int) -> dict[str, lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="a folder in COCO's layout")
+    parser.add_argument("--config", default="configs/yolact_r101.py", help="whose input")
     parser.add_argument("--peer", type=Path, help="a checkout of dbolya/yolact")
     parser.add_argument("--rounds", type=int, default=5, help="passes over the training images")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
-    config = override(Config(), {"data.root": arguments.root})
+    config = override(load_config(arguments.config), {"data.root": arguments.root})
+    if arguments.peer and config.model.kind != "yolact":
+        parser.error(f"--peer makes YOLACT's input, but {arguments.config} is of {config.model.kind}")
     read, size = ours(config, arguments.seed)
     readers = {"jaxseg": read}
     if arguments.peer:

@@ -1,12 +1,14 @@
 """R-CNN's input: boxes and mirrors as the originals have them, and masks over boxes against masks at the picture's size."""
 
 import dataclasses
+import json
 import tracemalloc
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from jaxseg.config import MIRROR_ONLY, Config, ConfigError, RcnnConfig, override
 from jaxseg.data.box_masks import crop_masks
@@ -255,3 +257,39 @@ def test_a_full_image_keeps_its_largest_objects():
     # Ordinary objects before the crowd.
     assert targets.classes.tolist() == [2, 1]
     assert targets.valid.all()
+
+
+def region_target(values: np.ndarray) -> np.ndarray:
+    """28 x 28 cells that at least half belong to the object, of 8 x 8 points each."""
+    return values.reshape(28, 8, 28, 8).mean((1, 3)) >= 0.5
+
+
+def test_targets_from_crops_agree_with_polygons_as_well_as_bitmaps_do(coco_mini):
+    """maskrcnn-benchmark and detectron2 rasterise polygons in each region, mmdetection interpolates the picture's bitmap there."""
+    content = json.loads((coco_mini / "annotations" / "instances_train2017.json").read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    rng = np.random.default_rng(0)
+    agreement = []
+    for entry in content["annotations"]:
+        if not isinstance(entry["segmentation"], list) or min(entry["bbox"][2:]) < 2:
+            continue
+        height, width = sizes[entry["image_id"]]
+        x, y, box_width, box_height = entry["bbox"]
+        mask = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(entry["segmentation"], height, width)))
+        region = np.array((x, y, x + box_width, y + box_height)) + rng.uniform(-0.15, 0.15, 4) * np.tile((box_width, box_height), 2)
+        scale = 28 / (region[2:] - region[:2])
+        polygons = [((np.reshape(polygon, (-1, 2)) - region[:2]) * scale).ravel().tolist() for polygon in entry["segmentation"]]
+        truth = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, 28, 28))) > 0
+
+        rows, columns = positions(tuple(region), 28 * 8)
+        (crop,) = crop_masks(mask[None], np.array([0]), np.array([(x, y, x + box_width, y + box_height)]), (112, 112))
+        grid = np.meshgrid((columns - x) / box_width * 112 - 0.5, (rows - y) / box_height * 112 - 0.5)
+        from_crop = cv2.remap(crop.astype(np.float32), *(axis.astype(np.float32) for axis in grid), cv2.INTER_LINEAR)
+        grid = np.meshgrid(columns - 0.5, rows - 0.5)
+        from_bitmap = cv2.remap(mask.astype(np.float32), *(axis.astype(np.float32) for axis in grid), cv2.INTER_LINEAR)
+        if truth.any():
+            agreement.append([overlap(region_target(values), truth) for values in (from_crop, from_bitmap)])
+    crop, bitmap = np.mean(agreement, axis=0)
+    assert len(agreement) > 700
+    assert bitmap > 0.95
+    assert crop > bitmap - 0.003
