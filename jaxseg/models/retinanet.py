@@ -119,7 +119,7 @@ class RetinaNet(Detector):
         x = normalize_images(images, trunk.pixel_mean, trunk.pixel_std, self.dtype)
         return self.fpn(self.backbone(blank_padding(x, image_sizes), train=train)[1:])
 
-    def anchors(self, levels: tuple[Float[Array, "B _ _ c"], ...], input_size: tuple[int, int]) -> list[Float32[np.ndarray, "_ 4"]]:
+    def anchors(self, levels: tuple[Float[Array, "B _ _ c"], ...], images: Images) -> list[Float32[np.ndarray, "_ 4"]]:
         """Of each level, `x1, y1, x2, y2` in pixels of the network's input."""
         c = self.config
         return pyramid_anchors(
@@ -128,7 +128,7 @@ class RetinaNet(Detector):
             c.anchor_sizes,
             c.anchor_aspect_ratios,
             rule=c.conventions.cell_anchors,
-            canvas=input_size if c.conventions.anchor_strides == "measured" else None,
+            canvas=(images.shape[1], images.shape[2]) if c.conventions.anchor_strides == "measured" else None,
         )
 
     def __call__(self, images: Images, image_sizes: Int32[Array, "B 2"] | None = None) -> RetinaNetOutputs:
@@ -148,7 +148,7 @@ class RetinaNet(Detector):
         c = self.config
         images, image_sizes, valid = jnp.asarray(batch.images), jnp.asarray(batch.image_sizes), jnp.asarray(batch.valid)
         levels = self.pyramid(images, image_sizes, train=train)
-        anchors = np.concatenate(self.anchors(levels, images.shape[1:3]))
+        anchors = np.concatenate(self.anchors(levels, images))
         logits, deltas = (jnp.concatenate(values, 1) for values in self.head(levels))
         sums = jax.vmap(lambda o, d, t, s: anchor_sums(o, d, anchors, t, s, c))(logits, deltas, batch.targets, image_sizes)
         classification, box, positives = (jnp.where(valid, value, 0).sum() for value in sums)
@@ -161,7 +161,7 @@ class RetinaNet(Detector):
     def detect(self, images: Images, image_sizes: Int32[Array, "B 2"]) -> Detections:
         """See `Detector.detect`."""
         levels = self.pyramid(images, image_sizes, train=False)
-        anchors = self.anchors(levels, images.shape[1:3])
+        anchors = self.anchors(levels, images)
         boxes, kept = jax.vmap(lambda o, s: kept_anchors(o, anchors, s, self.config))(self.head(levels), image_sizes)
         return Detections(boxes, kept.scores, kept.classes, kept.valid, None)
 

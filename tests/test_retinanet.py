@@ -1,0 +1,160 @@
+"""RetinaNet against maskrcnn-benchmark's own model, built tiny; see `tiny_detectors` for where its numbers come from."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_detectors import check_detections, check_gradients, gradients, inputs, load, state_dict, training_batch
+
+import jaxseg
+from jaxseg.config import MASKRCNN_BENCHMARK, Config, RetinaNetConfig, override
+from jaxseg.models.retinanet import PRIOR_PROBABILITY, STRIDES, RetinaNet, RetinaNetHead, anchor_sums
+from jaxseg.ops.anchors import cell_anchors
+from jaxseg.structures import Targets
+from jaxseg.weights import names_rcnn
+
+LEVELS = range(3, 8)
+TINY = {
+    "model.num_classes": 4,
+    "model.backbone.stage_sizes": (1, 1, 1, 1),
+    "model.backbone.width": 8,
+    "model.fpn_channels": 16,
+    "model.pre_nms": 100,
+    "model.max_detections": 40,
+    "model.input.shapes": ((96, 128),),
+    "model.dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def original() -> dict[str, np.ndarray]:
+    return load("retinanet")
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return override(jaxseg.load_config("configs/retinanet_r50_fpn_1x.py"), TINY)
+
+
+@pytest.fixture(scope="module")
+def model(config: Config) -> RetinaNet:
+    return jaxseg.build_model(config)
+
+
+@pytest.fixture(scope="module")
+def variables(original: dict[str, np.ndarray], config: Config) -> dict[str, Any]:
+    """The original's weights by their own names."""
+    return jaxseg.load_weights(state_dict(original), config)
+
+
+@pytest.fixture(scope="module")
+def found(original: dict[str, np.ndarray], model: RetinaNet, variables: dict[str, Any]) -> dict[str, Any]:
+    """All that detection computes on the two pictures."""
+
+    def look(model: RetinaNet, images: jax.Array, sizes: jax.Array) -> dict[str, Any]:
+        levels = model.pyramid(images, sizes, train=False)
+        return {"levels": levels, "head": model.head(levels), "detections": model.detect(images, sizes)}
+
+    return jax.device_get(jax.jit(lambda v, *x: model.apply(v, *x, method=look))(variables, *inputs(original)))
+
+
+def test_the_pyramid(original: dict[str, np.ndarray], found: dict[str, Any]) -> None:
+    """P6 sees C5, P7 a ReLU of P6; the original's every fourth channel."""
+    for level, ours in zip(LEVELS, found["levels"], strict=True):
+        np.testing.assert_allclose(np.moveaxis(ours, -1, 1)[:, ::4], original[f"p{level}"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_head(original: dict[str, np.ndarray], found: dict[str, Any]) -> None:
+    """Channels are by anchor, then by class; the order of anchors is y, x, shape."""
+    for level, logits, deltas in zip(LEVELS, *found["head"], strict=True):
+        for name, ours in (("logits", logits[0]), ("deltas", deltas[0])):
+            theirs = original[f"{name}{level}"]
+            theirs = np.moveaxis(theirs, 0, -1).reshape(-1, len(theirs) // 9)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4, err_msg=f"{name} of P{level}")
+
+
+def test_the_detections(original: dict[str, np.ndarray], found: dict[str, Any]) -> None:
+    """Scores above 0.05, the 100 best pairs of each level, suppression within a class at 0.4, the 40 best."""
+    assert check_detections(original, found["detections"]) == [40, 40]
+
+
+def test_the_losses_and_what_learns(original: dict[str, np.ndarray], config: Config, model: RetinaNet, variables: dict[str, Any]) -> None:
+    """Losses of a batch of two, and the gradient of their sum; the frozen stem and C2 and all batch norms have none."""
+    losses, gradient = gradients(model, variables, training_batch(original))
+    assert losses.keys() == {"class", "box"}
+    np.testing.assert_allclose(losses["class"], original["loss/loss_retina_cls"], rtol=1e-5)
+    np.testing.assert_allclose(losses["box"], original["loss/loss_retina_reg"], rtol=1e-5)
+    check_gradients(original, config, gradient, variables, names_rcnn.MASKRCNN_BENCHMARK)
+
+
+def test_images_that_fill_up_a_batch_do_not_count(original: dict[str, np.ndarray], model: RetinaNet, variables: dict[str, Any]) -> None:
+    """Neither their anchors nor they themselves, which the normaliser of the classes counts, too."""
+    batch = training_batch(original)
+    program = jax.jit(lambda b: model.apply(variables, b, train=True, method="losses"))
+    alone = program(jax.tree.map(lambda x: np.stack([x[0], x[0]]), batch).replace(valid=np.array([True, False])))
+    other = program(batch.replace(valid=np.array([True, False])))
+    twice = program(jax.tree.map(lambda x: np.stack([x[0], x[0]]), batch))
+    for name in alone:
+        np.testing.assert_allclose(alone[name], other[name], rtol=1e-6)
+        np.testing.assert_allclose(alone[name], twice[name], rtol=1e-6)
+
+
+def test_an_image_without_objects_teaches_the_background(config: Config) -> None:
+    """The original cannot train on it."""
+    anchors = np.float32([[0, 0, 15, 15], [8, 8, 71, 71]])
+    nothing = Targets(np.zeros((2, 4), np.float32), np.zeros(2, np.int32), np.zeros(2, bool), np.zeros(2, bool), None, None)
+    logits = jnp.full((2, 4), 0.3)
+    sums = anchor_sums(logits, jnp.ones((2, 4)), anchors, nothing, jnp.array([96, 128]), config.model)
+    p = 1 / (1 + np.exp(-0.3))
+    np.testing.assert_allclose(sums.classification, 8 * 0.75 * p**2 * -np.log(1 - p), rtol=1e-5)
+    assert (sums.box, sums.positives) == (0, 0)
+
+
+def test_anchors_between_the_thresholds_teach_nothing_and_all_others_do(config: Config) -> None:
+    """The second anchor's IoU is 0.45; the third one reaches out of the picture and learns nevertheless."""
+    anchors = np.float32([[0, 0, 19, 19], [0, 0, 8, 19], [-90, -90, 9, 9]])
+    objects = Targets(np.float32([[0, 0, 19, 19]]), np.int32([2]), np.ones(1, bool), np.zeros(1, bool), None, None)
+
+    def classification(logits: jax.Array) -> jax.Array:
+        return anchor_sums(logits, jnp.zeros((3, 4)), anchors, objects, jnp.array([96, 128]), config.model).classification
+
+    slopes = jax.grad(classification)(jnp.zeros((3, 4)))
+    np.testing.assert_array_equal(np.sign(slopes), [[1, 1, -1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+
+
+def test_the_default_anchors(original: dict[str, np.ndarray]) -> None:
+    """Whole numbers of the stride's window, then three octaves of sizes: the original's cells, to the last bit."""
+    model = RetinaNetConfig()
+    assert model.conventions == dataclasses.replace(MASKRCNN_BENCHMARK, anchor_border=-1.0)
+    for level, stride, sizes in zip(LEVELS, STRIDES, model.anchor_sizes, strict=True):
+        cells = cell_anchors(sizes, model.anchor_aspect_ratios, stride=stride, rule="legacy")
+        np.testing.assert_array_equal(cells, original[f"cell{level}"], err_msg=f"P{level}")
+
+
+def test_mmdetections_anchors() -> None:
+    """Its RetinaNet's first cell, as it computed it: octaves 4, 4 * 2**(1/3), 4 * 2**(2/3) of stride 8."""
+    sizes = RetinaNetConfig().anchor_sizes[0]
+    cells = cell_anchors(sizes, (0.5, 1.0, 2.0), stride=8, rule="exact")
+    np.testing.assert_allclose(cells[:, 2], [22.627417, 28.508759, 35.918785, 16, 20.158737, 25.398417, 11.313708, 14.254379, 17.959393])
+    np.testing.assert_allclose(cells[:, 3], cells[::-1][[2, 1, 0, 5, 4, 3, 8, 7, 6], 2])
+
+
+def test_a_fresh_head() -> None:
+    """Classes start at a probability of 0.01, kernels small."""
+    head = RetinaNetHead(channels=16, convolutions=4, num_anchors=9, num_classes=4, dtype=jnp.float32)
+    params = head.init(jax.random.key(0), (jnp.zeros((1, 2, 2, 16)),))["params"]
+    assert sorted(params) == sorted([f"{name}_conv{i}" for name in ("class", "box") for i in (1, 2, 3, 4)] + ["class", "box"])
+    np.testing.assert_allclose(jax.nn.sigmoid(params["class"]["bias"]), PRIOR_PROBABILITY, rtol=1e-5)
+    assert not np.any(params["box"]["bias"])
+    for layer in params.values():
+        assert 0.008 < np.std(layer["kernel"]) < 0.012
+
+
+def test_the_input(model: RetinaNet) -> None:
+    """No masks; boxes end in their last pixel."""
+    spec = model.input_spec
+    assert spec.image_sizes == ((96, 128),)
+    assert (spec.mask_size, spec.semantic_size, spec.pixel_offset, spec.resize.rule) == (None, None, 1.0, "pillow_truncated")
