@@ -22,7 +22,7 @@ import importlib.util
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ from jaxseg.evaluation.detect import Selection, pad_batch, prepare, select, to_p
 from jaxseg.models.yolact import image_detections
 from jaxseg.predictor import Predictor
 
-PHASES = ("preparation", "network", "detection", "post-processing", "total")
+# The original does in the second what jaxseg does in the first.
+TOGETHER = ("detection", "post-processing")
 PICTURE_SIZE = (480, 640)
 PEER_CONFIGS = {
     "yolact_r101": "yolact_base_config",
@@ -193,30 +194,33 @@ def make_pictures(folder: Path | None) -> list[np.ndarray]:
 def measure(sides: Mapping[str, Side], pictures: list[np.ndarray], batch_size: int, repetitions: int) -> dict[str, dict[str, np.ndarray]]:
     """Milliseconds by side and phase; the sides take turns, and a first turn of each does not count."""
     batch = [pictures[i % len(pictures)] for i in range(batch_size)]
-    times: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in PHASES} for name in sides}
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
     for repetition in range(-1, repetitions):
         for name, side in sides.items():
             milliseconds, count = side(batch)
             if repetition < 0:
                 print(f"{name}, batch {batch_size}: {count} detections")
                 continue
-            for phase in PHASES:
-                times[name][phase].append(milliseconds[phase])
+            for phase, spent in milliseconds.items():
+                times[name].setdefault(phase, []).append(spent)
     return {name: {phase: np.array(values) for phase, values in phases.items()} for name, phases in times.items()}
 
 
-def table(times: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """A row a phase, and detection with post-processing; with two sides, how many times as fast the first one is."""
-    lines = [f"{'':<29}" + "".join(f"{name:>12} {'(10 to 90 %)':<19}" for name in times) + ("ratio" if len(times) > 1 else "")]
-    both = "detection + post-processing"
-    for phase in (*PHASES[:-1], both, "total"):
-        values = [side["detection"] + side["post-processing"] if phase == both else side[phase] for side in times.values()]
+def table(times: Mapping[str, Mapping[str, np.ndarray]], together: Sequence[str]) -> str:
+    """A row a phase, and one of the phases `together`; with two sides, how many times as fast the first one is."""
+    added = " + ".join(together)
+    sides = {name: {**phases, added: np.sum([phases[phase] for phase in together], axis=0)} for name, phases in times.items()}
+    phases = [phase for phase in next(iter(times.values())) if phase != "total"]
+    width = max(len(added), 29)
+    lines = [" " * width + "".join(f"{name:>12} {'(10 to 90 %)':<22}" for name in sides) + ("ratio" if len(sides) > 1 else "")]
+    for phase in (*phases, added, "total"):
+        values = [side[phase] for side in sides.values()]
         cells = []
         for value in values:
             low, median, high = np.percentile(value, (10, 50, 90))
-            cells.append(f"{median:>9.1f} ms ({low:.1f} to {high:.1f})".ljust(32))
+            cells.append(f"{median:>9.1f} ms ({low:.1f} to {high:.1f})".ljust(35))
         ratio = f"{np.median(values[1]) / np.median(values[0]):.2f}" if len(values) > 1 else ""
-        lines.append(f"{phase:<29}" + "".join(cells) + ratio)
+        lines.append(f"{phase:<{width}}" + "".join(cells) + ratio)
     return "\n".join(lines)
 
 
@@ -247,7 +251,7 @@ def main() -> None:
     print(f"{config.name} at {config.model.image_size} px, pictures of 640 x 480, on {jax.devices()[0].device_kind}")
     for batch_size in options.batch_sizes:
         times = measure(sides, make_pictures(options.golden), batch_size, options.repetitions)
-        print(f"\nbatch of {batch_size}, {options.repetitions} repetitions\n{table(times)}\n")
+        print(f"\nbatch of {batch_size}, {options.repetitions} repetitions\n{table(times, TOGETHER)}\n")
 
 
 if __name__ == "__main__":

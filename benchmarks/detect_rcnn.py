@@ -1,0 +1,178 @@
+"""Mask R-CNN from pictures in memory to boxes and masks at their size, on this machine's CPU, beside the same network in torch.
+
+    python benchmarks/detect_rcnn.py                    # needs torch
+    python benchmarks/detect_rcnn.py --batch_sizes 1 4 --repetitions 20
+
+ResNet-50 with a feature pyramid, 91 classes, torchvision's conventions, pictures of 640 x 480 in an input of 800 x 1088, float32, the same
+random weights on both sides. The sides take turns; medians and the range between the 10th and the 90th percentile, in
+milliseconds a batch, each phase waited for:
+
+- preparation: picture to network input;
+- network: backbone, pyramid, and the region proposals' head;
+- proposals: the best of each level, decoded, non-maximum suppression;
+- boxes: RoIAlign, the box head, non-maximum suppression;
+- masks: RoIAlign and the mask head;
+- paste: boxes and binary masks at the size of the picture;
+- total: everything as a user runs it, measured on its own. Ours is one program then, and compiles its variables in.
+
+The torch side is benchmarks/rcnn_in_torch.py: what torchvision has compiled operators for, non-maximum suppression and RoIAlign, is
+vectorised torch there. The script also compares what both sides find.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from detect import PICTURE_SIZE, Side, Stopwatch, measure, table
+from rcnn_in_torch import MaskRcnn, calibrated
+
+import jaxseg
+from jaxseg.config import Config, parse_config_flags
+from jaxseg.evaluation.detect import Selection, pad_batch, prepare, select, to_picture
+from jaxseg.models.roi_heads import kept_regions
+from jaxseg.models.rpn import propose
+from jaxseg.predictor import Prediction, Predictor
+from jaxseg.structures import Detections
+
+CONFIG = "configs/mask_rcnn_r50_fpn_torchvision.py"
+INPUT_SHAPE = (800, 1088)
+AFTER_THE_NETWORK = ("proposals", "boxes", "masks", "paste")
+
+
+def ours(config: Config, variables: Any, predictor: Predictor) -> Side:
+    """jaxseg: a program a phase, and the predictor's for the total."""
+    model: Any = jaxseg.build_model(config)
+    c, spec = config.model, model.input_spec
+
+    def run_network(module: Any, images: jax.Array, sizes: jax.Array) -> Any:
+        levels = module.pyramid(images, sizes, train=False)
+        return levels, module.rpn(levels)
+
+    def run_boxes(module: Any, levels: Any, proposals: Any, sizes: jax.Array) -> Any:
+        logits, deltas, _ = module.predict_boxes(levels, proposals.boxes, train=False)
+        return jax.vmap(lambda o, d, p, s: kept_regions(o, d, p, s, c.roi, c.conventions))(logits, deltas, proposals, sizes)
+
+    def run_masks(module: Any, levels: Any, boxes: jax.Array, classes: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(module.predict_masks(levels, boxes, classes, train=False))
+
+    network, boxes, masks = (
+        jax.jit(lambda *arguments, method=method: model.apply(variables, *arguments, method=method))
+        for method in (run_network, run_boxes, run_masks)
+    )
+    anchors = model.anchors([jnp.zeros((1, *(-(-side // stride) for side in INPUT_SHAPE), 1)) for stride in model.strides], INPUT_SHAPE)
+    proposals = jax.jit(lambda outputs, sizes: propose(outputs, anchors, sizes, c.rpn, c.conventions, train=False))
+
+    def run(pictures: list[np.ndarray]) -> tuple[dict[str, float], int]:
+        watch = Stopwatch()
+        prepared = [prepare(i, picture, spec) for i, picture in enumerate(pictures)]
+        images, sizes = pad_batch(prepared, len(pictures))
+        watch.split("preparation")
+        levels, outputs = jax.block_until_ready(network(images, sizes))
+        watch.split("network")
+        regions = jax.block_until_ready(proposals(outputs, sizes))
+        watch.split("proposals")
+        found, kept = jax.block_until_ready(boxes(levels, regions, sizes))
+        watch.split("boxes")
+        soft = jax.block_until_ready(masks(levels, found, kept.classes))
+        watch.split("masks")
+        detections = jax.device_get(Detections(found, kept.scores, kept.classes, kept.valid, soft))
+        for picture in prepared:
+            to_picture(select(detections, picture.index, Selection()), picture.sizes, spec)
+        watch.split("paste")
+        predictions = predictor(pictures)
+        watch.split("total")
+        return watch.milliseconds, sum(len(prediction) for prediction in predictions)
+
+    return run
+
+
+def peer(model: MaskRcnn) -> Side:
+    """The same network in torch."""
+
+    @torch.inference_mode()
+    def run(pictures: list[np.ndarray]) -> tuple[dict[str, float], int]:
+        watch = Stopwatch()
+        images, sizes = model.prepare(pictures)
+        watch.split("preparation")
+        levels, logits, deltas = model.network(images)
+        watch.split("network")
+        proposals = model.propose(images, sizes, logits, deltas)
+        watch.split("proposals")
+        found = model.detect(levels, proposals, sizes)
+        watch.split("boxes")
+        masks = model.predict_masks(levels, found)
+        watch.split("masks")
+        model.paste(pictures, sizes, found, masks)
+        watch.split("paste")
+        results = model(pictures)
+        watch.split("total")
+        return watch.milliseconds, sum(len(result["scores"]) for result in results)
+
+    return run
+
+
+def make_pictures(count: int) -> list[np.ndarray]:
+    """Coloured clouds of several sizes."""
+    rng = np.random.default_rng(0)
+
+    def clouds() -> np.ndarray:
+        layers = [
+            cv2.resize(rng.random((h, h * 4 // 3, 3), np.float32), PICTURE_SIZE[::-1], interpolation=cv2.INTER_CUBIC) for h in (3, 12, 48)
+        ]
+        return np.clip(255 * sum(layers) / len(layers), 0, 255).astype(np.uint8)
+
+    return [clouds() for _ in range(count)]
+
+
+def compare(predictions: Sequence[Prediction], results: Sequence[dict[str, np.ndarray]]) -> str:
+    """How many objects of ours the peer has, too (class, and corners to half a pixel), and how far these differ."""
+    found, scores, corners, pixels = 0, [0.0], [0.0], [0.0]
+    for prediction, result in zip(predictions, results, strict=True):
+        assert prediction.masks is not None
+        for box, mask, score, number in zip(prediction.boxes, prediction.masks, prediction.scores, prediction.classes, strict=True):
+            distances = np.where(result["classes"] == number, np.abs(result["boxes"] - box).max(1), np.inf)
+            nearest = int(distances.argmin())
+            if distances[nearest] < 0.5:
+                found += 1
+                corners.append(float(distances[nearest]))
+                scores.append(abs(float(result["scores"][nearest] - score)))
+                pixels.append(float((result["masks"][nearest] != mask).sum()))
+    total = sum(len(prediction) for prediction in predictions)
+    return (
+        f"of {total} objects of ours the peer finds {found}; at most {max(corners):.4f} px, {max(scores):.1e} in score and "
+        f"{max(pixels):.0f} pixels of a mask apart"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1])
+    parser.add_argument("--repetitions", type=int, default=10)
+    overrides, others = parse_config_flags(sys.argv[1:])
+    options = parser.parse_args(others)
+    config = jaxseg.load_config(CONFIG, {"model.input.shapes": (INPUT_SHAPE,), "model.dtype": "float32", **overrides})
+    pictures = make_pictures(max(options.batch_sizes))
+    model = calibrated(MaskRcnn(config.model.num_classes + 1), pictures[0])
+    variables = jaxseg.load_weights({name: value.numpy() for name, value in model.state_dict().items()}, config)
+    predictor = Predictor(config, variables, batch_size=1 << (max(options.batch_sizes) - 1).bit_length())
+    size = f"{INPUT_SHAPE[0]} x {INPUT_SHAPE[1]}"
+    print(
+        f"{config.name} in {size}, pictures of 640 x 480, on {jax.devices()[0].device_kind}; torch with {torch.get_num_threads()} threads"
+    )
+    print("peer: torch modules; its NMS and RoIAlign are vectorised torch, where torchvision has compiled operators")
+    with torch.inference_mode():
+        print(compare(predictor(pictures), model(pictures)))
+    sides = {"jaxseg": ours(config, variables, predictor), "torch": peer(model)}
+    for batch_size in options.batch_sizes:
+        times = measure(sides, pictures, batch_size, options.repetitions)
+        print(f"\nbatch of {batch_size}, {options.repetitions} repetitions\n{table(times, AFTER_THE_NETWORK)}\n")
+
+
+if __name__ == "__main__":
+    main()
