@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxseg.config import Config, RcnnConfig, RetinaNetConfig
 from jaxseg.models.detector import Detector
+from jaxseg.models.rcnn import Rcnn
 from jaxseg.models.retinanet import RetinaNet
 from jaxseg.models.yolact import Yolact
 
@@ -20,8 +21,6 @@ def build_model(config: Config) -> Detector:
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if isinstance(config.model, RcnnConfig):
-        from jaxseg.models.rcnn import Rcnn
-
         return Rcnn(config.model, jnp.dtype(dtype))
     if isinstance(config.model, RetinaNetConfig):
         return RetinaNet(config.model, jnp.dtype(dtype))
