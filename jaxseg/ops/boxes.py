@@ -33,7 +33,7 @@ def pairwise_intersection(a: Float32[AnyArray, "*b n 4"], b: Float32[AnyArray, "
     return size[..., 0] * size[..., 1]
 
 
-def _rounded(product: Float32[AnyArray, "*n"]) -> Float32[AnyArray, "*n"]:
+def rounded(product: Float32[AnyArray, "*n"]) -> Float32[AnyArray, "*n"]:
     """The product as it is, kept by a select from melting into the next sum as one instruction with one rounding.
 
     The originals round each product. Many priors overlap an object equally, up to that rounding, and it decides
@@ -53,8 +53,8 @@ def pairwise_iou(
         offset: 1 counts pixels inclusively.
         empty: the answer for two boxes without any area, where the quotient is undefined.
     """
-    intersection = _rounded(pairwise_intersection(a, b, offset))
-    area_a, area_b = _rounded(box_area(a, offset)), _rounded(box_area(b, offset))
+    intersection = rounded(pairwise_intersection(a, b, offset))
+    area_a, area_b = rounded(box_area(a, offset)), rounded(box_area(b, offset))
     union = area_a[..., :, None] + area_b[..., None, :] - intersection
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1.0), empty)
 

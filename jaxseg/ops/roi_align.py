@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from jaxseg.ops.boxes import box_area
+from jaxseg.ops.boxes import box_area, rounded
 from jaxseg.structures import AnyArray
 
 Implementation = Literal["gather", "matmul", "window"]
@@ -156,16 +156,21 @@ def _axes(static: _Static, boxes: Array, levels: Array) -> tuple[_Axis, _Axis]:
     def axis(low: Array, high: Array) -> _Axis:
         start = low * scale - shift
         size = high * scale - shift - start
-        cell = (size if static.aligned else jnp.maximum(size, 1.0)) / static.output_size
+        cell = _quotient(size if static.aligned else jnp.maximum(size, 1.0), static.output_size)
         count = jnp.full_like(cell, static.sampling_ratio) if static.sampling_ratio else jnp.maximum(jnp.ceil(cell), 0.0)
         return _Axis(start, cell, count)
 
     return axis(boxes[..., 1], boxes[..., 3]), axis(boxes[..., 0], boxes[..., 2])
 
 
+def _quotient(a: Array, b: Array | int) -> Array:
+    """`a / b` with the one rounding of a division; by a constant XLA would multiply with the rounded reciprocal."""
+    return a / jnp.where(jnp.isnan(a), jnp.nan, b)
+
+
 def _sample(axis: _Axis, cells: Array, index: Array) -> Array:
-    """Where the sample `index` of each cell lies, in pixels of the level."""
-    return axis.start + cells * axis.cell + (index + 0.5) * axis.cell / jnp.maximum(axis.samples, 1.0)
+    """Where the sample `index` of each cell lies, in pixels of the level; rounded where the originals round, to the last bit."""
+    return axis.start + rounded(cells * axis.cell) + _quotient((index + 0.5) * axis.cell, jnp.maximum(axis.samples, 1.0))
 
 
 def _is_near(position: Array, length: Array | int) -> Array:
