@@ -123,9 +123,10 @@ def test_boxes_are_clipped_to_the_picture():
 
 def test_boxes_that_end_in_their_last_pixel_become_continuous_at_picture_scale():
     """maskrcnn-benchmark scales the corners as they are, and takes x2 - x1 + 1 for the width of the result."""
-    boxes = np.array([[10.0, 20.0, 19.0, 59.0], [0.0, 0.0, 99.0, 99.0]])
+    # The last one is thinner than a pixel: less than nothing without the offset.
+    boxes = np.array([[10.0, 20.0, 19.0, 59.0], [0.0, 0.0, 99.0, 99.0], [10.0, 20.0, 9.75, 20.0]])
     found = boxes_at_image_size(boxes, (100, 100), (50, 200), pixel_offset=1.0)
-    np.testing.assert_allclose(found, [[20, 10, 39, 30.5], [0, 0, 199, 50]], rtol=1e-6)
+    np.testing.assert_allclose(found, [[20, 10, 39, 30.5], [0, 0, 199, 50], [20, 10, 20.5, 11]], rtol=1e-6)
 
 
 def test_a_picture_at_its_own_size_keeps_every_bit_of_its_boxes():

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxseg.evaluation.detect import Selected, Sizes, to_picture
 from jaxseg.evaluation.masks import scaled_boxes
 from jaxseg.evaluation.paste import paste_masks
+from jaxseg.structures import InputSpec
 
 DATA = Path(__file__).parent / "data" / "two_stage" / "paste.npz"
 FRAMES = {"detectron2": "box", "mmdetection": "box", "maskrcnn_benchmark": "integer_box", "torchvision": "integer_box"}
@@ -123,3 +125,17 @@ def test_a_box_without_area_is_empty_or_a_pixel():
     soft, box = np.ones((1, 28, 28)), np.array([[7.5, 7.5, 7.5, 7.5]])
     assert paste_masks(soft, box, (30, 40), "box").sum() == 0
     assert paste_masks(soft, box, (30, 40), "integer_box").sum() == 1
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_the_way_back_to_a_larger_picture_is_maskrcnn_benchmarks(golden, image):
+    """Boxes that end in their last pixel, and masks over them, from the network's input to a picture of 1.5 times the size."""
+    data = np.load(golden / "two_stage" / "mrb_maskrcnn.npz")
+    fitted, picture = (((320, 416), (480, 624)), ((250, 340), (375, 510)))[image]
+    spec = InputSpec(((320, 448),), (28, 28), None, 80, mask_frame="integer_box", pixel_offset=1.0)
+    scores, classes = data[f"det_scores{image}"], data[f"det_labels{image}"] - 1
+    found = Selected(data[f"det_boxes{image}"], scores, classes, data[f"det_masks28_{image}"])
+    boxes, masks = to_picture(found, Sizes(picture, fitted, (320, 448)), spec)
+    expected = data[f"det_boxes_x15_{image}"] + np.float32([0, 0, 1, 1])
+    np.testing.assert_array_equal(boxes, np.minimum(expected, np.float32(picture[::-1] * 2)))
+    np.testing.assert_array_equal(masks, unpacked(data[f"det_masks_x15_{image}_packed"], picture[1]))

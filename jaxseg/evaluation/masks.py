@@ -105,9 +105,9 @@ def boxes_at_image_size(
     Returns:
         float32 `[D, 4]`, with `0 <= x1 <= x2 <= W` and `0 <= y1 <= y2 <= H`.
     """
-    corners = np.sort(scaled_boxes(boxes, network_size, image_size).reshape(-1, 2, 2), axis=1)
+    corners = scaled_boxes(boxes, network_size, image_size).reshape(-1, 2, 2)
     corners[:, 1] += np.float32(pixel_offset)
-    return np.clip(corners, 0, np.array(image_size[::-1], np.float32)).reshape(-1, 4)
+    return np.clip(np.sort(corners, axis=1), 0, np.array(image_size[::-1], np.float32)).reshape(-1, 4)
 
 
 def integer_boxes(boxes: np.ndarray, network_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
