@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxseg.config import Config
+from jaxseg.config import Config, RcnnConfig, RetinaNetConfig
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -21,14 +21,29 @@ def settings(config: object, prefix: str = "") -> dict[str, object]:
     return values
 
 
-def test_the_reference_lists_every_key_with_its_default():
-    rows = dict(re.findall(r"^\| `([\w.]+)` \| [^|]+(?:/[^|]+)*\| ([^|]*) \|", (ROOT / "docs" / "config.md").read_text(), re.M))
-    expected = settings(Config())
+def listed(text: str) -> dict[str, str]:
+    """Key and default of each row of the reference."""
+    return dict(re.findall(r"^\| `([\w.]+)` \| [^|]+(?:/[^|]+)*\| ([^|]*) \|", text, re.M))
+
+
+def assert_lists(rows: dict[str, str], expected: dict[str, object], spoken: set[str]) -> None:
+    """Every key with its default; some defaults are told in words."""
     assert sorted(rows) == sorted(expected)
-    spoken = {"model.anchor_scales", "data.class_names", "data.category_ids"}
     assert {key: rows[key] for key in expected if key not in spoken} == {
         key: f"`{value!r}`" for key, value in expected.items() if key not in spoken
     }
+
+
+def test_the_reference_lists_every_key_with_its_default():
+    rows = listed((ROOT / "docs" / "config.md").read_text())
+    assert_lists(rows, settings(Config()), {"model.anchor_scales", "data.class_names", "data.category_ids"})
+
+
+def test_the_reference_of_rcnn_lists_every_key_with_its_default():
+    rcnn, retinanet = (ROOT / "docs" / "config_rcnn.md").read_text().split("# RetinaNet\n")
+    assert_lists(listed(rcnn), settings(RcnnConfig(), "model."), set())
+    own = {key: value for key, value in settings(RetinaNetConfig(), "model.").items() if key.count(".") == 1}
+    assert_lists(listed(retinanet), own, {"model.anchor_sizes"})
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

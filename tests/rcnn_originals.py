@@ -1,0 +1,130 @@
+"""The goldens of torchvision's, detectron2's, mmdetection's and maskrcnn-benchmark's detectors in our conventions."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from originals import load_rebuild
+from pycocotools import mask as coco_mask
+
+import jaxseg
+from jaxseg.config import Config, override
+from jaxseg.data.box_masks import crop_masks
+from jaxseg.data.resize import fit_picture
+from jaxseg.structures import Batch, Targets
+
+# Our config of each run, with what the run did otherwise.
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tv_fasterrcnn": ("mask_rcnn_r50_fpn_torchvision", {"model.masks": False}),
+    "tv_maskrcnn": ("mask_rcnn_r50_fpn_torchvision", {}),
+    "d2_maskrcnn": ("mask_rcnn_r50_fpn_3x_detectron2", {}),
+    "mmdet_fasterrcnn": ("faster_rcnn_r50_fpn_1x", {}),
+    "mmdet_maskrcnn": ("faster_rcnn_r50_fpn_1x", {"model.masks": True, "model.conventions.forced_roi_match": True}),
+    "mrb_maskrcnn": ("mask_rcnn_r50_fpn_1x", {}),
+}
+LOSSES = {
+    "rpn_class": ("loss_objectness", "loss_rpn_cls"),
+    "rpn_box": ("loss_rpn_box_reg", "loss_rpn_loc", "loss_rpn_bbox"),
+    "class": ("loss_classifier", "loss_cls"),
+    "box": ("loss_box_reg", "loss_bbox"),
+    "mask": ("loss_mask",),
+}
+# Fine enough that almost nothing of a polygon is lost on the way to 28 x 28 cells.
+FINE_CROP = 448
+
+
+@dataclasses.dataclass
+class RcnnRun:
+    """One golden with its config, model and weights."""
+
+    name: str
+    golden: dict[str, np.ndarray]
+    config: Config
+    model: jaxseg.models.Detector
+    state_dict: dict[str, np.ndarray]
+    variables: dict[str, Any]
+
+    @property
+    def first_class(self) -> int:
+        """The number that the golden gives to our class 0."""
+        return 1 if self.name.startswith(("tv", "mrb")) else 0
+
+    def pictures(self) -> list[np.ndarray]:
+        return [self.golden[f"img{i}"] for i in (0, 1)]
+
+    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both pictures on one canvas, RGB, and their sizes within it."""
+        _, _, height, width = self.golden["net_shape"]
+        images, sizes = np.zeros((2, height, width, 3), np.float32), np.zeros((2, 2), np.int32)
+        for i, picture in enumerate(self.pictures()):
+            # Only torchvision's model resizes by itself.
+            if self.name.startswith("tv"):
+                fitted = fit_picture(picture, self.model.input_spec)
+                picture, sizes[i] = fitted.image[: fitted.size[0], : fitted.size[1]], fitted.size
+            sizes[i] = picture.shape[:2]
+            images[i, : sizes[i, 0], : sizes[i, 1]] = picture
+        return images, sizes
+
+    def batch(self, rows: int = 8) -> Batch:
+        """Both pictures with their ground truth."""
+        images, sizes = self.inputs()
+        targets = [self._targets(i, tuple(sizes[i]), rows) for i in (0, 1)]
+        return Batch(
+            images=images,
+            image_sizes=sizes,
+            indices=np.arange(2, dtype=np.int32),
+            valid=np.ones(2, bool),
+            targets=jax.tree.map(lambda *both: np.stack(both), *targets),
+        )
+
+    def _targets(self, image: int, size: tuple[int, int], rows: int) -> Targets:
+        height, width = self.pictures()[image].shape[:2]
+        keys = (f"gt_labels{image}", f"gt_labels0based{image}", f"gt_labels1based{image}")
+        classes = next(self.golden[key] for key in keys if key in self.golden) - self.first_class
+        truth, count = self.golden[f"gt_boxes{image}"], len(classes)
+        boxes = np.zeros((rows, 4), np.float32)
+        boxes[:count] = truth * np.float32([size[1] / width, size[0] / height] * 2)
+        padded_classes = np.zeros(rows, np.int32)
+        padded_classes[:count] = classes
+        masks = None
+        if self.config.model.masks:  # type: ignore[union-attr]
+            side = self.config.model.roi.mask_crop_size  # type: ignore[union-attr]
+            frames = truth.astype(np.float64)
+            frames[:, 2:] += self.model.input_spec.pixel_offset
+            masks = np.zeros((rows, side, side // 8), np.uint8)
+            masks[:count] = np.packbits(crop_masks(self._bitmaps(image), np.arange(count), frames, (side, side)), -1)
+        return Targets(boxes, padded_classes, np.arange(rows) < count, np.zeros(rows, bool), masks, None)
+
+    def _bitmaps(self, image: int) -> np.ndarray:
+        height, width = self.pictures()[image].shape[:2]
+        polygons = json.loads(str(self.golden[f"gt_polys{image}"]))
+        return np.stack([coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([polygon], height, width))) for polygon in polygons])
+
+    def losses(self) -> dict[str, float]:
+        """The golden's losses by our names."""
+        names = {ours: next((f"loss/{their}" for their in theirs if f"loss/{their}" in self.golden), None) for ours, theirs in LOSSES.items()}
+        return {ours: float(self.golden[name]) for ours, name in names.items() if name}
+
+
+def load_rcnn(golden: Path, name: str, **overrides: Any) -> RcnnRun:
+    arrays = dict(np.load(golden / "two_stage" / f"{name}.npz"))
+    config_name, changes = RUNS[name]
+    config = jaxseg.load_config(f"configs/{config_name}.py", {"model.dtype": "float32", **changes})
+    if name.startswith("tv"):
+        height, width = (int(side) for side in arrays["net_shape"][2:])
+        config = override(
+            config, {"model.input.shorter_side": (320,), "model.input.longer_side": 448, "model.input.shapes": ((height, width),)}
+        )
+    config = override(config, overrides)
+    state_dict = load_rebuild(golden).rcnn_state_dict(arrays)
+    return RcnnRun(name, arrays, config, jaxseg.build_model(config), state_dict, jaxseg.load_weights(state_dict, config))
+
+
+def strided(array: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Our `[B, H, W, C]` as the golden samples its `[B, C, H, W]`: every n-th entry of each axis."""
+    array = np.moveaxis(np.asarray(array), -1, 1)
+    steps = [-(-full // kept) for full, kept in zip(array.shape, like.shape, strict=True)]
+    return array[tuple(slice(None, None, step) for step in steps)]
