@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 from jaxseg.config import Config, override
 from jaxseg.data.dataset import DataError, InstanceDataset, Objects
 from jaxseg.data.pipeline import TrainingIterator, evaluation_batches, training_iterator
+from jaxseg.data.resize import fit_picture
 from jaxseg.data.targets import to_targets
-from jaxseg.data.transforms import resize_image
 from jaxseg.structures import Batch, InputSpec
 
 SPEC = InputSpec(image_sizes=((32, 32),), mask_size=(16, 16), semantic_size=(8, 8), num_classes=3)
@@ -207,7 +207,7 @@ def test_evaluation_shows_every_image_once_whole_and_in_order():
     assert batches[2].valid.tolist() == [True, True, True, False, False]
     assert not batches[2].targets.valid[3:].any()
     assert batches[0].images.dtype == np.float32
-    np.testing.assert_array_equal(batches[1].images[2], resize_image(dataset[7].image, (32, 32)))
+    np.testing.assert_array_equal(batches[1].images[2], fit_picture(dataset[7].image, SPEC).image)
     assert_equal([jax.tree.map(lambda rows: rows[2], batches[1].targets)], [to_targets(dataset[7], SPEC, 4)])
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxseg.data.resize import batch_shape, fit_picture, fitted_size, network_size, resize_pixels
-from jaxseg.data.transforms import resize_image
+from jaxseg.data.transforms import warp_image
+from jaxseg.data.window import Window
 from jaxseg.structures import InputSpec, Resize
 
 RULES = {"mrb": "pillow_truncated", "d2": "pillow", "mmdet": "opencv", "tv": "float"}
@@ -120,8 +121,8 @@ def test_the_picture_lies_in_the_upper_left_corner_of_zeros(rule):
 
 
 def test_stretching_fills_the_input():
-    """As YOLACT's evaluation always did it."""
+    """As YOLACT's training shows a whole picture."""
     image = np.random.default_rng(1).integers(0, 256, (37, 53, 3), dtype=np.uint8)
     fitted = fit_picture(image, InputSpec(((64, 64),), (16, 16), (8, 8), 3))
     assert fitted.size == (64, 64)
-    np.testing.assert_array_equal(fitted.image, resize_image(image, (64, 64)))
+    np.testing.assert_array_equal(fitted.image, warp_image(image, Window.whole((37, 53)), (64, 64)))

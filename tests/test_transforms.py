@@ -10,6 +10,7 @@ import pytest
 from jaxseg.config import AugmentConfig
 from jaxseg.data.dataset import Sample
 from jaxseg.data.masks import resize_binary_masks, warp_masks
+from jaxseg.data.resize import resize_pixels
 from jaxseg.data.targets import to_targets
 from jaxseg.data.transforms import (
     FILL,
@@ -21,7 +22,6 @@ from jaxseg.data.transforms import (
     draw_photometric,
     evaluation_transform,
     kept_objects,
-    resize_image,
     to_uint8,
     training_transform,
     warp_boxes,
@@ -151,7 +151,7 @@ def test_only_boxes_without_area_are_dropped():
 def test_evaluation_images_are_the_originals(golden, name):
     arrays = np.load(golden / "yolact" / "functions" / "transforms.npz")
     size = 400 if "400" in name else 550
-    image = resize_image(np.ascontiguousarray(arrays["image_bgr"][..., ::-1]), (size, size))
+    image = resize_pixels(np.ascontiguousarray(arrays["image_bgr"][..., ::-1]), (size, size), "stretch")
     normalised = ((image - FILL) / STD).transpose(2, 0, 1)
     np.testing.assert_allclose(normalised[None, :, ::4, ::4], arrays[f"{name}_config/base_stride4"], atol=2e-5)
 

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from jaxseg.config import AugmentConfig
 from jaxseg.data.dataset import Sample
 from jaxseg.data.masks import warp_masks
+from jaxseg.data.resize import resize_pixels
 from jaxseg.data.window import Window, resize_taps
 
 # RGB; the original fills with this mean whatever the backbone normalises by.
@@ -237,14 +238,12 @@ def training_transform(sample: Sample, rng: np.random.Generator, augment: Augmen
     return _at_network_size(sample, image, drawn.window, size)
 
 
-def resize_image(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float32[np.ndarray, "H W 3"]:
-    """The whole picture stretched to network size, as the original's evaluation does it: float32, not rounded."""
-    return warp_image(image, Window.whole(image.shape[:2]), size)
-
-
 def evaluation_transform(sample: Sample, size: tuple[int, int]) -> Sample:
-    """The whole sample stretched to network size: image float32, boxes in its pixels, masks at its resolution."""
-    return _at_network_size(sample, resize_image(sample.image, size), Window.whole(sample.image.shape[:2]), size)
+    """The whole sample stretched to network size, as the original's evaluation does it.
+
+    The image is float32, not rounded, boxes are in its pixels, masks at its resolution.
+    """
+    return _at_network_size(sample, resize_pixels(sample.image, size, "stretch"), Window.whole(sample.image.shape[:2]), size)
 
 
 def _at_network_size(sample: Sample, image: np.ndarray, window: Window, size: tuple[int, int]) -> Sample:
