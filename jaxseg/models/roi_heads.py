@@ -219,8 +219,11 @@ def mask_sum(
     # Crops reach to the boxes' far edges.
     frames = jnp.asarray(targets.boxes)[objects] + jnp.array([0.0, 0.0, conventions.pixel_offset, conventions.pixel_offset])
     crops = unpack_bits(jnp.asarray(targets.masks)[objects], crop_size).astype(jnp.float32)
-    truth = box_mask_targets(crops, frames, boxes, side)
-    truth = truth if conventions.soft_mask_targets else (truth >= 0.5).astype(jnp.float32)
+    if conventions.soft_mask_targets:
+        # torchvision cuts masks with its unaligned RoIAlign, half a pixel to the right and down.
+        truth = box_mask_targets(crops, frames, boxes + 0.5, side)
+    else:
+        truth = (box_mask_targets(crops, frames, boxes, side) >= 0.5).astype(jnp.float32)
     entropy = optax.sigmoid_binary_cross_entropy(logits, truth).mean((1, 2))
     return jnp.where(samples.positive[:count] & samples.valid[:count], entropy, 0.0).sum()
 
