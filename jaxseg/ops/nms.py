@@ -78,9 +78,9 @@ def cross_class_fast_nms(
     return _pad(kept, rows)
 
 
-# Boxes that greedy suppression takes at once. The sequence is as long as there are blocks, and the work in a block grows
-# with its square; large inputs get larger blocks, so that a program never has more than `MAX_BLOCKS` of them.
-BLOCK_SIZE, MAX_BLOCKS = 256, 16
+# Boxes that greedy suppression settles at once. Smaller blocks compute less on CPUs, larger ones are fewer steps for accelerators and
+# smaller programs; past `MAX_BLOCKS` of them, blocks grow with the input.
+BLOCK_SIZE, MAX_BLOCKS = 512, 8
 
 
 class _Rule(NamedTuple):
@@ -238,7 +238,7 @@ def _best_of_classes(
         score_threshold: only larger scores take part.
         max_detections: rows of the answer.
     """
-    size = min(2 * BLOCK_SIZE, scores.size)
+    size = min(BLOCK_SIZE, scores.size)
 
     def block(state: tuple[Array, Kept]) -> tuple[Array, Kept]:
         remaining, kept = state
