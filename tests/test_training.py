@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_training
 from compilation import compiled_programs
 from tiny_training import (
     CONFIG,
@@ -30,7 +33,7 @@ from tiny_training import (
 )
 
 import train as train_script
-from jaxseg.config import ConfigError, load_config, override
+from jaxseg.config import MIRROR_ONLY, ConfigError, RcnnConfig, load_config, override
 from jaxseg.data.shapes import ensure_shapes
 from jaxseg.training import loop
 from jaxseg.training.checkpoint import CheckpointError
@@ -55,6 +58,17 @@ def straight(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _log(caplog):
     caplog.set_level(logging.INFO, logger="jaxseg")
+
+
+class GroupNormDetector(TinyDetector):
+    """Has parameters only."""
+
+    def setup(self):
+        super().setup()
+        self.gn1 = nn.GroupNorm(2)
+
+    def __call__(self, images, train=False):
+        return self.head(nn.relu(self.gn1(self.convolution(images.astype(jnp.float32) / 255))).mean((1, 2)))
 
 
 def records(folder: Path) -> list[dict]:
@@ -275,6 +289,28 @@ def test_another_model_or_dataset_in_the_folder_is_refused(straight):
     with pytest.raises(ConfigError, match=r"another model.fpn_channels and data.train_images; use the saved values"):
         train_tiny(straight, {"model.fpn_channels": 8, "data.train_images": "elsewhere"})
     assert load_config(straight / "config.json") == CONFIG
+
+
+def test_another_kind_of_model_in_the_folder_is_refused(straight):
+    with pytest.raises(ConfigError, match=r"holds a run with another model.kind; use the saved values"):
+        train_tiny(straight, {"model": RcnnConfig(num_classes=2), "data.augment": MIRROR_ONLY})
+
+
+def test_thresholds_of_another_kind_of_model_may_change(tmp_path, caplog):
+    rcnn = {"model": RcnnConfig(num_classes=2), "data.augment": MIRROR_ONLY}
+    train_tiny(tmp_path, rcnn | {"train.steps": 4})
+    train_tiny(tmp_path, rcnn | {"train.steps": 4, "model.roi.score_threshold": 0.5, "model.rpn.post_nms_test": 50})
+    assert "differs from the run saved here: model.roi.score_threshold: 0.05 -> 0.5" in caplog.text
+    with pytest.raises(ConfigError, match=r"another model.roi.positive_iou;"):
+        train_tiny(tmp_path, rcnn | {"model.roi.positive_iou": 0.6})
+
+
+def test_a_detector_without_running_statistics_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_training, "TinyDetector", GroupNormDetector)
+    train_tiny(tmp_path / "straight")
+    train_tiny(tmp_path / "stopped", interrupted=5)
+    train_tiny(tmp_path / "stopped")
+    assert_same_variables(tmp_path / "stopped", tmp_path / "straight")
 
 
 def test_another_optimizer_is_refused_and_leaves_the_folder_alone(straight):

@@ -25,7 +25,14 @@ from jaxseg.weights.run_folder import CHECKPOINTS, CONFIG, EVALUATIONS, Checkpoi
 logger = logging.getLogger(__name__)
 
 # What may change between two starts of one run: it leaves the variables' meaning as it is.
-_FREE_KEYS = ("name", "init.", "train.", "eval.", "model.dtype", "model.detection.", "data.root", "data.workers")
+_FREE_KEYS = (
+    *("name", "init.", "train.", "eval.", "data.root", "data.workers", "model.dtype"),
+    # What becomes a detection: of YOLACT, R-CNN and RetinaNet.
+    "model.detection.",
+    *("model.rpn.pre_nms_test", "model.rpn.post_nms_test"),
+    *("model.roi.score_threshold", "model.roi.nms_iou", "model.roi.max_detections"),
+    *("model.score_threshold", "model.pre_nms", "model.nms_iou", "model.max_detections"),
+)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -193,9 +200,11 @@ def check_same_run(run_folder: Path, config: Config) -> list[str]:
     if not path.is_file():
         return []
     old, new = _flat(to_dict(load_config(path))), _flat(to_dict(config))
-    differing = [key for key in new if old[key] != new[key]]
+    differing = [key for key in new if old.get(key) != new[key]]
     refused = [key for key in differing if not key.startswith(_FREE_KEYS)]
     if refused:
+        # Another kind of model has other keys.
+        refused = ["model.kind"] if "model.kind" in refused else refused
         raise ConfigError(
             f"{run_folder} holds a run with another {' and '.join(refused)}; "
             "use the saved values (config.json there has them), or another --workdir for a new run."
