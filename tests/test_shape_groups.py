@@ -12,7 +12,7 @@ from jaxseg.config import Config, override
 from jaxseg.data.coco import open_dataset
 from jaxseg.data.pipeline import TrainingIterator, evaluation_batches, training_iterator
 from jaxseg.data.resize import fit_picture
-from jaxseg.data.shape_groups import ShapeGroups, batch_order
+from jaxseg.data.shape_groups import ShapeGroups, ShapeStreams, batch_order
 from jaxseg.data.targets import to_targets
 from jaxseg.structures import InputSpec, Resize
 
@@ -93,11 +93,10 @@ def test_turns_are_spread_evenly_and_differ_from_period_to_period():
 
 def test_groups_draw_augmentations_of_their_own():
     """The first image of one group is not treated as the first of the other."""
-    source = iterator(batch_size=1)
-    slots = source._slots()
-    seeds = [int(slots[i][0, 1]) for i in range(3 * SIZE)]
-    assert len(set(seeds)) == len(seeds)
-    source.close()
+    streams = ShapeStreams(ShapeGroups.of(FakeDataset(), SPEC).members, seed=7)
+    slots = np.concatenate([streams.batch(number, 1, slice(0, 1)) for number in range(3 * SIZE)])
+    assert np.bincount(slots[:, 0]).tolist() == [3] * SIZE
+    assert len(np.unique(slots[:, 1])) == 3 * SIZE
 
 
 @pytest.mark.parametrize("workers", [0, 2])

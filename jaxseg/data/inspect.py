@@ -22,7 +22,6 @@ from pycocotools import mask as coco_mask
 from jaxseg.config import AugmentConfig, Config, ConfigError, load_config, parse_config_flags
 from jaxseg.data.coco import DataError, InstanceDataset, Objects, Sample, Split, open_dataset, resolve_classes
 from jaxseg.data.placement import Placement, place_picture, placed_sample, training_picture
-from jaxseg.data.resize import fitted_size
 from jaxseg.data.transforms import evaluation_transform, to_uint8, training_transform
 from jaxseg.models import build_model
 from jaxseg.structures import InputSpec
@@ -178,7 +177,7 @@ def _as_seen(sample: Sample, spec: InputSpec, augment: AugmentConfig, rng: np.ra
     if rng is not None:
         image, placement = training_picture(sample.image, rng, spec, augment)
     else:
-        placement = Placement(fitted_size(sample.image.shape[:2], spec))
+        placement = Placement.whole(sample.image.shape[:2], spec)
         image = place_picture(sample.image, placement, spec)
     return placed_sample(sample, image, placement, spec.pixel_offset)
 

@@ -5,6 +5,7 @@ objects stay but those that the originals leave out.
 """
 
 import dataclasses
+from typing import Self
 
 import cv2
 import numpy as np
@@ -33,6 +34,11 @@ class Placement:
 
     size: tuple[int, int]
     mirror: bool = False
+
+    @classmethod
+    def whole(cls, picture_size: tuple[int, int], spec: InputSpec) -> Self:
+        """Where evaluation puts a picture of this height and width."""
+        return cls(fitted_size(picture_size, spec))
 
 
 def draw_placement(rng: np.random.Generator, picture_size: tuple[int, int], spec: InputSpec, augment: AugmentConfig) -> Placement:

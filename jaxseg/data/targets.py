@@ -7,7 +7,6 @@ from jaxseg.data.box_masks import crop_masks
 from jaxseg.data.dataset import Sample
 from jaxseg.data.masks import warp_masks
 from jaxseg.data.placement import Placement, mask_frames, place_boxes, usable_boxes
-from jaxseg.data.resize import fitted_size
 from jaxseg.data.transforms import kept_objects, warp_boxes
 from jaxseg.data.window import Window
 from jaxseg.structures import InputSpec, Targets
@@ -20,7 +19,7 @@ def whole_view(picture_size: tuple[int, int], spec: InputSpec) -> View:
     """The picture of this height and width as evaluation shows it."""
     if spec.resize.rule == "stretch":
         return Window.whole(picture_size)
-    return Placement(fitted_size(picture_size, spec))
+    return Placement.whole(picture_size, spec)
 
 
 def visible_objects(sample: Sample, spec: InputSpec, view: View) -> Int[np.ndarray, "m"]:
