@@ -299,6 +299,14 @@ def test_samples_are_the_best_of_each_label(size):
         assert rois.positive.tolist() == [row < len(positives) for row in range(count)]
 
 
+def test_a_share_of_less_than_one_is_none():
+    labels = jnp.array([Match.POSITIVE, Match.NEGATIVE, Match.NEGATIVE], jnp.int32)
+    rois = sample_rois(labels, jnp.zeros(3), count=3, positive_fraction=0.25)
+    assert rois.indices.tolist() == [1, 2, 0]
+    assert rois.valid.tolist() == [True, True, False]
+    assert not rois.positive.any()
+
+
 # ---- Losses ----
 
 

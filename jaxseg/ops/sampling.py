@@ -1,4 +1,4 @@
-"""Fixed-size choices among priors, as masks and padded index lists."""
+"""Fixed-size choices among priors, anchors and proposals, as masks and padded index lists."""
 
 from typing import NamedTuple
 
@@ -79,8 +79,8 @@ def sample_rois(labels: Int32[Array, "A"], priorities: Float32[Array, "A"], *, c
     """
     positives, positive_counts, negatives, negative_counts = _sample(labels, priorities, count, positive_fraction)
     row, found = jnp.arange(count), positive_counts.sum()
-    positive = row < found
-    after = jnp.where(positive, 0, row - found)
-    valid = positive | (after < negative_counts.sum())
-    indices = jnp.where(positive, positives[jnp.minimum(row, positives.size - 1)], negatives[jnp.minimum(after, negatives.size - 1)])
+    positive, valid = row < found, row < found + negative_counts.sum()
+    # Negatives begin behind the rows of positives, however many of those count.
+    place = jnp.where(positive, row, row - found + positives.size)
+    indices = jnp.concatenate([positives, negatives])[jnp.where(valid, place, 0)]
     return SampledRois(jnp.where(valid, indices, 0), valid, positive)
