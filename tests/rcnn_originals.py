@@ -82,8 +82,7 @@ class RcnnRun:
 
     def _targets(self, image: int, size: tuple[int, int], rows: int) -> Targets:
         height, width = self.pictures()[image].shape[:2]
-        keys = (f"gt_labels{image}", f"gt_labels0based{image}", f"gt_labels1based{image}")
-        classes = next(self.golden[key] for key in keys if key in self.golden) - self.first_class
+        classes = self._first("gt_labels", "gt_labels0based", "gt_labels1based", image=image) - self.first_class
         truth, count = self.golden[f"gt_boxes{image}"], len(classes)
         boxes = np.zeros((rows, 4), np.float32)
         boxes[:count] = truth * np.float32([size[1] / width, size[0] / height] * 2)
@@ -103,10 +102,25 @@ class RcnnRun:
         polygons = json.loads(str(self.golden[f"gt_polys{image}"]))
         return np.stack([coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([polygon], height, width))) for polygon in polygons])
 
+    def detections(self, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The golden's boxes in pixels of the network's input, scores, and our classes."""
+        golden = self.golden
+        # Boxes before they went back to the picture's size, where that is another one.
+        boxes = self._first("raw_boxes", "roi_boxes", "det_boxes", image=image)
+        if self.name.startswith("mmdet"):
+            scores, boxes = boxes[:, 4], boxes[:, :4] * golden[f"scale_factor{image}"]
+        else:
+            scores = self._first("raw_scores", "det_scores", image=image)
+        return boxes, scores, self._first("raw_classes", "det_labels", image=image) - self.first_class
+
+    def _first(self, *names: str, image: int) -> np.ndarray:
+        return next(self.golden[f"{name}{image}"] for name in names if f"{name}{image}" in self.golden)
+
     def losses(self) -> dict[str, float]:
         """The golden's losses by our names."""
-        names = {ours: next((f"loss/{their}" for their in theirs if f"loss/{their}" in self.golden), None) for ours, theirs in LOSSES.items()}
-        return {ours: float(self.golden[name]) for ours, name in names.items() if name}
+        return {
+            ours: float(self.golden[f"loss/{their}"]) for ours, names in LOSSES.items() for their in names if f"loss/{their}" in self.golden
+        }
 
 
 def load_rcnn(golden: Path, name: str, **overrides: Any) -> RcnnRun:

@@ -39,7 +39,7 @@ class FPN(nn.Module):
         for level, x in zip(range(5, 5 - len(features), -1), reversed(features), strict=True):
             lateral = layer(1, 1, f"lateral{level}", x)
             if top_down is not None:
-                size = lateral.shape[1:3]
+                size = (lateral.shape[1], lateral.shape[2])
                 lateral += resize_bilinear(top_down, size) if plain else resize_nearest(top_down, size)
             top_down = lateral
             output = layer(3, 1, f"output{level}", top_down)

@@ -174,7 +174,7 @@ class Rcnn(Detector):
         self, levels: tuple[Float[Array, "B _ _ c"], ...], images: Images, image_sizes: Int32[Array, "B 2"], *, train: bool
     ) -> tuple[RpnOutputs, Proposals]:
         outputs = self.rpn(levels)
-        anchors = self.anchors(levels, images.shape[1:3])
+        anchors = self.anchors(levels, (images.shape[1], images.shape[2]))
         return outputs, propose(outputs, anchors, image_sizes, self.config.rpn, self.config.conventions, train=train)
 
     # ---- Training ----
@@ -185,7 +185,7 @@ class Rcnn(Detector):
         images, image_sizes, targets = jnp.asarray(batch.images), jnp.asarray(batch.image_sizes), batch.targets
         levels = self.pyramid(images, image_sizes, train=train)
         outputs, proposals = self._propose(levels, images, image_sizes, train=train)
-        anchors = np.concatenate(self.anchors(levels, images.shape[1:3]))
+        anchors = np.concatenate(self.anchors(levels, (images.shape[1], images.shape[2])))
         objectness, anchor_deltas = (jnp.concatenate(values, 1) for values in outputs)
 
         anchor_key, region_key = jax.random.split(self.make_rng("sampling"))
