@@ -11,7 +11,7 @@ import pytest
 from tiny_detectors import check_detections, check_gradients, gradients, inputs, load, state_dict, training_batch
 
 import jaxseg
-from jaxseg.config import Config, override
+from jaxseg.config import RESNET152, Config, override
 from jaxseg.models.rcnn import Rcnn
 from jaxseg.weights import names_rcnn
 
@@ -41,6 +41,15 @@ def c4() -> tuple[dict[str, np.ndarray], Config, Rcnn, dict[str, Any]]:
     """maskrcnn-benchmark's Mask R-CNN on C4: its numbers, our config and model, and its weights."""
     original = load("c4")
     config = override(jaxseg.load_config("configs/mask_rcnn_r50_c4_1x.py"), TINY | {"model.backbone.stage_sizes": (1, 1, 1, 3)})
+    return original, config, jaxseg.build_model(config), jaxseg.load_weights(state_dict(original), config)
+
+
+@pytest.fixture(scope="module")
+def dilated_c5() -> tuple[dict[str, np.ndarray], Config, Rcnn, dict[str, Any]]:
+    """detectron2's Mask R-CNN on a dilated C5, likewise."""
+    original = load("dc5")
+    changes = {"model.backbone.stage_sizes": (1, 1, 1, 2), "model.roi.box_features": 16, "model.roi.mask_convolutions": 2}
+    config = override(jaxseg.load_config("configs/mask_rcnn_r50_dc5_3x_detectron2.py"), TINY | changes)
     return original, config, jaxseg.build_model(config), jaxseg.load_weights(state_dict(original), config)
 
 
@@ -86,3 +95,66 @@ def test_c4_learns(c4: Any) -> None:
     check_gradients(original, config, gradient, variables, names_rcnn.MASKRCNN_BENCHMARK)
     assert model.learns(("box_head", "stage4_block0", "conv1", "kernel"))
     assert not model.learns(("box_head", "stage4_block0", "bn1", "scale"))
+
+
+def test_dilated_c5_detects(dilated_c5: Any) -> None:
+    """C5 has C4's resolution in all its blocks; proposals, regions and masks come from it."""
+    original, _, model, variables = dilated_c5
+    found = jax.jit(lambda v, *x: model.apply(v, *x, method=look))(variables, *inputs(original))
+    outputs = found["outputs"]
+    (level,) = found["levels"]
+    assert level.shape == (2, 96 // 16, 128 // 16, 32 * 8)
+    np.testing.assert_allclose(np.moveaxis(level, -1, 1)[:, ::8], original["c5"], rtol=1e-4, atol=1e-4)
+    # Their anchors are in the order of size, then aspect ratio.
+    objectness = original["objectness"].reshape(2, 3, 3, 6, 8).transpose(0, 3, 4, 2, 1)
+    np.testing.assert_allclose(outputs.objectness, objectness.reshape(2, -1), rtol=1e-4, atol=1e-4)
+    for i in (0, 1):
+        assert outputs.proposals_valid[i].all()
+        np.testing.assert_allclose(outputs.proposals[i], original[f"proposals{i}"], atol=2e-3)
+        np.testing.assert_allclose(outputs.class_logits[i], original[f"class_logits{i}"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(outputs.box_deltas[i], original[f"box_deltas{i}"].reshape(20, 4, 4), rtol=1e-4, atol=1e-4)
+    assert check_detections(original, found["detections"]) == [10, 10]
+    for i in (0, 1):
+        np.testing.assert_allclose(found["detections"].masks[i, :, ::3, ::3], original[f"detected_masks{i}"], atol=1e-4)
+
+
+def test_dilated_c5_learns(dilated_c5: Any) -> None:
+    original, config, model, variables = dilated_c5
+    losses, gradient = gradients(model, variables, training_batch(original, mask_crop=16))
+    for ours, theirs in (("rpn_class", "rpn_cls"), ("rpn_box", "rpn_loc"), ("class", "cls"), ("box", "box_reg"), ("mask", "mask")):
+        np.testing.assert_allclose(losses[ours], original[f"loss/loss_{theirs}"], rtol=1e-4, err_msg=ours)
+    check_gradients(original, config, gradient, variables, names_rcnn.DETECTRON2)
+
+
+def test_group_norm() -> None:
+    """A RetinaNet of maskrcnn-benchmark whose ResNet has group norm: its pyramid, losses, and gradients, those of the norms, too."""
+    original = load("group_norm")
+    changes = {
+        "model.num_classes": 4,
+        "model.backbone.stage_sizes": (1, 1, 1, 1),
+        "model.backbone.width": 32,
+        "model.backbone.norm": "group",
+        "model.backbone.norm_epsilon": 1e-5,
+        "model.fpn_channels": 8,
+        "model.head_convolutions": 1,
+        "model.input.shapes": ((64, 96),),
+        "model.dtype": "float32",
+    }
+    config = override(jaxseg.load_config("configs/retinanet_r50_fpn_1x.py"), changes)
+    model, variables = jaxseg.build_model(config), jaxseg.load_weights(state_dict(original), config)
+    assert variables.keys() == {"params"}
+    levels = jax.jit(lambda v, *x: model.apply(v, *x, train=False, method="pyramid"))(variables, *inputs(original))
+    for level, ours in enumerate(levels, 3):
+        np.testing.assert_allclose(np.moveaxis(ours, -1, 1)[:, ::2], original[f"p{level}"], rtol=1e-4, atol=1e-4)
+    losses, gradient = gradients(model, variables, training_batch(original))
+    np.testing.assert_allclose(losses["class"], original["loss/loss_retina_cls"], rtol=1e-5)
+    check_gradients(original, config, gradient, variables, names_rcnn.MASKRCNN_BENCHMARK)
+    assert model.learns(("backbone", "stage2_block0", "bn1", "scale"))
+    assert not model.learns(("backbone", "stage1_block0", "bn1", "scale"))
+
+
+def test_resnet_152() -> None:
+    """As many parameters as torchvision's resnet152 (60,192,808) without its classifier (2,049,000)."""
+    config = override(jaxseg.load_config("configs/mask_rcnn_r50_fpn_1x.py"), {"model.backbone.stage_sizes": RESNET152.stage_sizes})
+    variables = jax.eval_shape(lambda: jaxseg.init_variables(jaxseg.build_model(config), config))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["backbone"])) == 60_192_808 - 2_049_000

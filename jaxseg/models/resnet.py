@@ -57,7 +57,8 @@ def apply_norm(
 ) -> Float[Array, "B h w c"]:
     """The norm `name` of the module that calls this."""
     if kind == "group":
-        return nn.GroupNorm(32, epsilon=epsilon, dtype=dtype, name=name)(x)
+        # The fast variance, mean of squares less square of mean, loses the digits of channels far from 0.
+        return nn.GroupNorm(32, epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)(x)
     return BatchNorm(mode, epsilon, dtype, name=name)(x, train=train)
 
 
