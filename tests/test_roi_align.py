@@ -1,0 +1,248 @@
+"""RoIAlign and the level of a box beside the compiled operators of maskrcnn-benchmark, detectron2, torchvision and mmcv."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxseg.ops import roi_align as module
+from jaxseg.ops.roi_align import pyramid_levels, roi_align
+
+# FPN's rule as each code base rounds it.
+LEVEL_RULES = {
+    "mrb": {"pixel_offset": 1.0, "ratio_epsilon": 1e-6},
+    "d2": {"ratio_epsilon": 1e-8},
+    "tv": {"level_epsilon": 1e-6},
+    "mmdet": {"ratio_epsilon": 2.5e-7},
+}
+# Sampling ratio, aligned.
+POOLING = {"mrb": (2, False), "d2": (0, True), "tv": (2, False), "mmdet": (0, True)}
+FORMS = [("gather", 2), ("matmul", 2), ("matmul", 0), ("window", 2), ("window", 0)]
+ONE_OF_EACH = [("gather", 2), ("matmul", 0), ("window", 0)]
+STRIDES = (4, 8)
+SMALL = {"output_size": 2, "sampling_ratio": 2, "aligned": True}
+# Of an input of 96 x 160: ordinary ones, one along the whole input, one larger than it, outside, reaching out, without area,
+# smaller than a pixel, at the last pixel; level 0 and level 1 alternate.
+BOXES = np.array(
+    [
+        [10.0, 7.0, 61.0, 40.0],
+        [3.5, 12.25, 90.0, 83.0],
+        [0.0, 40.0, 160.0, 45.0],
+        [-30.0, -20.0, 200.0, 130.0],
+        [300.0, 300.0, 340.0, 320.0],
+        [-20.0, 60.0, 31.0, 110.0],
+        [50.0, 50.0, 50.0, 50.0],
+        [20.0, 10.0, 20.0, 70.0],
+        [70.2, 30.1, 71.0, 30.9],
+        [158.0, 94.0, 160.0, 96.0],
+        [0.0, 0.0, 0.0, 0.0],
+        [160.0, 96.0, 160.0, 96.0],
+    ],
+    np.float32,
+)
+LEVELS = np.arange(len(BOXES), dtype=np.int32) % 2
+
+
+def both_ways(strides: tuple[int, ...], **options: object) -> Callable[..., tuple[jax.Array, list[jax.Array]]]:
+    """One program: features, boxes, levels and the gradient of the result to the result and the gradient of the features."""
+
+    @jax.jit
+    def run(features: list[jax.Array], boxes: jax.Array, levels: jax.Array, gradient: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        pooled, pull_back = jax.vjp(lambda features: roi_align(features, boxes, levels, strides=strides, **options), features)
+        return pooled, pull_back(gradient.astype(pooled.dtype))[0]
+
+    return run
+
+
+def loop_reference(feature: np.ndarray, box: np.ndarray, stride: int, size: int, sampling_ratio: int, aligned: bool) -> np.ndarray:
+    """One RoI, a sample at a time, as section 3 of the paper and the compiled operators say."""
+    height, width, channels = feature.shape
+    x1, y1, x2, y2 = box.astype(np.float64) / stride - (0.5 if aligned else 0.0)
+    roi_height, roi_width = y2 - y1, x2 - x1
+    if not aligned:
+        roi_height, roi_width = max(roi_height, 1.0), max(roi_width, 1.0)
+    rows = sampling_ratio or int(np.ceil(roi_height / size))
+    columns = sampling_ratio or int(np.ceil(roi_width / size))
+    output = np.zeros((size, size, channels))
+    for p, q, i, j in np.ndindex(size, size, rows, columns):
+        y = y1 + (p + (i + 0.5) / rows) * roi_height / size
+        x = x1 + (q + (j + 0.5) / columns) * roi_width / size
+        if y < -1 or y > height or x < -1 or x > width:
+            continue
+        y, x = min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0)
+        top, left = int(y), int(x)
+        bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+        upper = feature[top, left] * (1 - (x - left)) + feature[top, right] * (x - left)
+        lower = feature[bottom, left] * (1 - (x - left)) + feature[bottom, right] * (x - left)
+        output[p, q] += upper * (1 - (y - top)) + lower * (y - top)
+    return output / max(rows * columns, 1)
+
+
+def two_images(dtype: type = np.float32) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    """Random features on two levels, the boxes in order and in reverse."""
+    rng = np.random.default_rng(0)
+    features = [jnp.asarray(rng.standard_normal((2, 96 // stride, 160 // stride, 3)), dtype) for stride in STRIDES]
+    return features, jnp.stack([BOXES, BOXES[::-1]]), jnp.stack([LEVELS, LEVELS[::-1]])
+
+
+def expected(features: list[jax.Array], boxes: jax.Array, levels: jax.Array, **options: object) -> np.ndarray:
+    images = [
+        [loop_reference(np.asarray(features[level][image]), box, STRIDES[level], **options) for box, level in zip(*rows, strict=True)]
+        for image, rows in enumerate(zip(np.asarray(boxes), np.asarray(levels), strict=True))
+    ]
+    return np.array(images)
+
+
+@pytest.mark.parametrize(("implementation", "sampling_ratio", "aligned"), [(*form, i % 2 == 0) for i, form in enumerate(FORMS)])
+def test_every_form_is_the_sum_over_samples(implementation: str, sampling_ratio: int, aligned: bool) -> None:
+    options = {"sampling_ratio": sampling_ratio, "aligned": aligned}
+    features, boxes, levels = two_images()
+    gradient = jax.random.normal(jax.random.key(0), (*levels.shape, 3, 3, 3))
+    pooled, pulled = both_ways(STRIDES, output_size=3, implementation=implementation, **options)(features, boxes, levels, gradient)
+    np.testing.assert_allclose(pooled, expected(features, boxes, levels, size=3, **options), atol=1e-5)
+    # RoIAlign is linear in the features: its gradient is right when both products with random arrays agree.
+    product = sum(float(jnp.vdot(feature, back)) for feature, back in zip(features, pulled, strict=True))
+    np.testing.assert_allclose(product, jnp.vdot(pooled, gradient), rtol=1e-4)
+
+
+def test_products_with_whole_levels_in_several_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, boxes, levels = two_images()
+    gradient = jnp.ones((*levels.shape, 3, 3, 3))
+    options = {"output_size": 3, "implementation": "matmul", "sampling_ratio": 0, "aligned": True}
+    at_once = both_ways(STRIDES, **options)(features, boxes, levels, gradient)
+    # Room for five RoIs: two rounds of five and one of two.
+    monkeypatch.setattr(module, "_MATMUL_BYTES", 5 * 3 * (160 // 4) * 3 * 4)
+    rounds = both_ways(STRIDES, **options)(features, boxes, levels, gradient)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), at_once, rounds)
+
+
+@pytest.mark.parametrize(("implementation", "sampling_ratio"), ONE_OF_EACH)
+def test_boxes_that_hold_nothing(implementation: str, sampling_ratio: int) -> None:
+    """No NaN, neither forward nor in the gradient, where a box has no area or even a negative one, or is far outside."""
+    boxes = jnp.array([[[0, 0, 0, 0], [40, 40, 20, 10], [1e6, 1e6, 1e6 + 5, 1e6 + 5], [-1e6, -1e6, 1e6, 1e6]]], jnp.float32)
+    run = both_ways((4,), output_size=2, sampling_ratio=sampling_ratio, aligned=True, implementation=implementation)
+    pooled, (pulled,) = run([jnp.ones((1, 8, 9, 1))], boxes, jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4, 2, 2, 1)))
+    if not sampling_ratio:
+        np.testing.assert_array_equal(pooled[0, :2], 0.0)
+    np.testing.assert_array_equal(pooled[0, 2], 0.0)
+    assert np.isfinite(pulled).all()
+    np.testing.assert_allclose(pulled.sum(), pooled.sum(), rtol=1e-5)
+
+
+def test_no_boxes() -> None:
+    pooled = roi_align([jnp.ones((2, 4, 4, 3))], jnp.zeros((2, 0, 4)), jnp.zeros((2, 0), jnp.int32), strides=[4], **SMALL)
+    assert pooled.shape == (2, 0, 2, 2, 3)
+
+
+def test_levels_keep_to_themselves() -> None:
+    """A level filled with its number gives that number."""
+    features = [jnp.full((2, 96 // stride, 160 // stride, 1), float(level)) for level, stride in enumerate(STRIDES)]
+    _, boxes, levels = two_images()
+    inside = (boxes[..., 2] <= 160) & (boxes[..., 0] >= 0)
+    pooled = roi_align(features, boxes, levels, strides=STRIDES, **SMALL)
+    np.testing.assert_allclose(pooled[inside].mean((1, 2, 3)), levels[inside], atol=1e-6)
+
+
+@pytest.mark.parametrize(("implementation", "sampling_ratio"), ONE_OF_EACH)
+def test_bfloat16_features_are_summed_in_float32(implementation: str, sampling_ratio: int) -> None:
+    features, boxes, levels = two_images(jnp.bfloat16)
+    run = both_ways(STRIDES, output_size=2, sampling_ratio=sampling_ratio, aligned=True, implementation=implementation)
+    gradient = jnp.ones((*levels.shape, 2, 2, 3))
+    results = run(features, boxes, levels, gradient)
+    exact = run([feature.astype(jnp.float32) for feature in features], boxes, levels, gradient)
+    assert {leaf.dtype for leaf in jax.tree.leaves(results)} == {jnp.dtype(jnp.bfloat16)}
+    # One rounding at the end.
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=2**-8, atol=1e-6), results, exact)
+
+
+def test_only_features_have_a_gradient() -> None:
+    features, boxes, levels = two_images()
+    gradient = jax.grad(lambda boxes: roi_align(features, boxes, levels, strides=STRIDES, **SMALL).sum())(boxes)
+    np.testing.assert_array_equal(gradient, 0.0)
+
+
+@pytest.mark.parametrize(("implementation", "sampling_ratio"), [("gather", 2), ("matmul", 0)])
+def test_a_batch_over_devices_stays_there(implementation: str, sampling_ratio: int) -> None:
+    """Compiled for a mesh, neither RoIAlign nor its gradient moves anything between the devices."""
+    sharding = NamedSharding(jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
+    arguments = jax.device_put(two_images(), sharding)
+
+    def pool_and_gradient(features: list[jax.Array], boxes: jax.Array, levels: jax.Array) -> tuple[jax.Array, tuple]:
+        options = {**SMALL, "sampling_ratio": sampling_ratio, "implementation": implementation}
+        pooled, pull_back = jax.vjp(lambda features: roi_align(features, boxes, levels, strides=STRIDES, **options), features)
+        return pooled, pull_back(pooled)
+
+    program = jax.jit(pool_and_gradient).lower(*arguments).compile().as_text()
+    assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", program)
+
+
+def test_what_cannot_be_done_is_said() -> None:
+    features, boxes, levels = two_images()
+    with pytest.raises(ValueError, match="2 levels but 1 strides"):
+        roi_align(features, boxes, levels, strides=[4], **SMALL)
+    with pytest.raises(ValueError, match="needs a fixed sampling_ratio"):
+        roi_align(features, boxes, levels, strides=STRIDES, **{**SMALL, "sampling_ratio": 0}, implementation="gather")
+
+
+def test_levels_change_at_half_and_twice_the_canonical_side() -> None:
+    sides = np.array([0.0, 56.0, 111.9, 112.0, 223.9, 224.0, 447.9, 448.0, 3000.0], np.float32)
+    boxes = jnp.stack([0 * sides, 0 * sides, sides, sides], -1)
+    np.testing.assert_array_equal(pyramid_levels(boxes), [2, 2, 2, 3, 3, 4, 4, 5, 5])
+    np.testing.assert_array_equal(pyramid_levels(boxes, finest=3, coarsest=4), [3, 3, 3, 3, 3, 4, 4, 4, 4])
+    # Counted inclusively a box of 111 is 112 pixels wide.
+    assert pyramid_levels(jnp.array([[0.0, 0.0, 111.0, 111.0]]), pixel_offset=1.0) == 3
+    # An epsilon lifts a box that is a hair too small.
+    hair = jnp.array([[0.0, 0.0, 223.9999, 223.9999]])
+    assert [int(pyramid_levels(hair, **rule)[0]) for rule in ({}, {"ratio_epsilon": 1e-6}, {"level_epsilon": 1e-6})] == [3, 4, 4]
+
+
+@pytest.mark.parametrize("name", LEVEL_RULES)
+def test_levels_of_each_original(golden: Path, name: str) -> None:
+    numbers = np.load(golden / "two_stage" / "fpn_pool.npz")
+    boxes = jnp.asarray(np.concatenate([numbers["boxes0"], numbers["boxes1"]]))
+    np.testing.assert_array_equal(pyramid_levels(boxes, **LEVEL_RULES[name]) - 2, numbers[f"lvl_{name}"])
+
+
+@pytest.mark.parametrize(("name", "size"), [("mrb", 7), ("tv", 14), ("d2", 14), ("mmdet", 7)])
+def test_pyramid_pooling_of_each_original(golden: Path, name: str, size: int) -> None:
+    numbers = np.load(golden / "two_stage" / "fpn_pool.npz")
+    features = [jnp.moveaxis(numbers[f"feat{level}"], 1, -1) for level in range(4)]
+    boxes, row = padded([numbers["boxes0"], numbers["boxes1"]])
+    sampling_ratio, aligned = POOLING[name]
+    levels = pyramid_levels(boxes, **LEVEL_RULES[name]) - 2
+    for form in [form for form, ratio in FORMS if ratio == sampling_ratio]:
+        options = {"output_size": size, "sampling_ratio": sampling_ratio, "aligned": aligned, "implementation": form}
+        pool = jax.jit(lambda features, boxes, levels: roi_align(features, boxes, levels, strides=(4, 8, 16, 32), **options))  # noqa: B023
+        pooled = pool(features, boxes, levels)
+        np.testing.assert_allclose(np.moveaxis(pooled[row], -1, 1), numbers[f"{name}_p{size}"], atol=2e-6, err_msg=form)
+
+
+def padded(boxes: list[np.ndarray]) -> tuple[jax.Array, tuple[np.ndarray, np.ndarray]]:
+    """Boxes of two images in as many rows as the longer needs, and where they are now."""
+    longest = max(map(len, boxes))
+    images = np.repeat([0, 1], [len(rows) for rows in boxes])
+    rows = np.concatenate([np.arange(len(rows)) for rows in boxes])
+    return jnp.stack([np.pad(image, ((0, longest - len(image)), (0, 0))) for image in boxes]), (images, rows)
+
+
+@pytest.mark.parametrize("size", [7, 14])
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize(("implementation", "sampling_ratio"), FORMS)
+def test_compiled_operators(golden: Path, implementation: str, sampling_ratio: int, aligned: bool, size: int) -> None:
+    """Forward and gradient for boxes inside, outside, tiny, huge and empty."""
+    numbers = np.load(golden / "two_stage" / "roi_align.npz")
+    image_of = numbers["rois"][:, 0]
+    boxes, _ = padded([numbers["rois"][image_of == image, 1:] for image in (0, 1)])
+    row = image_of.astype(int), np.array([(image_of[:i] == image).sum() for i, image in enumerate(image_of)])
+    levels = jnp.zeros(boxes.shape[:2], jnp.int32)
+    gradient = jnp.zeros((*levels.shape, size, size, 3)).at[row].set(jnp.moveaxis(numbers[f"gout_p{size}"], 1, -1))
+    run = both_ways((8,), output_size=size, sampling_ratio=sampling_ratio, aligned=aligned, implementation=implementation)
+    pooled, (pulled,) = run([jnp.moveaxis(numbers["feats"], 1, -1)], boxes, levels, gradient)
+    key = f"al{int(aligned)}_sr{sampling_ratio}_p{size}"
+    np.testing.assert_allclose(np.moveaxis(pooled[row], -1, 1), numbers[f"out_{key}"], atol=2e-6)
+    np.testing.assert_allclose(np.moveaxis(pulled, -1, 1), numbers[f"gin_{key}"], rtol=1e-5, atol=1e-5)
