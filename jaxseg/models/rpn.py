@@ -181,10 +181,10 @@ def match_objects(
         forced=conventions.forced_match,
         forced_min_iou=conventions.forced_match_iou,
         pixel_offset=conventions.pixel_offset,
+        # Objects do not choose among anchors beyond the picture; those that reach out of it they may choose, in vain.
+        candidates=None if conventions.padding_anchors else in_padded_picture(anchors, image_size),
     )
     learns = inside_picture(anchors, image_size, border=conventions.anchor_border)
-    if not conventions.padding_anchors:
-        learns &= in_padded_picture(anchors, image_size)
     return Matches(jnp.where(learns, labels, Match.IGNORE), matched)
 
 
