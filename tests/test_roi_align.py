@@ -121,6 +121,26 @@ def test_products_with_whole_levels_in_several_rounds(monkeypatch: pytest.Monkey
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), at_once, rounds)
 
 
+def test_one_cpu_gathers_many_cells_and_loops_over_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the result and its gradient come from two forms, and are what one form gives."""
+    features, boxes, levels = two_images()
+    gradient = jax.random.normal(jax.random.key(1), (*levels.shape, 8, 8, 3))
+    options = {"output_size": 8, "sampling_ratio": 2, "aligned": False}
+    named = both_ways(STRIDES, implementation="gather", **options)(features, boxes, levels, gradient)
+    monkeypatch.setattr(module.jax, "device_count", lambda: 1)
+    used = []
+    for forms in (module._POOL, module._SPREAD):
+        for name, form in forms.items():
+            monkeypatch.setitem(forms, name, lambda *arguments, name=name, form=form: (used.append(name), form(*arguments))[1])
+    chosen = both_ways(STRIDES, **options)(features, boxes, levels, gradient)
+    assert used == ["gather", "window"]
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), chosen, named)
+    used.clear()
+    roi_align(features, boxes, levels, strides=STRIDES, **{**options, "output_size": 2})
+    roi_align(features, boxes, levels, strides=STRIDES, **{**options, "sampling_ratio": 0})
+    assert used == ["window", "window"]
+
+
 @pytest.mark.parametrize(("implementation", "sampling_ratio"), ONE_OF_EACH)
 def test_boxes_that_hold_nothing(implementation: str, sampling_ratio: int) -> None:
     """No NaN, neither forward nor in the gradient, where a box has no area or even a negative one, or is far outside."""
@@ -208,18 +228,18 @@ def test_levels_of_each_original(golden: Path, name: str) -> None:
     np.testing.assert_array_equal(pyramid_levels(boxes, **LEVEL_RULES[name]) - 2, numbers[f"lvl_{name}"])
 
 
-@pytest.mark.parametrize(("name", "size"), [("mrb", 7), ("tv", 14), ("d2", 14), ("mmdet", 7)])
-def test_pyramid_pooling_of_each_original(golden: Path, name: str, size: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "size", "form"), [("mrb", 7, "gather"), ("tv", 14, "window"), ("d2", 14, "matmul"), ("mmdet", 7, "window")]
+)
+def test_pyramid_pooling_of_each_original(golden: Path, name: str, size: int, form: str) -> None:
     numbers = np.load(golden / "two_stage" / "fpn_pool.npz")
     features = [jnp.moveaxis(numbers[f"feat{level}"], 1, -1) for level in range(4)]
     boxes, row = padded([numbers["boxes0"], numbers["boxes1"]])
     sampling_ratio, aligned = POOLING[name]
-    levels = pyramid_levels(boxes, **LEVEL_RULES[name]) - 2
-    for form in [form for form, ratio in FORMS if ratio == sampling_ratio]:
-        options = {"output_size": size, "sampling_ratio": sampling_ratio, "aligned": aligned, "implementation": form}
-        pool = jax.jit(lambda features, boxes, levels: roi_align(features, boxes, levels, strides=(4, 8, 16, 32), **options))  # noqa: B023
-        pooled = pool(features, boxes, levels)
-        np.testing.assert_allclose(np.moveaxis(pooled[row], -1, 1), numbers[f"{name}_p{size}"], atol=2e-6, err_msg=form)
+    options = {"output_size": size, "sampling_ratio": sampling_ratio, "aligned": aligned, "implementation": form}
+    pool = jax.jit(lambda features, boxes, levels: roi_align(features, boxes, levels, strides=(4, 8, 16, 32), **options))
+    pooled = pool(features, boxes, pyramid_levels(boxes, **LEVEL_RULES[name]) - 2)
+    np.testing.assert_allclose(np.moveaxis(pooled[row], -1, 1), numbers[f"{name}_p{size}"], atol=2e-6)
 
 
 def padded(boxes: list[np.ndarray]) -> tuple[jax.Array, tuple[np.ndarray, np.ndarray]]:
@@ -230,9 +250,10 @@ def padded(boxes: list[np.ndarray]) -> tuple[jax.Array, tuple[np.ndarray, np.nda
     return jnp.stack([np.pad(image, ((0, longest - len(image)), (0, 0))) for image in boxes]), (images, rows)
 
 
-@pytest.mark.parametrize("size", [7, 14])
 @pytest.mark.parametrize("aligned", [False, True])
-@pytest.mark.parametrize(("implementation", "sampling_ratio"), FORMS)
+@pytest.mark.parametrize(
+    ("implementation", "sampling_ratio", "size"), [*((*form, 7) for form in FORMS), ("gather", 2, 14), ("window", 0, 14)]
+)
 def test_compiled_operators(golden: Path, implementation: str, sampling_ratio: int, aligned: bool, size: int) -> None:
     """Forward and gradient for boxes inside, outside, tiny, huge and empty."""
     numbers = np.load(golden / "two_stage" / "roi_align.npz")

@@ -106,22 +106,25 @@ def roi_align(
         raise ValueError(f"{len(features)} levels but {len(strides)} strides.")
     if implementation == "gather" and not sampling_ratio:
         raise ValueError('implementation "gather" needs a fixed sampling_ratio; adaptive sampling (0) has "matmul" and "window".')
-    forms = (implementation, implementation) if implementation else _default(sampling_ratio)
     sizes = tuple((feature.shape[1], feature.shape[2]) for feature in features)
     static = _Static(sizes, tuple(strides), output_size, sampling_ratio, aligned)
+    forms = (implementation, implementation) if implementation else _default(static, boxes.shape[1])
     return _align(forms, static, tuple(features), boxes, levels)
 
 
-def _default(sampling_ratio: int) -> tuple[Implementation, Implementation]:
-    """The forms of the result and of its gradient in this process.
+def _default(static: _Static, rois: int) -> tuple[Implementation, Implementation]:
+    """The forms of the result and of its gradient in this process, for so many RoIs an image.
 
-    One CPU device: the loop over RoIs, but for fixed samples the gather, which XLA fuses into one pass there (its gradient, a
-    scatter, is slow). Otherwise a batch may be spread over devices, which the loop would undo: the gather for fixed samples, the
-    products, whose cost does not depend on their number, for adaptive ones.
+    One CPU device: the loop over RoIs; for fixed samples also the gather, which XLA fuses into one pass there, where the cells
+    are many enough to be worth its copy of all pixels into one table (its gradient, a scatter, is slow there). Otherwise a batch
+    may be spread over devices, which the loop would undo: the gather for fixed samples, and for adaptive ones the products,
+    whose cost does not depend on their number.
     """
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
-        return ("gather" if sampling_ratio else "window"), "window"
-    return ("gather", "gather") if sampling_ratio else ("matmul", "matmul")
+        pixels = sum(height * width for height, width in static.sizes)
+        many = 2 * rois * static.output_size**2 > pixels
+        return ("gather" if static.sampling_ratio and many else "window"), "window"
+    return ("gather", "gather") if static.sampling_ratio else ("matmul", "matmul")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
