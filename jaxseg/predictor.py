@@ -24,7 +24,7 @@ from jaxseg.evaluation.detect import (
 )
 from jaxseg.evaluation.masks import MASK_THRESHOLD, encode_rle, polygons
 from jaxseg.ops.masks import resize_masks
-from jaxseg.structures import Detections
+from jaxseg.structures import AnyArray, Detections
 
 # On accelerators masks over the whole picture are resized on a canvas of a multiple of this many pixels, so that few sizes are compiled.
 _CANVAS_STEP = 128
@@ -140,19 +140,10 @@ class Predictor:
         """Starts detection batch by batch: what is found, and masks packed at canvas size."""
         pictures = (prepare(i, rgb_image(image, f"Picture {i}"), self._detector.spec) for i, image in enumerate(images))
         for batch in start_batches(self._detector, pictures, self._batch_sizes, self._patience):
-            masks = batch.detections.masks
-            if not self._masks_on_device or masks is None:
-                yield batch, None
-                continue
-            yield (
-                batch,
-                [
-                    _packed_masks(
-                        jax.lax.dynamic_index_in_dim(masks, row, keepdims=False), np.array(sizes.picture, np.int32), _canvas(sizes.picture)
-                    )
-                    for row, sizes in enumerate(batch.sizes)
-                ],
-            )
+            masks, packed = batch.detections.masks, None
+            if self._masks_on_device and masks is not None:
+                packed = [_packed_row(masks, row, sizes.picture) for row, sizes in enumerate(batch.sizes)]
+            yield batch, packed
 
     def _finish(self, detections: Detections, row: int, sizes: Sizes, packed: jax.Array | None) -> Prediction:
         selected = select(detections, row, self._selection)
@@ -174,6 +165,12 @@ class Predictor:
 def _canvas(size: tuple[int, int]) -> tuple[int, int]:
     height, width = (-(-side // _CANVAS_STEP) * _CANVAS_STEP for side in size)
     return height, width
+
+
+def _packed_row(masks: AnyArray, row: int, image_size: tuple[int, int]) -> jax.Array:
+    # The row is data, so that all rows have one program.
+    soft_masks = jax.lax.dynamic_index_in_dim(masks, row, keepdims=False)
+    return _packed_masks(soft_masks, np.array(image_size, np.int32), _canvas(image_size))
 
 
 @functools.partial(jax.jit, static_argnames="canvas")
