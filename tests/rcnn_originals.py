@@ -14,6 +14,7 @@ import jaxseg
 from jaxseg.config import Config, override
 from jaxseg.data.box_masks import crop_masks
 from jaxseg.data.resize import fit_picture
+from jaxseg.ops.boxes import pairwise_iou
 from jaxseg.structures import Batch, Targets
 
 # Our config of each run, with what the run did otherwise.
@@ -32,8 +33,6 @@ LOSSES = {
     "box": ("loss_box_reg", "loss_bbox"),
     "mask": ("loss_mask",),
 }
-# Fine enough that almost nothing of a polygon is lost on the way to 28 x 28 cells.
-FINE_CROP = 448
 
 
 @dataclasses.dataclass
@@ -115,6 +114,24 @@ class RcnnRun:
 
     def _first(self, *names: str, image: int) -> np.ndarray:
         return next(self.golden[f"{name}{image}"] for name in names if f"{name}{image}" in self.golden)
+
+    def positives(self, image: int) -> tuple[np.ndarray, np.ndarray]:
+        """The regions that learned masks, and their objects."""
+        # Its sampler appended the ground truth itself.
+        appended = [] if self.name.startswith("mrb") else [self.golden[f"gt_boxes{image}"]]
+        regions = np.concatenate([self.golden[f"train_proposals{image}"], *appended])[self.golden[f"train_roi_pos{image}"]]
+        offset = self.model.input_spec.pixel_offset
+        return regions, np.asarray(pairwise_iou(regions, self.golden[f"gt_boxes{image}"], offset=offset)).argmax(1)
+
+    def polygon_targets(self, image: int, regions: np.ndarray, objects: np.ndarray, side: int = 28) -> np.ndarray:
+        """Each object's polygon in its region's frame, drawn at `side` x `side` cells."""
+        polygons = json.loads(str(self.golden[f"gt_polys{image}"]))
+        targets = []
+        for (x1, y1, x2, y2), index in zip(regions, objects, strict=True):
+            scale = side / np.maximum([x2 - x1, y2 - y1], 1.0)
+            points = (np.reshape(polygons[index], (-1, 2)) - (x1, y1)) * scale
+            targets.append(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([points.ravel().tolist()], side, side))))
+        return np.stack(targets)
 
     def losses(self) -> dict[str, float]:
         """The golden's losses by our names."""

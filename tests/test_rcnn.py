@@ -132,7 +132,7 @@ def learned(run: RcnnRun) -> tuple[dict[str, float], Any]:
 
 
 # What crops of the ground truth's masks cost, beside polygons drawn at 28 x 28 cells (docs/differences.md).
-MASK_TOLERANCE = {"tv": 2e-4, "mmdet": 1e-4, "mrb": 2e-3, "d2": 4e-3}
+MASK_TOLERANCE = {"tv": 2e-3, "mmdet": 1e-4, "mrb": 2e-3, "d2": 4e-3}
 
 
 def test_the_losses(run: RcnnRun, learned: tuple[dict[str, float], Any]) -> None:
@@ -158,3 +158,26 @@ def test_the_gradients(run: RcnnRun, learned: tuple[dict[str, float], Any]) -> N
             assert np.linalg.norm(ours) == pytest.approx(float(run.golden[key]), rel=2e-3, abs=1e-6), name
             checked += 1
     assert checked > 15
+
+
+def test_the_mask_loss_of_polygons(run: RcnnRun) -> None:
+    """With the targets that maskrcnn-benchmark and detectron2 draw in each region, the loss is theirs."""
+    if not run.name.startswith(("mrb", "d2")):
+        pytest.skip("learns from bitmaps")
+    images, sizes = run.inputs()
+    rows = max(len(run.golden[f"train_roi_pos{i}"]) for i in (0, 1))
+    boxes, classes = np.zeros((2, rows, 4), np.float32), np.zeros((2, rows), np.int32)
+    targets = []
+    truth = run.batch().targets
+    for i in (0, 1):
+        regions, objects = run.positives(i)
+        boxes[i, : len(regions)], classes[i, : len(regions)] = regions, truth.classes[i][objects]
+        targets.append(run.polygon_targets(i, regions, objects))
+
+    def predict(model: Rcnn, images: jax.Array, sizes: jax.Array, boxes: jax.Array, classes: jax.Array) -> jax.Array:
+        return model.predict_masks(model.pyramid(images, sizes, train=False), boxes, classes, train=False)
+
+    logits = jax.jit(lambda *inputs: run.model.apply(*inputs, method=predict))(run.variables, images, sizes, boxes, classes)
+    logits = np.concatenate([np.asarray(logits[i][: len(target)], np.float64) for i, target in enumerate(targets)])
+    entropy = np.logaddexp(0, logits) - logits * np.concatenate(targets)
+    assert entropy.mean() == pytest.approx(run.losses()["mask"], rel=1e-4)
