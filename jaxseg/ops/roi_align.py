@@ -48,7 +48,7 @@ def pyramid_levels(
         level_epsilon: added to the level before it is rounded down (torchvision: 1e-6).
     """
     side = jnp.sqrt(jnp.maximum(box_area(boxes, pixel_offset), 0.0))
-    level = jnp.floor(CANONICAL_LEVEL + jnp.log2(side / CANONICAL_SIDE + ratio_epsilon) + level_epsilon)
+    level = jnp.floor(CANONICAL_LEVEL + jnp.log2(_quotient(side, CANONICAL_SIDE) + ratio_epsilon) + level_epsilon)
     return jnp.clip(level, finest, coarsest).astype(jnp.int32)
 
 
@@ -116,9 +116,10 @@ def _default(static: _Static, rois: int) -> tuple[Implementation, Implementation
     """The forms of the result and of its gradient in this process, for so many RoIs an image.
 
     One CPU device: the loop over RoIs; for fixed samples also the gather, which XLA fuses into one pass there, where the cells
-    are many enough to be worth its copy of all pixels into one table (its gradient, a scatter, is slow there). Otherwise a batch
-    may be spread over devices, which the loop would undo: the gather for fixed samples, and for adaptive ones the products,
-    whose cost does not depend on their number.
+    are many enough to be worth its copy of all pixels into one table (its gradient, a scatter, is slow there).
+    benchmarks/roi_align.py measures that. Otherwise a batch may be spread over devices, which the loop would undo: the gather
+    for fixed samples, and for adaptive ones the products, whose cost does not depend on their number. GPUs and TPUs follow this
+    rule, too, and have not been measured.
     """
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
         pixels = sum(height * width for height, width in static.sizes)
@@ -159,14 +160,14 @@ def _axes(static: _Static, boxes: Array, levels: Array) -> tuple[_Axis, _Axis]:
     def axis(low: Array, high: Array) -> _Axis:
         start = low * scale - shift
         size = high * scale - shift - start
-        cell = _quotient(size if static.aligned else jnp.maximum(size, 1.0), static.output_size)
+        cell = _quotient(size if static.aligned else jnp.maximum(size, 1.0), float(static.output_size))
         count = jnp.full_like(cell, static.sampling_ratio) if static.sampling_ratio else jnp.maximum(jnp.ceil(cell), 0.0)
         return _Axis(start, cell, count)
 
     return axis(boxes[..., 1], boxes[..., 3]), axis(boxes[..., 0], boxes[..., 2])
 
 
-def _quotient(a: Array, b: Array | int) -> Array:
+def _quotient(a: Array, b: Array | float) -> Array:
     """`a / b` with the one rounding of a division; by a constant XLA would multiply with the rounded reciprocal."""
     return a / jnp.where(jnp.isnan(a), jnp.nan, b)
 
