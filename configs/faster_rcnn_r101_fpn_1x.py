@@ -6,29 +6,14 @@ Cost: 12 epochs in batches of 16 images, from torchvision's ResNet-101 as init.w
     python train.py --config configs/faster_rcnn_r101_fpn_1x.py
 """
 
-from jaxseg.config import IMAGENET_RESNET50, MIRROR_ONLY, MMDETECTION, RCNN_1X, Config, RcnnConfig, RpnConfig, override
+from jaxseg.config import Config, load_config, override
 
 
 def get_config() -> Config:
     return override(
-        Config(),
+        load_config("configs/faster_rcnn_r50_fpn_1x.py"),
         {
             "name": "faster_rcnn_r101_fpn_1x",
-            "model": RcnnConfig(
-                masks=False,
-                backbone=IMAGENET_RESNET50,
-                # Batch norm's scales and biases learn, its statistics do not.
-                batch_norm="eval",
-                rpn=RpnConfig(),
-                conventions=MMDETECTION,
-            ),
             "model.backbone.stage_sizes": (3, 4, 23, 3),
-            "data.augment": MIRROR_ONLY,
-            "train": RCNN_1X,
-            "train.epochs": 12,
-            "train.decay_epochs": (8, 11),
-            "train.warmup_factor": 0.001,
-            "train.bias_rate_factor": 1.0,
-            "train.decay_biases": True,
         },
     )

@@ -6,17 +6,14 @@ Cost: 90,000 steps of 16 images, from MSRA's R-101.pkl as init.weights.
     python train.py --config configs/mask_rcnn_r101_fpn_1x.py
 """
 
-from jaxseg.config import MIRROR_ONLY, RCNN_1X, Config, RcnnConfig, override
+from jaxseg.config import Config, load_config, override
 
 
 def get_config() -> Config:
     return override(
-        Config(),
+        load_config("configs/mask_rcnn_r50_fpn_1x.py"),
         {
             "name": "mask_rcnn_r101_fpn_1x",
-            "model": RcnnConfig(),
             "model.backbone.stage_sizes": (3, 4, 23, 3),
-            "data.augment": MIRROR_ONLY,
-            "train": RCNN_1X,
         },
     )
