@@ -149,7 +149,9 @@ def _shared_quota(scores: Float32[Array, "B n"], count: int, group: int) -> tupl
         return indices, best > -jnp.inf
     shared = scores.reshape(batch // group, group * candidates)
     best, indices = jax.lax.top_k(shared, min(count, group * candidates))
-    chosen = jnp.zeros(shared.shape, bool).at[jnp.arange(len(shared))[:, None], indices].set(best > -jnp.inf).reshape(scores.shape)
+    # By vmap, so that each device marks its own images' rows.
+    chosen = jax.vmap(lambda rows, counts: jnp.zeros(shared.shape[1], bool).at[rows].set(counts))(indices, best > -jnp.inf)
+    chosen = chosen.reshape(scores.shape)
     indices = jnp.argsort(~chosen, axis=1, stable=True)[:, :rows]
     return indices, jnp.take_along_axis(chosen, indices, 1)
 
