@@ -121,6 +121,11 @@ class YolactConfig:
     losses: LossConfig = LossConfig()
     detection: DetectionConfig = DetectionConfig()
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether the detector learns and finds masks."""
+        return True
+
     def validate(self, key: str) -> None:
         self.backbone.validate(f"{key}.backbone")
         self.losses.validate(f"{key}.losses")

@@ -257,6 +257,11 @@ class RcnnConfig:
     roi: RoiConfig = RoiConfig()
     conventions: Conventions = MASKRCNN_BENCHMARK
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether the detector learns and finds masks."""
+        return self.masks
+
     def validate(self, key: str) -> None:
         require(self.num_classes >= 1, f"{key}.num_classes", self.num_classes, "at least 1 (background is not counted)")
         require(self.fpn_channels >= 1, f"{key}.fpn_channels", self.fpn_channels, "at least 1")
@@ -293,6 +298,11 @@ class RetinaNetConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     # All anchors learn, those that reach out of the picture, too.
     conventions: Conventions = dataclasses.replace(MASKRCNN_BENCHMARK, anchor_border=-1.0)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the detector learns and finds masks."""
+        return False
 
     def validate(self, key: str) -> None:
         for name in ("num_classes", "fpn_channels", "pre_nms", "max_detections"):

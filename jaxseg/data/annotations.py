@@ -27,7 +27,7 @@ _REASONS = (
     "annotations of a category that the config leaves out",
     "annotations without bbox, or whose bbox is not four numbers",
     "annotations whose bbox has no area, is not finite, or lies outside the image",
-    "annotations without segmentation, or with one that is neither polygons nor RLE",
+    "annotations without segmentation, which a detector with masks needs, or with one that is neither polygons nor RLE",
     "annotations whose RLE does not fit the image",
     "annotations whose polygons have no area, fewer than 3 points, numbers that are not finite, or lie outside the image",
 )
@@ -69,17 +69,18 @@ class Annotations:
         skipped: annotations left out, by reason.
     """
 
-    def __init__(self, path: Path, category_ids: Sequence[int] = (), class_names: Sequence[str] = ()):
-        """Reads and checks `path`; see `CocoDataset` for the arguments.
+    def __init__(self, path: Path, category_ids: Sequence[int] = (), class_names: Sequence[str] = (), *, masks: bool = True):
+        """Reads and checks `path`; see `CocoDataset` for the arguments. Without `masks` no `segmentation` is kept or judged.
 
         Raises:
             DataError: the file as a whole cannot be used.
         """
-        content = _load(path)
+        self._masks = masks
+        content = _load(path, masks)
         self.category_ids, self.class_names, known = _categories(content["categories"], path, category_ids, class_names)
         self.image_ids, self.file_names, self.image_sizes = _images(content["images"], path)
         positions = {number: i for i, number in enumerate(self.image_ids)}
-        rows = _collect(content["annotations"], positions, self.image_sizes.tolist(), self.category_ids, known)
+        rows = _collect(content["annotations"], positions, self.image_sizes.tolist(), self.category_ids, known, masks)
         del content
         self._settle(rows)
 
@@ -99,7 +100,8 @@ class Annotations:
         has_mask = np.zeros(len(reason), bool)
         has_mask[owner[good]] = True
         has_mask[list(rows.rles)] = True
-        reason[(reason == 0) & ~has_mask] = _BAD_POLYGON
+        if self._masks:
+            reason[(reason == 0) & ~has_mask] = _BAD_POLYGON
 
         kept = np.flatnonzero(reason == 0)
         kept = kept[np.argsort(image[kept], kind="stable")]
@@ -121,16 +123,19 @@ class Annotations:
         self._coordinates = _pack(coordinates)
 
     def objects(self, image: int) -> Objects:
-        """The annotations of one image, in the file's order, masks as compressed RLE."""
+        """The annotations of one image, in the file's order, masks as compressed RLE.
+
+        An area that the file does not have is the mask's, or the box's without masks.
+        """
         rows = range(int(self._first[image]), int(self._first[image + 1]))
         span = slice(rows.start, rows.stop)
         size = [int(side) for side in self.image_sizes[image]]
-        rles = [self._rle(row, size) for row in rows]
-        areas = self._areas[span].copy()
+        rles = [self._rle(row, size) for row in rows] if self._masks else None
+        boxes, areas = self._boxes[span].copy(), self._areas[span].copy()
         for row in np.flatnonzero(np.isnan(areas)):
-            areas[row] = coco_mask.area(rles[row])
+            areas[row] = boxes[row, 2] * boxes[row, 3] if rles is None else coco_mask.area(rles[row])
         return Objects(
-            boxes=self._boxes[span].copy(),
+            boxes=boxes,
             classes=self._labels[span].copy(),
             crowd=self._crowd[span].copy(),
             areas=areas,
@@ -156,9 +161,9 @@ def _pack(coordinates: ndarray) -> ndarray:
     return hundredths.astype(np.uint16) if np.array_equal(hundredths / _HUNDREDTHS, coordinates) else coordinates
 
 
-def _load(path: Path) -> dict[str, list]:
+def _load(path: Path, masks: bool) -> dict[str, list]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_compact)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_compact if masks else _without_mask)
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
     except UnicodeDecodeError as error:
@@ -189,6 +194,12 @@ def _compact(node: dict[str, Any]) -> dict[str, Any]:
             node["segmentation"] = [array("d", polygon) for polygon in segmentation]
         except (TypeError, OverflowError, ValueError):
             node["segmentation"] = None
+    return node
+
+
+def _without_mask(node: dict[str, Any]) -> dict[str, Any]:
+    """As `_compact`, where nobody wants masks."""
+    node.pop("segmentation", None)
     return node
 
 
@@ -258,7 +269,9 @@ def _images(entries: list, path: Path) -> tuple[list[int], list[str], ndarray]:
     return ids, names, np.array(sizes, np.int32)
 
 
-def _collect(entries: list, images: dict[int, int], sizes: list[list[int]], category_ids: Sequence[int], known: frozenset[int]) -> _Rows:
+def _collect(
+    entries: list, images: dict[int, int], sizes: list[list[int]], category_ids: Sequence[int], known: frozenset[int], masks: bool
+) -> _Rows:
     """One row an annotation, good or bad; what arrays judge faster is left to `Annotations._settle`."""
     labels = {number: label for label, number in enumerate(category_ids)}
     rows = _Rows()
@@ -275,7 +288,10 @@ def _collect(entries: list, images: dict[int, int], sizes: list[list[int]], cate
         else:
             image, label = images[entry["image_id"]], labels[entry["category_id"]]
             box = _numbers(entry.get("bbox"))
-            reason = _NO_BOX if len(box) != 4 else _add_segmentation(rows, row, entry.get("segmentation"), sizes[image])
+            if len(box) != 4:
+                reason = _NO_BOX
+            elif masks:
+                reason = _add_segmentation(rows, row, entry.get("segmentation"), sizes[image])
         rows.reason.append(reason)
         rows.image.append(image)
         rows.label.append(label)

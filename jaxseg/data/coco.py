@@ -12,7 +12,8 @@ __all__ = ["CocoDataset", "DataError", "InstanceDataset", "Objects", "Sample", "
 def open_dataset(config: Config, split: Split) -> InstanceDataset:
     """The training or validation images of a config, from COCO files or from the shards of `jaxseg.data.tfds_coco`.
 
-    Validation keeps images without objects, for COCO's metrics count what a detector sees in them.
+    Validation keeps images without objects, for COCO's metrics count what a detector sees in them. Objects have masks where
+    the config's detector has.
 
     Raises:
         DataError: something is missing (says where it was looked for and how to get it) or cannot be used.

@@ -18,7 +18,7 @@ _DOWNLOADS = "http://images.cocodataset.org"
 
 
 class CocoDataset(InstanceDataset):
-    """Images and instance masks in COCO's form: polygons, compressed or uncompressed run lengths, crowds.
+    """Images and instances in COCO's form: boxes, masks as polygons or run lengths (compressed or not), crowds.
 
     What is wrong with the file as a whole is refused here. Single bad annotations and missing image files are left out,
     counted in `skipped`, and told once in the log. The ids of annotations are not used, so they may repeat or be missing.
@@ -32,6 +32,7 @@ class CocoDataset(InstanceDataset):
         category_ids: Sequence[int] = (),
         class_names: Sequence[str] = (),
         keep_empty: bool = False,
+        masks: bool = True,
     ):
         """Opens a dataset; reads the JSON and lists the image folder, opens no image.
 
@@ -41,6 +42,7 @@ class CocoDataset(InstanceDataset):
             category_ids: the categories to use, in ascending order; empty: all the file has.
             class_names: what the file must call them; empty: whatever it calls them.
             keep_empty: keep images without objects; the original leaves them out.
+            masks: False: boxes are enough, and `segmentation` is not looked at; True: an object needs it.
 
         Raises:
             DataError: a file or folder is missing or cannot be used; the message says which and why.
@@ -50,7 +52,8 @@ class CocoDataset(InstanceDataset):
             raise DataError(f"There is no annotation file {annotations}.")
         if not self._folder.is_dir():
             raise DataError(f"There is no image folder {images}, which the images of {annotations} should be in.")
-        self._annotations = Annotations(Path(annotations), category_ids, class_names)
+        self._annotations = Annotations(Path(annotations), category_ids, class_names, masks=masks)
+        self.has_masks = masks
         self.category_ids, self.class_names = self._annotations.category_ids, self._annotations.class_names
         self.skipped = dict(self._annotations.skipped)
 
@@ -112,7 +115,8 @@ def resolve_root(data: DataConfig) -> Path:
 def open_coco_files(config: Config, split: Split) -> CocoDataset:
     """The COCO files that `config.data` names; writes the synthetic shapes first where it asks for them.
 
-    Validation keeps images without objects, for COCO's metrics count what a detector sees in them.
+    Validation keeps images without objects, for COCO's metrics count what a detector sees in them. Masks are read where the
+    config's detector has them.
 
     Raises:
         DataError: something is missing (says where it was looked for and how to get it) or cannot be used.
@@ -131,6 +135,7 @@ def open_coco_files(config: Config, split: Split) -> CocoDataset:
         category_ids=data.category_ids,
         class_names=data.class_names,
         keep_empty=data.keep_empty or split == "val",
+        masks=config.model.has_masks,
     )
 
 

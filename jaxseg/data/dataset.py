@@ -27,7 +27,7 @@ class Sample:
         boxes: `x1, y1, x2, y2` in pixels of the image, as annotated (they may reach a little outside).
         classes: 0 .. C-1, in ascending order of category id.
         crowd: the row is a crowd region.
-        masks: 0 or 1.
+        masks: 0 or 1; None where the dataset was opened without masks.
         index: position in the dataset.
     """
 
@@ -35,7 +35,7 @@ class Sample:
     boxes: Float32[ndarray, "n 4"]
     classes: Int32[ndarray, "n"]
     crowd: Bool[ndarray, "n"]
-    masks: UInt8[ndarray, "n H W"]
+    masks: UInt8[ndarray, "n H W"] | None
     index: int
 
 
@@ -48,14 +48,15 @@ class Objects:
         classes: 0 .. C-1.
         crowd: the row is a crowd region.
         areas: pixels, as the file has them: COCO's small, medium and large go by it.
-        rles: compressed run lengths in COCO's form, `{"size": [h, w], "counts": bytes}`.
+        rles: compressed run lengths in COCO's form, `{"size": [h, w], "counts": bytes}`; None where the dataset was opened
+            without masks.
     """
 
     boxes: Float64[ndarray, "n 4"]
     classes: Int32[ndarray, "n"]
     crowd: Bool[ndarray, "n"]
     areas: Float64[ndarray, "n"]
-    rles: list[dict[str, Any]]
+    rles: list[dict[str, Any]] | None
 
     @property
     def corners(self) -> Float64[ndarray, "n 4"]:
@@ -64,7 +65,7 @@ class Objects:
 
 
 class InstanceDataset(abc.ABC):
-    """Images with instance masks. Decoding is lazy, the object is cheap to pickle into worker processes.
+    """Images with boxes, and masks if wanted. Decoding is lazy, the object is cheap to pickle into worker processes.
 
     Attributes:
         image_ids: the dataset's own id of each image.
@@ -73,6 +74,7 @@ class InstanceDataset(abc.ABC):
         object_counts: rows of annotation each image has, crowds included.
         category_ids: the dataset's category ids in ascending order; class `k` is `category_ids[k]`.
         class_names: one name a category id.
+        has_masks: the objects have masks; detectors without need none.
         left_out: how many images without objects are not in the dataset, for `keep_empty` was off.
         skipped: how many bad images or annotations are not in the dataset, by reason.
     """
@@ -83,6 +85,7 @@ class InstanceDataset(abc.ABC):
     object_counts: Int64[ndarray, "len"]
     category_ids: tuple[int, ...]
     class_names: tuple[str, ...]
+    has_masks: bool = True
     left_out: int
     skipped: dict[str, int]
 
@@ -121,7 +124,7 @@ class InstanceDataset(abc.ABC):
             boxes=objects.corners.astype(np.float32),
             classes=objects.classes,
             crowd=objects.crowd,
-            masks=decode_masks(objects.rles, self._size(position)),
+            masks=None if objects.rles is None else decode_masks(objects.rles, self._size(position)),
             index=position,
         )
 
@@ -141,22 +144,24 @@ class InstanceDataset(abc.ABC):
         """Images, annotations and categories as `pycocotools.coco.COCO` wants them in its `dataset`.
 
         Crowds keep their category. Annotations are numbered from 1, for pycocotools takes a match with id 0 for no match.
+        They have a `segmentation` where the dataset has masks; the metrics of boxes do not look at it.
         """
         annotations: list[dict[str, Any]] = []
         for index, image_id in enumerate(self.image_ids):
             objects = self.objects(index)
-            for row, rle in enumerate(objects.rles):
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": self.category_ids[objects.classes[row]],
-                        "bbox": objects.boxes[row].tolist(),
-                        "area": float(objects.areas[row]),
-                        "iscrowd": int(objects.crowd[row]),
-                        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
-                    }
-                )
+            for row in range(len(objects.boxes)):
+                annotation = {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": self.category_ids[objects.classes[row]],
+                    "bbox": objects.boxes[row].tolist(),
+                    "area": float(objects.areas[row]),
+                    "iscrowd": int(objects.crowd[row]),
+                }
+                if objects.rles is not None:
+                    rle = objects.rles[row]
+                    annotation["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+                annotations.append(annotation)
         images = [
             {"id": image_id, "file_name": name, "height": int(size[0]), "width": int(size[1])}
             for image_id, name, size in zip(self.image_ids, self.file_names, self.image_sizes, strict=True)
@@ -218,7 +223,7 @@ class FirstImages(InstanceDataset):
         self.image_ids, self.file_names = dataset.image_ids[:count], dataset.file_names[:count]
         self.image_sizes, self.object_counts = dataset.image_sizes[:count], dataset.object_counts[:count]
         self.category_ids, self.class_names = dataset.category_ids, dataset.class_names
-        self.left_out, self.skipped = dataset.left_out, dataset.skipped
+        self.has_masks, self.left_out, self.skipped = dataset.has_masks, dataset.left_out, dataset.skipped
 
     def objects(self, index: int) -> Objects:
         return self._dataset.objects(index)

@@ -47,7 +47,7 @@ class Report:
         too_many: images with more objects than the padding holds.
         most_objects: the largest number of objects in an image.
         boxes_outside: boxes that reach more than a pixel over the image's edge.
-        empty_masks: objects whose mask has no pixel.
+        empty_masks: objects whose mask has no pixel; 0 without masks.
         broken: one sentence for each image that cannot be used.
     """
 
@@ -64,7 +64,7 @@ class Report:
 
 
 def inspect_dataset(dataset: InstanceDataset, max_objects: int) -> Report:
-    """Opens every image and every mask of a dataset, and counts."""
+    """Opens every image, and every mask where the dataset has masks, and counts."""
     classes = len(dataset.class_names)
     report = Report(
         images=len(dataset),
@@ -133,7 +133,7 @@ def describe(report: Report, dataset: InstanceDataset, max_objects: int) -> str:
         f"images with more objects than data.max_objects = {max_objects}: {report.too_many} (the fullest has {report.most_objects})"
     )
     lines.append(f"boxes that reach over the image's edge: {report.boxes_outside}")
-    lines.append(f"empty masks: {report.empty_masks}")
+    lines.append(f"empty masks: {report.empty_masks}" if dataset.has_masks else "masks: not looked at, the detector has none")
     lines.append(f"broken images: {len(report.broken)}")
     lines += [f"  {problem}" for problem in report.broken[:_NAMES_SHOWN]]
     if len(report.broken) > _NAMES_SHOWN:
@@ -161,7 +161,8 @@ def draw_samples(config: Config, dataset: InstanceDataset, split: str, count: in
             continue
         sample = _as_seen(sample, spec, config.data.augment, rng if split == "train" else None)
         labels = sample.classes + len(dataset.class_names) * sample.crowd
-        picture = draw(sample.image, sample.boxes, sample.masks.astype(bool), labels, None, names)
+        masks = None if sample.masks is None else sample.masks.astype(bool)
+        picture = draw(sample.image, sample.boxes, masks, labels, None, names)
         written.append(folder / f"{split}_{dataset.image_ids[index]}.jpg")
         cv2.imwrite(str(written[-1]), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     return written

@@ -128,8 +128,10 @@ def placed_sample(sample: Sample, image: UInt8[np.ndarray, "H W 3"], placement: 
     rows = np.flatnonzero(usable_boxes(sample.boxes, picture_size, pixel_offset))
     whole = Window.whole(picture_size)
     window = whole.mirrored() if placement.mirror else whole
-    masks = np.zeros((len(rows), *image.shape[:2]), np.uint8)
-    masks[:, : placement.size[0], : placement.size[1]] = warp_masks(sample.masks, rows, window, placement.size, placement.size)
+    masks = None
+    if sample.masks is not None:
+        masks = np.zeros((len(rows), *image.shape[:2]), np.uint8)
+        masks[:, : placement.size[0], : placement.size[1]] = warp_masks(sample.masks, rows, window, placement.size, placement.size)
     boxes = place_boxes(sample.boxes[rows], picture_size, placement, pixel_offset)
     boxes[:, 2:] += pixel_offset
     return dataclasses.replace(sample, image=image, boxes=boxes, classes=sample.classes[rows], crowd=sample.crowd[rows], masks=masks)

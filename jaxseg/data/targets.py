@@ -1,7 +1,7 @@
 """Ground truth as the losses take it: boxes in network pixels, masks at the losses' resolutions, packed to bits, padded."""
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32, Int, UInt8
 
 from jaxseg.data.box_masks import crop_masks
 from jaxseg.data.dataset import Sample
@@ -42,6 +42,9 @@ def to_targets(sample: Sample, spec: InputSpec, max_objects: int, view: View | N
 
     Returns:
         NumPy arrays. Objects that `visible_objects` leaves out are not in it; the others keep their order.
+
+    Raises:
+        ValueError: the detector wants masks, and the sample has none.
     """
     picture_size = sample.image.shape[:2]
     view = view or whole_view(picture_size, spec)
@@ -51,14 +54,14 @@ def to_targets(sample: Sample, spec: InputSpec, max_objects: int, view: View | N
     if isinstance(view, Window):
         boxes = warp_boxes(sample.boxes[rows], view, spec.image_sizes[0])
         if spec.mask_size is not None:
-            masks = warp_masks(sample.masks, rows, view, spec.image_sizes[0], spec.mask_size)
+            masks = warp_masks(_masks(sample), rows, view, spec.image_sizes[0], spec.mask_size)
         if spec.semantic_size is not None:
             semantic = _semantic(sample, kept[~sample.crowd[kept]], view, spec.image_sizes[0], spec.num_classes, spec.semantic_size)
     else:
         boxes = place_boxes(sample.boxes[rows], picture_size, view, spec.pixel_offset)
         if spec.mask_size is not None:
             frames = mask_frames(boxes, picture_size, view, spec.pixel_offset)
-            masks = crop_masks(sample.masks, rows, frames, spec.mask_size, mirror=view.mirror)
+            masks = crop_masks(_masks(sample), rows, frames, spec.mask_size, mirror=view.mirror)
     return Targets(
         boxes=_padded(boxes, max_objects),
         classes=_padded(sample.classes[rows].astype(np.int32), max_objects),
@@ -67,6 +70,12 @@ def to_targets(sample: Sample, spec: InputSpec, max_objects: int, view: View | N
         masks=None if masks is None else _padded(np.packbits(masks, axis=-1), max_objects),
         semantic=None if semantic is None else np.packbits(semantic, axis=-1),
     )
+
+
+def _masks(sample: Sample) -> UInt8[np.ndarray, "n H W"]:
+    if sample.masks is None:
+        raise ValueError("The detector learns masks, but its dataset was opened without; open it with the detector's own config.")
+    return sample.masks
 
 
 def _padded(rows: np.ndarray, count: int) -> np.ndarray:
@@ -87,7 +96,7 @@ def _semantic(
     sample: Sample, rows: Int[np.ndarray, "m"], window: Window, network_size: tuple[int, int], num_classes: int, size: tuple[int, int]
 ) -> Bool[np.ndarray, "C h w"]:
     union = np.zeros((num_classes, *size), np.bool_)
-    for label, mask in zip(sample.classes[rows], warp_masks(sample.masks, rows, window, network_size, size), strict=True):
+    for label, mask in zip(sample.classes[rows], warp_masks(_masks(sample), rows, window, network_size, size), strict=True):
         union[label] |= mask
     return union
 

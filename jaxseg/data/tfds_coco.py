@@ -22,7 +22,7 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 class CocoInstances(tfds.core.GeneratorBasedBuilder):
-    """Images as their files' bytes, with boxes, classes, crowd flags and masks as run lengths.
+    """Images as their files' bytes, with boxes, classes, crowd flags, and masks as run lengths where the datasets have masks.
 
     Records keep the order of the JSON, and images without objects are in, so that a reader chooses.
     """
@@ -43,11 +43,12 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
             "label": tfds.features.ClassLabel(num_classes=len(first.class_names)),
             "is_crowd": np.bool_,
             "area": np.float64,
-            "rle": tfds.features.Text(doc="the mask's compressed run lengths, in COCO's form"),
         }
+        if first.has_masks:
+            objects["rle"] = tfds.features.Text(doc="the mask's compressed run lengths, in COCO's form")
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Images and instance masks of COCO files.",
+            description="Images and instances of COCO files.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(doc="the file's own bytes"),
@@ -60,6 +61,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(
                 category_ids=list(first.category_ids),
                 class_names=list(first.class_names),
+                has_masks=first.has_masks,
                 splits={name: _catalogue(dataset) for name, dataset in self._datasets.items()},
             ),
             disable_shuffling=True,
@@ -72,12 +74,12 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, dataset: CocoDataset) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(len(dataset)):
             encoded, objects = dataset.record(index)
-            rows = [
-                {"bbox": box, "label": int(label), "is_crowd": bool(crowd), "area": float(area), "rle": rle["counts"].decode("ascii")}
-                for box, label, crowd, area, rle in zip(
-                    objects.boxes, objects.classes, objects.crowd, objects.areas, objects.rles, strict=True
-                )
+            rows: list[dict[str, Any]] = [
+                {"bbox": box, "label": int(label), "is_crowd": bool(crowd), "area": float(area)}
+                for box, label, crowd, area in zip(objects.boxes, objects.classes, objects.crowd, objects.areas, strict=True)
             ]
+            if objects.rles is not None:
+                rows = [{**row, "rle": rle["counts"].decode("ascii")} for row, rle in zip(rows, objects.rles, strict=True)]
             yield (
                 index,
                 {
@@ -101,16 +103,17 @@ def _catalogue(dataset: CocoDataset) -> dict[str, Any]:
 class TfdsDataset(InstanceDataset):
     """The shards that `CocoInstances` wrote, read at random; the samples are those of the COCO files, bit for bit."""
 
-    def __init__(self, folder: str | Path, split: str, *, keep_empty: bool = False):
+    def __init__(self, folder: str | Path, split: str, *, keep_empty: bool = False, masks: bool = True):
         """Opens one split; reads the catalogue, no record.
 
         Args:
             folder: what the builder was given as `data_dir`.
             split: "train" or "val".
             keep_empty: keep images without objects; the original leaves them out.
+            masks: False: boxes are enough.
 
         Raises:
-            DataError: there are no such shards.
+            DataError: there are no such shards, or they have no masks.
         """
         where = Path(folder) / CocoInstances.name / str(CocoInstances.VERSION)
         if not where.is_dir():
@@ -122,6 +125,13 @@ class TfdsDataset(InstanceDataset):
         catalogue = builder.info.metadata["splits"].get(split)
         if catalogue is None:
             raise DataError(f"{where} has no split {split}, only {', '.join(builder.info.metadata['splits'])}.")
+        # Shards from before masks could be left out do not say it.
+        if masks and not builder.info.metadata.get("has_masks", True):
+            raise DataError(
+                f"The shards at {where.absolute()} hold boxes without masks; "
+                "a detector with masks needs shards that are written with its own config."
+            )
+        self.has_masks = masks
         self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         counts = np.array(catalogue["object_counts"], np.int64)
         self._records = np.flatnonzero(counts > 0) if not keep_empty else np.arange(len(counts))
@@ -143,7 +153,7 @@ class TfdsDataset(InstanceDataset):
             classes=np.asarray(objects["label"], np.int32),
             crowd=np.asarray(objects["is_crowd"], bool),
             areas=np.asarray(objects["area"], np.float64),
-            rles=[{"size": size, "counts": counts} for counts in objects["rle"]],
+            rles=[{"size": size, "counts": counts} for counts in objects["rle"]] if self.has_masks else None,
         )
 
     def objects(self, index: int) -> Objects:
@@ -159,9 +169,10 @@ def open_tfds(config: Config, split: Split) -> TfdsDataset:
     """The shards in `data.root`; validation keeps images without objects, as COCO's metrics do.
 
     Raises:
-        DataError: there are no shards, or they hold other categories than the config's.
+        DataError: there are no shards, or they hold other categories than the config's, or no masks for a detector with masks.
     """
-    dataset = TfdsDataset(resolve_root(config.data), split, keep_empty=config.data.keep_empty or split == "val")
+    keep_empty = config.data.keep_empty or split == "val"
+    dataset = TfdsDataset(resolve_root(config.data), split, keep_empty=keep_empty, masks=config.model.has_masks)
     if config.data.category_ids and (config.data.category_ids, config.data.class_names) != (dataset.category_ids, dataset.class_names):
         raise DataError(
             f"The shards in {resolve_root(config.data)} hold the {len(dataset.category_ids)} classes {', '.join(dataset.class_names)}, "
@@ -172,7 +183,7 @@ def open_tfds(config: Config, split: Split) -> TfdsDataset:
 
 
 def write_shards(config: Config, output: str | Path) -> Path:
-    """Writes the COCO files of a config as shards; the folder of this version, below `output`.
+    """Writes the COCO files of a config as shards, with masks if its detector has them; the folder of this version, below `output`.
 
     Raises:
         DataError: the dataset cannot be used, an image file cannot be read, or the shards are there already.

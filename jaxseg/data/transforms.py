@@ -253,7 +253,7 @@ def _at_network_size(sample: Sample, image: np.ndarray, window: Window, size: tu
         boxes=warp_boxes(sample.boxes[kept], window, size),
         classes=sample.classes[kept],
         crowd=sample.crowd[kept],
-        masks=warp_masks(sample.masks, kept, window, size, size).astype(np.uint8),
+        masks=None if sample.masks is None else warp_masks(sample.masks, kept, window, size, size).astype(np.uint8),
         index=sample.index,
     )
 

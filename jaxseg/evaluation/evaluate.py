@@ -56,7 +56,8 @@ def evaluate(
         output: a folder, see `write_results`; None writes nothing.
 
     Raises:
-        ConfigError: the detector has another number of classes than the dataset, or an option is out of range.
+        ConfigError: the detector has another number of classes than the dataset, or masks where the dataset has none, or an option
+            is out of range.
     """
     selection = Selection(score_threshold, top_k)
     if len(dataset.category_ids) != config.model.num_classes:
@@ -65,6 +66,8 @@ def evaluate(
             "evaluate on the dataset the detector was made for."
         )
     detector = DeviceDetector(config, variables, jax.local_devices() if mesh is None else mesh.local_devices)
+    if detector.spec.mask_size is not None and not dataset.has_masks:
+        raise ConfigError("The detector of config.model has masks, but the dataset was opened without; open it with the same config.")
     indices = range(min(limit, len(dataset)) if limit else len(dataset))
     own = indices[jax.process_index() :: jax.process_count()]
     results = _gather(detect_dataset(detector, dataset, own, batch_size, selection))
