@@ -6,8 +6,8 @@
 The shapes are those of Mask R-CNN at 800 x 1088: boxes and masks in detection, both in training (forward and gradient together).
 Proposals are random, with sizes spread evenly over the logarithm as those of a trained network roughly are, and pooled from the
 level of their size. Each with 2 x 2 unaligned samples a cell (maskrcnn-benchmark, torchvision) and with adaptive aligned ones
-(detectron2, mmdetection). torch runs `grid_sample` once for all RoIs of an image and level that have the same number of samples,
-then averages; features lie there as its convolutions leave them. Its compiled operators are in torchvision, which is not used.
+(detectron2, mmdetection). torch runs `grid_sample` once for all samples of an image and level, then adds up each cell's; features
+lie there as its convolutions leave them. torchvision's compiled operator is not used.
 
 All sides take turns and have to agree. Times are of processor, all threads together, so that a busy machine disturbs little, and by
 the clock: medians, the range between the 10th and the 90th percentile, and how many times as long torch takes.
@@ -111,38 +111,40 @@ def in_torch(inputs: Inputs, case: Case, sampling_ratio: int, aligned: bool) -> 
     gradient = torch.from_numpy(inputs.gradient).permute(0, 1, 4, 2, 3).contiguous()
     size = case.output_size
 
-    def group(level: Any, low: Any, extent: Any, counts: list[int]) -> Any:
-        """RoIs of one image and level with the same number of samples: in one call."""
+    def pool_level(level: Any, low: Any, extent: Any, counts: Any) -> Any:
+        """RoIs of one image and level: a row for each sample of each."""
         height, width = level.shape[1:]
-        ys, xs = (
-            low[:, None, axis] + extent[:, None, axis] * (torch.arange(size * count) + 0.5) / (size * count)
-            for axis, count in zip((1, 0), counts, strict=True)
-        )
+        columns, rows = (size * counts).T
+        roi = torch.repeat_interleave(torch.arange(len(low)), rows * columns)
+        first = torch.cumsum(rows * columns, 0) - rows * columns
+        sample = torch.arange(len(roi)) - first[roi]
+        row, column = sample // columns[roi], sample % columns[roi]
+        y = low[roi, 1] + extent[roi, 1] * (row + 0.5) / rows[roi]
+        x = low[roi, 0] + extent[roi, 0] * (column + 0.5) / columns[roi]
         # From -1 at the centre of the first pixel to 1 at that of the last one.
-        y, x = 2 * ys / (height - 1) - 1, 2 * xs / (width - 1) - 1
-        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1).reshape(1, -1, size * counts[1], 2)
-        samples = F.grid_sample(level[None], grid, padding_mode="border", align_corners=True)
-        samples = samples.reshape(level.shape[0], len(low), size * counts[0], size * counts[1])
-        outside = ((ys < -1) | (ys > height))[:, :, None] | ((xs < -1) | (xs > width))[:, None, :]
-        if outside.any():
-            samples = samples * ~outside
-        return F.avg_pool2d(samples, counts).transpose(0, 1)
+        grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], -1)[None, None]
+        samples = F.grid_sample(level[None], grid, padding_mode="border", align_corners=True)[0, :, 0]
+        near = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
+        weights = near / counts.prod(1)[roi]
+        cell = (roi * size + row // counts[roi, 1]) * size + column // counts[roi, 0]
+        pooled = torch.zeros(len(low) * size * size, level.shape[0]).index_add(0, cell, (samples * weights).T)
+        return pooled.reshape(-1, size, size, level.shape[0]).permute(0, 3, 1, 2)
 
     def pool() -> Any:
         result = torch.zeros(gradient.shape)
         for index, stride in enumerate(STRIDES):
-            corners = boxes / stride - (0.5 if aligned else 0.0)
-            extents = corners[..., 2:] - corners[..., :2]
-            extents = extents if aligned else extents.clamp(min=1)
-            counts = torch.ceil(extents / size).long() if not sampling_ratio else torch.full_like(extents, sampling_ratio, dtype=torch.long)
+            low = boxes[..., :2] / stride - (0.5 if aligned else 0.0)
+            extent = (boxes[..., 2:] - boxes[..., :2]) / stride
+            extent = extent if aligned else extent.clamp(min=1)
+            counts = (
+                torch.full_like(levels[..., None].expand(extent.shape), sampling_ratio)
+                if sampling_ratio
+                else torch.ceil(extent / size).long()
+            )
             for image in range(case.batch):
                 here = levels[image] == index
-                for columns, rows in torch.unique(counts[image, here], dim=0).tolist():
-                    chosen = torch.where(here & (counts[image] == torch.tensor([columns, rows])).all(1))[0]
-                    # Without an area adaptive sampling takes no sample, and the sum is 0.
-                    if columns and rows:
-                        group_extent = extents[image, chosen]
-                        result[image, chosen] = group(features[index][image], corners[image, chosen, :2], group_extent, [rows, columns])
+                if here.any():
+                    result[image, here] = pool_level(features[index][image], low[image, here], extent[image, here], counts[image, here])
         return result
 
     def run() -> tuple[Any, list[Any]]:
