@@ -9,8 +9,9 @@ level of their size. Each with 2 x 2 unaligned samples a cell (maskrcnn-benchmar
 (detectron2, mmdetection). torch runs `grid_sample` once for all samples of an image and level, then adds up each cell's; features
 lie there as its convolutions leave them. torchvision's compiled operator is not used.
 
-All sides take turns and have to agree. Times are of processor, all threads together, so that a busy machine disturbs little, and by
-the clock: medians, the range between the 10th and the 90th percentile, and how many times as long torch takes.
+All sides take turns and have to agree. Times are of processor, all threads together, and by the clock: medians, the range between
+the 10th and the 90th percentile, and how many times as long torch takes. Let nothing else run: torch's threads spin while they
+wait for one another, and a busy machine makes that seem work.
 """
 
 import argparse
@@ -125,6 +126,9 @@ def in_torch(inputs: Inputs, case: Case, sampling_ratio: int, aligned: bool) -> 
         grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], -1)[None, None]
         samples = F.grid_sample(level[None], grid, padding_mode="border", align_corners=True)[0, :, 0]
         near = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
+        if sampling_ratio:
+            grids = (samples * near).reshape(level.shape[0], len(low), size * sampling_ratio, size * sampling_ratio)
+            return F.avg_pool2d(grids, sampling_ratio).transpose(0, 1)
         weights = near / counts.prod(1)[roi]
         cell = (roi * size + row // counts[roi, 1]) * size + column // counts[roi, 0]
         pooled = torch.zeros(len(low) * size * size, level.shape[0]).index_add(0, cell, (samples * weights).T)
