@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxseg.config import BackboneConfig, load_config, override
+from jaxseg.config import BackboneConfig, Config, load_config, override
 from jaxseg.data.shapes import CATEGORIES
 from jaxseg.models import build_model, init_variables
 
@@ -24,10 +24,10 @@ CONFIG = override(
 )
 
 
-def variables() -> dict[str, Any]:
+def variables(config: Config = CONFIG) -> dict[str, Any]:
     """Positive, so that they do for variances, too. (Compiling `init_variables` takes longer than a test should.)"""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_variables(build_model(CONFIG), CONFIG))
+    shapes = jax.eval_shape(lambda: init_variables(build_model(config), config))
     noise = jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), shapes)
     kernels = lambda path, leaf: (leaf - 1) * 0.5 if "kernel" in jax.tree_util.keystr(path) else leaf  # noqa: E731
     return jax.tree_util.tree_map_with_path(kernels, noise)
