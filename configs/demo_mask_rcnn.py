@@ -35,7 +35,7 @@ def get_config() -> Config:
             "train.batch_size": 8,
             "train.steps": 2000,
             "train.optimizer": "adamw",
-            "train.learning_rate": 1e-3,
+            "train.learning_rate": 2e-3,
             "train.weight_decay": 1e-4,
             "train.schedule": "cosine",
             "train.warmup_steps": 200,

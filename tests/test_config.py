@@ -4,38 +4,37 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxseg
 from jaxseg.config import Config, ConfigError, from_dict, load_config, override, parse_config_flags, show, to_dict
-from jaxseg.structures import Batch, Targets
+from jaxseg.data.targets import no_targets
+from jaxseg.structures import Batch
 from jaxseg.training.checkpoint import save_config
 from jaxseg.training.optimizer import autoscaled
 
 CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.py"))
 
 
+LOSSES = {
+    "yolact": ("box", "class", "mask", "semantic"),
+    "rcnn": ("rpn_class", "rpn_box", "class", "box", "mask"),
+    "retinanet": ("class", "box"),
+}
+
+
 def empty_batch(config: Config, model: jaxseg.models.Detector, size: int = 2) -> Batch:
     """Zeros of the shapes that the config's pipeline gives."""
-
-    def array(shape: tuple[int, ...], dtype: str) -> jax.Array:
-        return jnp.zeros((size, *shape), dtype)
-
-    spec, rows = model.input_spec, config.data.max_objects
-    return Batch(
-        images=array((*spec.image_sizes[0], 3), "uint8"),
-        image_sizes=array((2,), "int32"),
-        indices=array((), "int32"),
-        valid=array((), "bool"),
-        targets=Targets(
-            boxes=array((rows, 4), "float32"),
-            classes=array((rows,), "int32"),
-            valid=array((rows,), "bool"),
-            crowd=array((rows,), "bool"),
-            masks=array((rows, spec.mask_size[0], -(-spec.mask_size[1] // 8)), "uint8"),
-            semantic=array((spec.num_classes, spec.semantic_size[0], -(-spec.semantic_size[1] // 8)), "uint8"),
-        ),
+    spec = model.input_spec
+    one = Batch(
+        images=np.zeros((*spec.image_sizes[0], 3), np.uint8),
+        image_sizes=np.zeros(2, np.int32),
+        indices=np.zeros((), np.int32),
+        valid=np.zeros((), bool),
+        targets=no_targets(spec, config.data.max_objects),
     )
+    return jax.tree.map(lambda array: jnp.zeros((size, *array.shape), array.dtype), one)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -56,13 +55,18 @@ def test_every_config_traces(path, dtype):
         return model.apply(variables, batch.images, batch.image_sizes, method="detect")
 
     shapes = jax.eval_shape(losses, variables, jax.random.key(0))
-    assert {name: (leaf.shape, leaf.dtype) for name, leaf in shapes.items()} == dict.fromkeys(
-        ("box", "class", "mask", "semantic"), ((), jnp.dtype("float32"))
-    )
+    names = [name for name in LOSSES[config.model.kind] if name != "mask" or model.input_spec.mask_size]
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in shapes.items()} == dict.fromkeys(names, ((), jnp.dtype("float32")))
     detections = jax.eval_shape(detect, variables)
-    rows = config.model.detection.max_detections
-    assert detections.boxes.shape == (2, rows, 4)
-    assert detections.masks.shape == (2, rows, *model.input_spec.mask_size)
+    rows = {"yolact": "detection", "rcnn": "roi", "retinanet": None}[config.model.kind]
+    rows = getattr(config.model, rows) if rows else config.model
+    assert detections.boxes.shape == (2, rows.max_detections, 4)
+    if model.input_spec.mask_size is None:
+        assert detections.masks is None
+    else:
+        # Masks over boxes: C5's stride takes back what the deconvolution gives.
+        side = {"yolact": model.input_spec.mask_size[0], "rcnn": 14 if config.model.kind == "rcnn" and config.model.neck == "c4" else 28}
+        assert detections.masks.shape == (2, rows.max_detections, *(2 * [side[config.model.kind]]))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
