@@ -132,7 +132,7 @@ class TrainConfig:
     max_skipped_steps: int = 20
     log_every: int = 10
     checkpoint_every: int = 10_000
-    # How many of the last checkpoints to keep, beside the best one by mask AP.
+    # How many of the last checkpoints to keep, beside the best one by mask AP (box AP of a detector without masks).
     keep_checkpoints: int = 3
     # 0: no evaluation during training.
     evaluate_every: int = 0
