@@ -113,10 +113,11 @@ def roi_align(
 
 
 def _default(static: _Static, rois: int) -> tuple[Implementation, Implementation]:
-    """The forms of the result and of its gradient in this process, for so many RoIs an image.
+    """The forms in this process, for so many RoIs an image: where only the result is wanted, and where its gradient is, too.
 
     One CPU device: the loop over RoIs; for fixed samples also the gather, which XLA fuses into one pass there, where the cells
-    are many enough to be worth its copy of all pixels into one table (its gradient, a scatter, is slow there).
+    are many enough to be worth its copy of all pixels into one table. Its gradient, a scatter, is slow there, and XLA computes
+    the result again for each use in a backward pass.
     benchmarks/roi_align.py measures that. Otherwise a batch may be spread over devices, which the loop would undo: the gather
     for fixed samples, and for adaptive ones the products, whose cost does not depend on their number. GPUs and TPUs follow this
     rule, too, and have not been measured.
@@ -139,7 +140,7 @@ def _align_forward(
     forms: tuple[Implementation, Implementation], static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array
 ) -> tuple[Array, tuple[Array, Array]]:
     # The result is linear in the features: they are not needed again.
-    return _align(forms, static, features, boxes, levels), (boxes, levels)
+    return _align((forms[1], forms[1]), static, features, boxes, levels), (boxes, levels)
 
 
 def _align_backward(
