@@ -140,9 +140,7 @@ class InputConfig:
     def validate(self, key: str) -> None:
         require(len(self.shorter_side) >= 1, f"{key}.shorter_side", self.shorter_side, "one side or more")
         require(min(self.shorter_side) >= SIZE_DIVISOR, f"{key}.shorter_side", self.shorter_side, f"at least {SIZE_DIVISOR} pixels")
-        require(
-            self.longer_side >= max(self.shorter_side), f"{key}.longer_side", self.longer_side, "at least the largest of shorter_side"
-        )
+        require(self.longer_side >= max(self.shorter_side), f"{key}.longer_side", self.longer_side, "at least the largest of shorter_side")
         even = all(len(shape) == 2 and min(shape) > 0 and not any(side % SIZE_DIVISOR for side in shape) for shape in self.shapes)
         require(even, f"{key}.shapes", self.shapes, f"pairs of height and width, multiples of {SIZE_DIVISOR}")
 
@@ -224,9 +222,7 @@ MSRA_RESNET50 = dataclasses.replace(
     frozen_stages=2,
 )
 # torchvision's, as mmdetection and torchvision normalise colours.
-IMAGENET_RESNET50 = dataclasses.replace(
-    RESNET50, pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375), frozen_stages=2
-)
+IMAGENET_RESNET50 = dataclasses.replace(RESNET50, pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375), frozen_stages=2)
 
 
 @dataclasses.dataclass(frozen=True)
