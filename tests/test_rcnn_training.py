@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
-from rcnn_originals import FINE_CROP, LOSSES, load_rcnn
+from rcnn_originals import LOSSES, load_rcnn
 
 import jaxseg
 from jaxseg.training.optimizer import in_steps, make_optimizer
@@ -17,6 +17,8 @@ from jaxseg.training.sharding import AXIS, replicated, to_global
 from jaxseg.training.step import create_state, make_train_step
 from jaxseg.weights import names_rcnn
 
+# Cells of a crop's side that are fine enough for almost nothing of a polygon to be lost on the way to 28 x 28 cells.
+FINE_CROP = 448
 TRAJECTORIES = {
     "traj_mmdet": ("mmdet_fasterrcnn", {}, names_rcnn.MMDETECTION),
     "traj_mrb": ("mrb_maskrcnn", {"model.roi.mask_crop_size": FINE_CROP}, names_rcnn.MASKRCNN_BENCHMARK),
