@@ -156,7 +156,7 @@ def test_the_gradients(run: RcnnRun, learned: tuple[dict[str, float], Any]) -> N
         if kind == "gnorm" and name in names:
             ours = origin.to_theirs(run.config.model, names[name], np.asarray(paths[names[name]], np.float64))
             # Masks learn from crops of the ground truth, see MASK_TOLERANCE.
-            tolerance = 1e-2 if "mask" in name else 2e-3
+            tolerance = 2e-2 if "mask" in name else 2e-3
             assert np.linalg.norm(ours) == pytest.approx(float(run.golden[key]), rel=tolerance, abs=1e-6), name
             checked += 1
     assert checked > 15
