@@ -24,7 +24,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "tv_maskrcnn": ("mask_rcnn_r50_fpn_torchvision", {}),
     "d2_maskrcnn": ("mask_rcnn_r50_fpn_3x_detectron2", {}),
     "mmdet_fasterrcnn": ("faster_rcnn_r50_fpn_1x", {}),
-    "mmdet_maskrcnn": ("faster_rcnn_r50_fpn_1x", {"model.masks": True, "model.conventions.forced_roi_match": True}),
+    "mmdet_maskrcnn": ("mask_rcnn_r50_fpn_1x_mmdetection", {}),
     "mrb_maskrcnn": ("mask_rcnn_r50_fpn_1x", {}),
 }
 LOSSES = {

@@ -1,0 +1,16 @@
+"""Mask R-CNN with ResNet-50 and a feature pyramid, as mmdetection trains it (mask_rcnn_r50_fpn_1x_coco).
+
+Published there: box AP 38.2, mask AP 34.7 on COCO val2017.
+Cost: 12 epochs in batches of 16 images, from torchvision's ResNet-50 as init.weights.
+
+    python train.py --config configs/mask_rcnn_r50_fpn_1x_mmdetection.py
+"""
+
+from jaxseg.config import Config, load_config, override
+
+
+def get_config() -> Config:
+    return override(
+        load_config("configs/faster_rcnn_r50_fpn_1x.py"),
+        {"name": "mask_rcnn_r50_fpn_1x_mmdetection", "model.masks": True, "model.conventions.forced_roi_match": True},
+    )
