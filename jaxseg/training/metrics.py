@@ -82,7 +82,7 @@ class MetricsWriter:
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture, uint8 RGB `[H, W, 3]`, for TensorBoard."""
-        # Encoded here, for tensorboardX's own add_image needs Pillow.
+        # As PNG by OpenCV, as all other pictures.
         png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
         encoded = Summary.Image(height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=png)
         self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=encoded)]), step)
