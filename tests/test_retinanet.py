@@ -11,7 +11,7 @@ from tiny_detectors import check_detections, check_gradients, gradients, inputs,
 
 import jaxseg
 from jaxseg.config import MASKRCNN_BENCHMARK, Config, RetinaNetConfig, override
-from jaxseg.models.retinanet import PRIOR_PROBABILITY, STRIDES, RetinaNet, RetinaNetHead, anchor_sums
+from jaxseg.models.retinanet import PRIOR_PROBABILITY, RetinaNet, RetinaNetHead, anchor_sums
 from jaxseg.ops.anchors import cell_anchors
 from jaxseg.structures import Targets
 from jaxseg.weights import names_rcnn
@@ -129,7 +129,7 @@ def test_the_default_anchors(original: dict[str, np.ndarray]) -> None:
     """Whole numbers of the stride's window, then three octaves of sizes: the original's cells, to the last bit."""
     model = RetinaNetConfig()
     assert model.conventions == dataclasses.replace(MASKRCNN_BENCHMARK, anchor_border=-1.0)
-    for level, stride, sizes in zip(LEVELS, STRIDES, model.anchor_sizes, strict=True):
+    for level, stride, sizes in zip(LEVELS, (8, 16, 32, 64, 128), model.anchor_sizes, strict=True):
         cells = cell_anchors(sizes, model.anchor_aspect_ratios, stride=stride, rule="legacy")
         np.testing.assert_array_equal(cells, original[f"cell{level}"], err_msg=f"P{level}")
 

@@ -1,7 +1,5 @@
 """Faster R-CNN (arXiv:1506.01497) and Mask R-CNN (arXiv:1703.06870) with the conventions of four originals."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,14 +8,14 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from jaxseg.config import RcnnConfig
+from jaxseg.models.anchored import AnchoredDetector, Levels, whole_sizes
 from jaxseg.models.backbone import build_backbone
-from jaxseg.models.detector import Detector, Images, blank_padding, is_frozen, normalize_images
+from jaxseg.models.detector import Images
 from jaxseg.models.fpn import FPN
 from jaxseg.models.roi_heads import BoxHead, BoxPredictor, C5Head, MaskHead, RoiSamples, kept_regions, mask_sum, region_sums, sample_regions
 from jaxseg.models.rpn import Proposals, RpnHead, RpnOutputs, propose, rpn_losses, rpn_sums
-from jaxseg.ops.anchors import pyramid_anchors
 from jaxseg.ops.roi_align import pyramid_levels, roi_align
-from jaxseg.structures import Batch, Detections, InputSpec, Resize
+from jaxseg.structures import Batch, Detections
 
 
 @struct.dataclass
@@ -32,16 +30,10 @@ class RcnnOutputs:
     box_deltas: Float32[Array, "B P C 4"]
 
 
-class Rcnn(Detector):
-    """Trunk, neck, region proposals, and heads that look at each region.
-
-    Attributes:
-        config: the model's part of the configuration.
-        dtype: of the convolutions.
-    """
+class Rcnn(AnchoredDetector):
+    """Trunk, neck, region proposals, and heads that look at each region."""
 
     config: RcnnConfig
-    dtype: Any = jnp.float32
 
     def setup(self) -> None:
         c, trunk = self.config, self.config.backbone
@@ -67,45 +59,14 @@ class Rcnn(Detector):
         """Of the levels that anchors lie on; regions are pooled from all of them but P6."""
         return (4, 8, 16, 32, 64) if self.config.neck == "fpn" else (16,)
 
-    @property
-    def input_spec(self) -> InputSpec:
-        c = self.config
-        return InputSpec(
-            image_sizes=c.input.padded_shapes,
-            mask_size=(c.roi.mask_crop_size, c.roi.mask_crop_size) if c.masks else None,
-            semantic_size=None,
-            num_classes=c.num_classes,
-            resize=Resize(c.conventions.resize, c.input.shorter_side, c.input.longer_side),
-            mask_frame=c.conventions.mask_paste,
-            pixel_offset=c.conventions.pixel_offset,
-        )
-
-    def learns(self, path: tuple[str, ...]) -> bool:
-        """All but frozen batch norms and frozen stages."""
-        return not is_frozen(path, self.config.backbone, self.config.batch_norm)
-
     # ---- The network ----
 
-    def pyramid(self, images: Images, image_sizes: Int32[Array, "B 2"], *, train: bool) -> tuple[Float[Array, "B _ _ c"], ...]:
-        """What anchors lie on and regions are pooled from, finest first. Padding is 0 after normalisation."""
-        trunk = self.config.backbone
-        x = normalize_images(images, trunk.pixel_mean, trunk.pixel_std, self.dtype)
-        features = self.backbone(blank_padding(x, image_sizes), train=train)
+    def pyramid(self, images: Images, image_sizes: Int32[Array, "B 2"], *, train: bool) -> Levels:
+        """What anchors lie on and regions are pooled from, finest first."""
+        features = self.backbone(self.trunk_input(images, image_sizes), train=train)
         return self.fpn(features) if self.config.neck == "fpn" else features[-1:]
 
-    def anchors(self, levels: tuple[Float[Array, "B _ _ c"], ...], input_size: tuple[int, int]) -> list[Float32[np.ndarray, "_ 4"]]:
-        """Of each level, `x1, y1, x2, y2` in pixels of the network's input."""
-        c = self.config
-        return pyramid_anchors(
-            [(level.shape[1], level.shape[2]) for level in levels],
-            self.strides,
-            c.anchor_sizes,
-            c.anchor_aspect_ratios,
-            rule=c.conventions.cell_anchors,
-            canvas=input_size if c.conventions.anchor_strides == "measured" else None,
-        )
-
-    def pool(self, levels: tuple[Float[Array, "B _ _ c"], ...], boxes: Float32[Array, "B R 4"], size: int) -> Float[Array, "n s s c"]:
+    def pool(self, levels: Levels, boxes: Float32[Array, "B R 4"], size: int) -> Float[Array, "n s s c"]:
         """RoIAlign of each region from its level; regions of all images in one row."""
         rules = self.config.conventions
         if self.config.neck == "fpn":
@@ -130,7 +91,7 @@ class Rcnn(Detector):
         return pooled.reshape(-1, *pooled.shape[2:])
 
     def predict_boxes(
-        self, levels: tuple[Float[Array, "B _ _ c"], ...], boxes: Float32[Array, "B R 4"], *, train: bool
+        self, levels: Levels, boxes: Float32[Array, "B R 4"], *, train: bool
     ) -> tuple[Float32[Array, "B R C1"], Float32[Array, "B R C 4"], Float[Array, "n _ _ _"] | None]:
         """Class logits and deltas of each region; with a C4 neck also the head's map, which masks are made of."""
         # C5's stride halves what is pooled.
@@ -142,7 +103,7 @@ class Rcnn(Detector):
 
     def predict_masks(
         self,
-        levels: tuple[Float[Array, "B _ _ c"], ...],
+        levels: Levels,
         boxes: Float32[Array, "B M 4"],
         classes: Int32[Array, "B M"],
         *,
@@ -163,18 +124,16 @@ class Rcnn(Detector):
             image_sizes: height and width of each picture within it; None: all of it.
         """
         if image_sizes is None:
-            image_sizes = jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.int32), (len(images), 2))
+            image_sizes = whole_sizes(images)
         levels = self.pyramid(images, image_sizes, train=False)
         outputs, proposals = self._propose(levels, images, image_sizes, train=False)
         logits, deltas, _ = self.predict_boxes(levels, proposals.boxes, train=False)
         objectness, anchor_deltas = (jnp.concatenate(values, 1) for values in outputs)
         return RcnnOutputs(objectness, anchor_deltas, proposals.boxes, proposals.valid, logits, deltas)
 
-    def _propose(
-        self, levels: tuple[Float[Array, "B _ _ c"], ...], images: Images, image_sizes: Int32[Array, "B 2"], *, train: bool
-    ) -> tuple[RpnOutputs, Proposals]:
+    def _propose(self, levels: Levels, images: Images, image_sizes: Int32[Array, "B 2"], *, train: bool) -> tuple[RpnOutputs, Proposals]:
         outputs = self.rpn(levels)
-        anchors = self.anchors(levels, (images.shape[1], images.shape[2]))
+        anchors = self.anchors(levels, images)
         return outputs, propose(outputs, anchors, image_sizes, self.config.rpn, self.config.conventions, train=train)
 
     # ---- Training ----
@@ -185,7 +144,7 @@ class Rcnn(Detector):
         images, image_sizes, targets = jnp.asarray(batch.images), jnp.asarray(batch.image_sizes), batch.targets
         levels = self.pyramid(images, image_sizes, train=train)
         outputs, proposals = self._propose(levels, images, image_sizes, train=train)
-        anchors = np.concatenate(self.anchors(levels, (images.shape[1], images.shape[2])))
+        anchors = np.concatenate(self.anchors(levels, images))
         objectness, anchor_deltas = (jnp.concatenate(values, 1) for values in outputs)
 
         anchor_key, region_key = jax.random.split(self.make_rng("sampling"))
@@ -199,9 +158,7 @@ class Rcnn(Detector):
         samples = samples._replace(valid=samples.valid & batch.valid[:, None])
         return rpn_losses(rpn, jnp.asarray(batch.valid), c.rpn, c.conventions) | self.region_losses(levels, samples, batch, train=train)
 
-    def region_losses(
-        self, levels: tuple[Float[Array, "B _ _ c"], ...], samples: RoiSamples, batch: Batch, *, train: bool
-    ) -> dict[str, Float32[Array, ""]]:
+    def region_losses(self, levels: Levels, samples: RoiSamples, batch: Batch, *, train: bool) -> dict[str, Float32[Array, ""]]:
         """What the heads learn from sampled regions."""
         c, targets = self.config, batch.targets
         logits, deltas, shared = self.predict_boxes(levels, samples.boxes, train=train)
@@ -240,7 +197,7 @@ class Rcnn(Detector):
 
     def initialize(self, images: Images) -> None:
         """See `Detector.initialize`."""
-        levels = self.pyramid(images, jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.int32), (len(images), 2)), train=False)
+        levels = self.pyramid(images, whole_sizes(images), train=False)
         self.rpn(levels)
         nowhere = jnp.zeros((len(images), 1, 4))
         self.predict_boxes(levels, nowhere, train=False)

@@ -8,23 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float32, Int32
 
 from jaxseg.config import RetinaNetConfig
+from jaxseg.models.anchored import AnchoredDetector, Levels, whole_sizes
 from jaxseg.models.backbone import build_backbone
-from jaxseg.models.detector import Detector, Images, blank_padding, is_frozen, normalize_images
+from jaxseg.models.detector import Images
 from jaxseg.models.fpn import FPN
 from jaxseg.models.layers import conv
 from jaxseg.models.rpn import match_objects
-from jaxseg.ops.anchors import pyramid_anchors
 from jaxseg.ops.boxes import DELTA_WEIGHTS, clip_boxes, decode_deltas, encode_deltas, longer_than
 from jaxseg.ops.losses import sigmoid_focal_loss, smooth_l1
 from jaxseg.ops.matching import Match
 from jaxseg.ops.nms import Kept, labelled_nms
-from jaxseg.structures import Batch, Detections, InputSpec, Resize, Targets
+from jaxseg.structures import Batch, Detections, Targets
 
-# P3 to P7.
-STRIDES = (8, 16, 32, 64, 128)
 # Every class of every anchor starts with this probability, or the many negatives would drown the first steps.
 PRIOR_PROBABILITY = 0.01
 
@@ -62,7 +60,7 @@ class RetinaNetHead(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, levels: tuple[Float[Array, "B _ _ c"], ...]) -> LevelOutputs:
+    def __call__(self, levels: Levels) -> LevelOutputs:
         init = nn.initializers.normal(0.01)
         prior = nn.initializers.constant(-math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
 
@@ -79,16 +77,10 @@ class RetinaNetHead(nn.Module):
         return LevelOutputs(tower("class", self.num_classes, prior), tower("box", 4, nn.initializers.zeros))
 
 
-class RetinaNet(Detector):
-    """Trunk, pyramid from P3 to P7, and a head that classifies and moves the anchors of every cell.
-
-    Attributes:
-        config: the model's part of the configuration.
-        dtype: of the convolutions.
-    """
+class RetinaNet(AnchoredDetector):
+    """Trunk, pyramid from P3 to P7, and a head that classifies and moves the anchors of every cell."""
 
     config: RetinaNetConfig
-    dtype: Any = jnp.float32
 
     def setup(self) -> None:
         c = self.config
@@ -98,38 +90,13 @@ class RetinaNet(Detector):
         self.head = RetinaNetHead(c.fpn_channels, c.head_convolutions, shapes, c.num_classes, self.dtype)
 
     @property
-    def input_spec(self) -> InputSpec:
-        c = self.config
-        return InputSpec(
-            image_sizes=c.input.padded_shapes,
-            mask_size=None,
-            semantic_size=None,
-            num_classes=c.num_classes,
-            resize=Resize(c.conventions.resize, c.input.shorter_side, c.input.longer_side),
-            pixel_offset=c.conventions.pixel_offset,
-        )
+    def strides(self) -> tuple[int, ...]:
+        """Of P3 to P7."""
+        return (8, 16, 32, 64, 128)
 
-    def learns(self, path: tuple[str, ...]) -> bool:
-        """All but frozen batch norms and frozen stages."""
-        return not is_frozen(path, self.config.backbone, self.config.batch_norm)
-
-    def pyramid(self, images: Images, image_sizes: Int32[Array, "B 2"], *, train: bool) -> tuple[Float[Array, "B _ _ c"], ...]:
-        """P3 to P7. Padding is 0 after normalisation."""
-        trunk = self.config.backbone
-        x = normalize_images(images, trunk.pixel_mean, trunk.pixel_std, self.dtype)
-        return self.fpn(self.backbone(blank_padding(x, image_sizes), train=train)[1:])
-
-    def anchors(self, levels: tuple[Float[Array, "B _ _ c"], ...], images: Images) -> list[Float32[np.ndarray, "_ 4"]]:
-        """Of each level, `x1, y1, x2, y2` in pixels of the network's input."""
-        c = self.config
-        return pyramid_anchors(
-            [(level.shape[1], level.shape[2]) for level in levels],
-            STRIDES,
-            c.anchor_sizes,
-            c.anchor_aspect_ratios,
-            rule=c.conventions.cell_anchors,
-            canvas=(images.shape[1], images.shape[2]) if c.conventions.anchor_strides == "measured" else None,
-        )
+    def pyramid(self, images: Images, image_sizes: Int32[Array, "B 2"], *, train: bool) -> Levels:
+        """P3 to P7."""
+        return self.fpn(self.backbone(self.trunk_input(images, image_sizes), train=train)[1:])
 
     def __call__(self, images: Images, image_sizes: Int32[Array, "B 2"] | None = None) -> RetinaNetOutputs:
         """Raw outputs.
@@ -139,7 +106,7 @@ class RetinaNet(Detector):
             image_sizes: height and width of each picture within it; None: all of it.
         """
         if image_sizes is None:
-            image_sizes = jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.int32), (len(images), 2))
+            image_sizes = whole_sizes(images)
         outputs = self.head(self.pyramid(images, image_sizes, train=False))
         return RetinaNetOutputs(*(jnp.concatenate(values, 1) for values in outputs))
 

@@ -1,0 +1,72 @@
+"""What R-CNN and RetinaNet share: pictures that keep their proportions, and anchors on the levels of a pyramid."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int32
+
+from jaxseg.config import RcnnConfig, RetinaNetConfig
+from jaxseg.models.detector import Detector, Images, blank_padding, is_frozen, normalize_images
+from jaxseg.ops.anchors import pyramid_anchors
+from jaxseg.structures import InputSpec, Resize
+
+Levels = tuple[Float[Array, "B _ _ c"], ...]
+
+
+class AnchoredDetector(Detector):
+    """A detector whose boxes start from anchors, with the conventions of one of the originals.
+
+    Attributes:
+        config: the model's part of the configuration.
+        dtype: of the convolutions.
+    """
+
+    config: RcnnConfig | RetinaNetConfig
+    dtype: Any = jnp.float32
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the levels that anchors lie on."""
+        raise NotImplementedError(f"{type(self).__name__}.strides")
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """A few padded shapes; masks, if any, are over their boxes."""
+        c = self.config
+        crop = c.roi.mask_crop_size if isinstance(c, RcnnConfig) and c.masks else None
+        return InputSpec(
+            image_sizes=c.input.padded_shapes,
+            mask_size=(crop, crop) if crop else None,
+            semantic_size=None,
+            num_classes=c.num_classes,
+            resize=Resize(c.conventions.resize, c.input.shorter_side, c.input.longer_side),
+            mask_frame=c.conventions.mask_paste,
+            pixel_offset=c.conventions.pixel_offset,
+        )
+
+    def learns(self, path: tuple[str, ...]) -> bool:
+        """All but frozen batch norms and frozen stages."""
+        return not is_frozen(path, self.config.backbone, self.config.batch_norm)
+
+    def trunk_input(self, images: Images, image_sizes: Int32[Array, "B 2"]) -> Float[Array, "B H W 3"]:
+        """Normalised images; padding is 0 then."""
+        trunk = self.config.backbone
+        return blank_padding(normalize_images(images, trunk.pixel_mean, trunk.pixel_std, self.dtype), image_sizes)
+
+    def anchors(self, levels: Levels, images: Images) -> list[Float32[np.ndarray, "_ 4"]]:
+        """Of each level, `x1, y1, x2, y2` in pixels of the network's input."""
+        c = self.config
+        return pyramid_anchors(
+            [(level.shape[1], level.shape[2]) for level in levels],
+            self.strides,
+            c.anchor_sizes,
+            c.anchor_aspect_ratios,
+            rule=c.conventions.cell_anchors,
+            canvas=(images.shape[1], images.shape[2]) if c.conventions.anchor_strides == "measured" else None,
+        )
+
+
+def whole_sizes(images: Images) -> Int32[Array, "B 2"]:
+    """Height and width of pictures that fill the input."""
+    return jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.int32), (len(images), 2))
