@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from originals import load_rebuild
 from pycocotools import mask as coco_mask
@@ -14,7 +15,6 @@ import jaxseg
 from jaxseg.config import Config, override
 from jaxseg.data.box_masks import crop_masks
 from jaxseg.data.resize import fit_picture
-from jaxseg.ops.boxes import pairwise_iou
 from jaxseg.structures import Batch, Targets
 
 # Our config of each run, with what the run did otherwise.
@@ -94,13 +94,19 @@ class RcnnRun:
             frames = truth.astype(np.float64)
             frames[:, 2:] += self.model.input_spec.pixel_offset
             masks = np.zeros((rows, side, side // 8), np.uint8)
-            masks[:count] = np.packbits(crop_masks(self._bitmaps(image), np.arange(count), frames, (side, side)), -1)
+            masks[:count] = np.packbits(crop_masks(self.bitmaps(image), np.arange(count), frames, (side, side)), -1)
         return Targets(boxes, padded_classes, np.arange(rows) < count, np.zeros(rows, bool), masks, None)
 
-    def _bitmaps(self, image: int) -> np.ndarray:
+    def polygons(self, image: int) -> list[list[float]]:
+        """The outline of each object, in pixels of the picture."""
+        return json.loads(str(self.golden[f"gt_polys{image}"]))
+
+    def bitmaps(self, image: int) -> np.ndarray:
+        """The mask of each object, at the picture's size."""
         height, width = self.pictures()[image].shape[:2]
-        polygons = json.loads(str(self.golden[f"gt_polys{image}"]))
-        return np.stack([coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([polygon], height, width))) for polygon in polygons])
+        return np.stack(
+            [coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([points], height, width))) for points in self.polygons(image)]
+        )
 
     def detections(self, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The golden's boxes in pixels of the network's input, scores, and our classes."""
@@ -113,26 +119,12 @@ class RcnnRun:
             scores = self._first("raw_scores", "det_scores", image=image)
         return boxes, scores, self._first("raw_classes", "det_labels", image=image) - self.first_class
 
+    def mask_cells(self, image: int) -> np.ndarray:
+        """Probabilities of each detection's 28 x 28 cells."""
+        return self._first("mask_prob28_", "raw_masks28_", "det_masks28_", image=image)
+
     def _first(self, *names: str, image: int) -> np.ndarray:
         return next(self.golden[f"{name}{image}"] for name in names if f"{name}{image}" in self.golden)
-
-    def positives(self, image: int) -> tuple[np.ndarray, np.ndarray]:
-        """The regions that learned masks, and their objects."""
-        # Its sampler appended the ground truth itself.
-        appended = [] if self.name.startswith("mrb") else [self.golden[f"gt_boxes{image}"]]
-        regions = np.concatenate([self.golden[f"train_proposals{image}"], *appended])[self.golden[f"train_roi_pos{image}"]]
-        offset = self.model.input_spec.pixel_offset
-        return regions, np.asarray(pairwise_iou(regions, self.golden[f"gt_boxes{image}"], offset=offset)).argmax(1)
-
-    def polygon_targets(self, image: int, regions: np.ndarray, objects: np.ndarray, side: int = 28) -> np.ndarray:
-        """Each object's polygon in its region's frame, drawn at `side` x `side` cells."""
-        polygons = json.loads(str(self.golden[f"gt_polys{image}"]))
-        targets = []
-        for (x1, y1, x2, y2), index in zip(regions, objects, strict=True):
-            scale = side / np.maximum([x2 - x1, y2 - y1], 1.0)
-            points = (np.reshape(polygons[index], (-1, 2)) - (x1, y1)) * scale
-            targets.append(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([points.ravel().tolist()], side, side))))
-        return np.stack(targets)
 
     def losses(self) -> dict[str, float]:
         """The golden's losses by our names."""
@@ -153,6 +145,12 @@ def load_rcnn(golden: Path, name: str, **overrides: Any) -> RcnnRun:
     config = override(config, overrides)
     state_dict = load_rebuild(golden).rcnn_state_dict(arrays)
     return RcnnRun(name, arrays, config, jaxseg.build_model(config), state_dict, jaxseg.load_weights(state_dict, config))
+
+
+def first_come(key: jax.Array, shape: tuple[int, ...], *_: Any) -> jax.Array:
+    """Stands in for `jax.random.uniform`: the first candidates are sampled, as the originals did without their permutation."""
+    del key
+    return jnp.broadcast_to(1 - jnp.arange(shape[-1], dtype=jnp.float32) / (shape[-1] + 1), shape)
 
 
 def strided(array: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -5,40 +5,34 @@ from pathlib import Path
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
-from rcnn_originals import LOSSES, load_rcnn
+from original_masks import original_mask_targets
+from rcnn_originals import LOSSES, first_come, load_rcnn
 
 import jaxseg
+from jaxseg.models import roi_heads
 from jaxseg.training.optimizer import in_steps, make_optimizer
 from jaxseg.training.sharding import AXIS, replicated, to_global
 from jaxseg.training.step import create_state, make_train_step
 from jaxseg.weights import names_rcnn
 
-# Cells of a crop's side that are fine enough for almost nothing of a polygon to be lost on the way to 28 x 28 cells.
-FINE_CROP = 448
 TRAJECTORIES = {
-    "traj_mmdet": ("mmdet_fasterrcnn", {}, names_rcnn.MMDETECTION),
-    "traj_mrb": ("mrb_maskrcnn", {"model.roi.mask_crop_size": FINE_CROP}, names_rcnn.MASKRCNN_BENCHMARK),
+    "traj_mmdet": ("mmdet_fasterrcnn", names_rcnn.MMDETECTION),
+    "traj_mrb": ("mrb_maskrcnn", names_rcnn.MASKRCNN_BENCHMARK),
 }
 # Its first values are of the background's mask, which we have not.
 LEFT_OUT = "roi_heads.mask.predictor.mask_fcn_logits.weight"
 
 
-def in_order(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Priorities by which the first candidates are sampled, as the originals' samplers did without their permutation."""
-    del key
-    return jnp.broadcast_to(1 - jnp.arange(shape[-1]) / shape[-1], shape)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAJECTORIES)
 def test_three_steps_go_the_originals_way(golden: Path, monkeypatch, name):
-    monkeypatch.setattr(jax.random, "uniform", in_order)
-    model_name, overrides, origin = TRAJECTORIES[name]
-    run = load_rcnn(golden, model_name, **overrides)
+    monkeypatch.setattr(jax.random, "uniform", first_come)
+    model_name, origin = TRAJECTORIES[name]
+    run = load_rcnn(golden, model_name)
+    monkeypatch.setattr(roi_heads, "box_mask_targets", original_mask_targets(run))
     trajectory = dict(np.load(golden / "two_stage" / f"{name}.npz"))
     # The number of images does not matter to the first steps.
     train = dataclasses.replace(in_steps(run.config.train, images=100_000), learning_rate=float(trajectory["base_lr"]))
@@ -62,9 +56,7 @@ def test_three_steps_go_the_originals_way(golden: Path, monkeypatch, name):
             if f"loss/{ours}" in scalars
         }
         for loss, value in losses.items():
-            # The original draws polygons on the 28 x 28 cells themselves, ours come by a bitmap.
-            allowed = max(tolerance, 2e-3 if loss == "mask" else 0)
-            np.testing.assert_allclose(scalars[f"loss/{loss}"], value, rtol=allowed, err_msg=f"{loss} of step {i}")
+            np.testing.assert_allclose(scalars[f"loss/{loss}"], value, rtol=tolerance, err_msg=f"{loss} of step {i}")
         params = flax.traverse_util.flatten_dict({"params": jax.device_get(state.params)}, sep="/")
         after = {their: origin.to_theirs(run.config.model, path, params[path]) for path, their in theirs.items()}
         for parameter in (key.removeprefix("param/") for key in expected if key.startswith("param/")):
