@@ -32,3 +32,14 @@ def coco_mini() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no coco_mini at {folder}")
     return folder
+
+
+@pytest.fixture
+def interpreted():
+    """Kernels for GPUs run here, step by step, and a race between their threads is an error."""
+    try:
+        from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams, force_gpu_interpret_mode
+    except ImportError:  # jax 0.10 has them in a private place
+        from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams, force_gpu_interpret_mode
+    with force_gpu_interpret_mode(InterpretGPUParams(detect_races=True)):
+        yield
