@@ -1,13 +1,19 @@
-"""Non-maximum suppression of one image, in fixed shapes."""
+"""Non-maximum suppression of one image, in fixed shapes.
 
-from collections.abc import Callable
+`implementation` names how overlaps are compared, see `ops.implementation`; the results are the same.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
-from jaxseg.ops.boxes import pairwise_iou
+from jaxseg.ops.boxes import box_area, pairwise_iou, rounded
+from jaxseg.ops.implementation import Implementation, dispatch
+from jaxseg.ops.kernels import nms as kernels
 from jaxseg.structures import AnyArray
 
 
@@ -20,14 +26,38 @@ class Kept(NamedTuple):
     valid: Bool[Array, "D"]
 
 
-def _unsuppressed(boxes: Float32[Array, "*c k 4"], iou_threshold: float) -> Bool[Array, "*c k"]:
+def _for_images(function: Callable[..., Array], *operands: Array) -> Array:
+    """`function`, which takes operands with any number of leading axes, of one image.
+
+    Under `jax.vmap`, nested ones, too, it is called once for all, with their axes in front: a kernel runs once.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def together(*operands: Array) -> Array:
+        return function(*operands)
+
+    @together.def_vmap
+    def add_axis(size: int, batched: Sequence[bool], *operands: Array) -> tuple[Array, bool]:
+        return together(*(x if own else jnp.broadcast_to(x, (size, *x.shape)) for x, own in zip(operands, batched, strict=True))), True
+
+    return together(*(x[None] for x in operands))[0]
+
+
+def _unsuppressed(boxes: Float32[Array, "*c k 4"], iou_threshold: float, implementation: Implementation | None) -> Bool[Array, "*c k"]:
     """Fast NMS's rule on boxes in score order: no box before it overlaps it by more than the threshold.
 
     Suppressed boxes suppress, too. Of two boxes without area the second goes, as the original's NaN overlap decides.
     """
-    overlaps = pairwise_iou(boxes, boxes, empty=jnp.inf)
-    earlier = jnp.triu(jnp.ones(overlaps.shape[-2:], bool), 1)
-    return ~((overlaps > iou_threshold) & earlier).any(-2)
+
+    def plain(boxes: Float32[Array, "*c k 4"]) -> Bool[Array, "*c k"]:
+        overlaps = pairwise_iou(boxes, boxes, empty=jnp.inf)
+        earlier = jnp.triu(jnp.ones(overlaps.shape[-2:], bool), 1)
+        return ~((overlaps > iou_threshold) & earlier).any(-2)
+
+    def kernel(boxes: Float32[Array, "*c k 4"]) -> Bool[Array, "*c k"]:
+        return ~kernels.fast_suppressed(boxes, rounded(box_area(boxes)), kernels.Rule(iou_threshold, empty=jnp.inf))
+
+    return _for_images(partial(dispatch, implementation, kernel=kernel, plain=plain), boxes)
 
 
 def fast_nms(
@@ -38,6 +68,7 @@ def fast_nms(
     iou_threshold: float,
     top_k: int,
     max_detections: int,
+    implementation: Implementation | None = None,
 ) -> Kept:
     """Fast NMS (YOLACT, section 3.3): each class on its own, then the best of all classes.
 
@@ -48,10 +79,11 @@ def fast_nms(
         iou_threshold: a box goes when it overlaps a better one of its class by more.
         top_k: boxes a class considers.
         max_detections: rows of the answer.
+        implementation: see the module.
     """
     boxes, top_k = jnp.asarray(boxes), min(top_k, boxes.shape[0])
     class_scores, indices = jax.lax.top_k(jnp.where(candidates, scores, -1.0), top_k)
-    keep = _unsuppressed(boxes[indices], iou_threshold) & (class_scores > -1.0)
+    keep = _unsuppressed(boxes[indices], iou_threshold, implementation) & (class_scores > -1.0)
     kept_scores, order = jax.lax.top_k(jnp.where(keep, class_scores, -1.0).reshape(-1), min(max_detections, keep.size))
     return _pad(
         Kept(indices.reshape(-1)[order].astype(jnp.int32), (order // top_k).astype(jnp.int32), kept_scores, kept_scores > -1.0),
@@ -66,11 +98,12 @@ def cross_class_fast_nms(
     *,
     iou_threshold: float,
     top_k: int,
+    implementation: Implementation | None = None,
 ) -> Kept:
     """Fast NMS over all classes at once, each box with its best class; keeps up to `top_k`, as the original."""
     boxes, rows, top_k = jnp.asarray(boxes), top_k, min(top_k, boxes.shape[0])
     best, indices = jax.lax.top_k(jnp.where(candidates, scores.max(0), -1.0), top_k)
-    keep = _unsuppressed(boxes[indices], iou_threshold) & (best > -1.0)
+    keep = _unsuppressed(boxes[indices], iou_threshold, implementation) & (best > -1.0)
     # Kept rows to the front, still in score order.
     order = jnp.argsort(~keep, stable=True)
     indices = indices[order].astype(jnp.int32)
