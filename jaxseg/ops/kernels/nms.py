@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 
 # Boxes of a program, one for each thread.
@@ -47,15 +48,45 @@ class _Box(NamedTuple):
 
 
 def _suppresses(rule: Rule, a: _Box, b: _Box) -> jax.Array:
-    """Symmetric in the boxes, down to the last bit."""
+    """1 where a box suppresses the other, else 0. Symmetric in the boxes, down to the last bit."""
     width = jnp.maximum(jnp.minimum(a.x2, b.x2) - jnp.maximum(a.x1, b.x1) + rule.pixel_offset, 0.0)
     height = jnp.maximum(jnp.minimum(a.y2, b.y2) - jnp.maximum(a.y1, b.y1) + rule.pixel_offset, 0.0)
     product = width * height
     # A select between the product and the difference: compilers may not merge them into one instruction with one rounding.
     intersection = jnp.where(jnp.isnan(product), jnp.nan, product)
     union = a.area + b.area - intersection
-    exceeds = jnp.greater_equal if rule.suppress_equal else jnp.greater
-    return exceeds(jnp.where(union > 0, intersection / union, rule.empty), rule.iou_threshold)
+    least = np.float32(rule.iou_threshold)
+    if not rule.suppress_equal:
+        least = np.nextafter(least, np.float32(np.inf))
+    reaches = quotient_reaches(intersection, union, least).astype(jnp.int32)
+    return jnp.where(union > 0, reaches, int(rule.empty >= least))
+
+
+def quotient_reaches(a: jax.Array, b: jax.Array, least: np.float32) -> jax.Array:
+    """Whether a / b, rounded to float32, is at least `least`; for a >= 0 and b > 0.
+
+    The quotient of these compilers is off by up to two units of its last place. So this asks for the sign of a - m b,
+    where m lies halfway between `least` and the float below: no quotient of two floats does. The factors are cut into halves
+    of 12 bits, whose products have no rounding; where the sign is in doubt, their differences have none either.
+    Below 2^-100 products would lose bits, and above 2^127 overflow.
+    """
+    if least <= 0:
+        return a >= 0
+    if least < np.finfo(np.float32).tiny:
+        return a > 0
+    high = _upper_half(least)
+    low = least - high
+    half_gap = (least - np.nextafter(least, np.float32(0))) / np.float32(2)
+    b_high = _upper_half(b)
+    b_low = b - b_high
+    return a - high * b_high - high * b_low - low * b_high - low * b_low > -half_gap * b
+
+
+def _upper_half(x):
+    """The first 12 of a float's 24 bits."""
+    if isinstance(x, np.float32):
+        return (x.view(np.int32) & np.int32(-4096)).view(np.float32)
+    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, jnp.int32) & -4096, jnp.float32)
 
 
 def _round_up(count: int, multiple: int) -> int:
@@ -96,7 +127,7 @@ def fast_suppressed(boxes: jax.Array, areas: jax.Array, rule: Rule) -> jax.Array
         def turn(turn, found):
             for row in (first + turn * UNROLL + step for step in range(UNROLL)):
                 other = _Box(*(columns[group, field, row] for field in range(5)))
-                found = found | (_suppresses(rule, own, other) & (index > row)).astype(jnp.int32)
+                found = found | jnp.where(index > row, _suppresses(rule, own, other), 0)
             return found
 
         # None where all rows come later than the tile. Boxes that only fill up the tile come last and suppress none.
