@@ -249,6 +249,8 @@ class RcnnConfig:
     batch_norm: Literal["train", "eval", "frozen"] = "frozen"
     # Of the convolutions; "auto" is bfloat16 on GPUs and TPUs, float32 on CPUs. Parameters, boxes and losses stay float32.
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    # Of RoIAlign and non-maximum suppression: "auto" takes the kernels on NVIDIA GPUs that run them and plain JAX ("xla") elsewhere.
+    implementation: Literal["auto", "xla", "mosaic_gpu"] = "auto"
     rpn: RpnConfig = RpnConfig(post_nms_train=2000)
     roi: RoiConfig = RoiConfig()
     conventions: Conventions = MASKRCNN_BENCHMARK
@@ -292,6 +294,8 @@ class RetinaNetConfig:
     max_detections: int = 100
     batch_norm: Literal["train", "eval", "frozen"] = "frozen"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    # Of RoIAlign and non-maximum suppression: "auto" takes the kernels on NVIDIA GPUs that run them and plain JAX ("xla") elsewhere.
+    implementation: Literal["auto", "xla", "mosaic_gpu"] = "auto"
     # All anchors learn, those that reach out of the picture, too.
     conventions: Conventions = dataclasses.replace(MASKRCNN_BENCHMARK, anchor_border=-1.0)
 

@@ -15,6 +15,7 @@ from jaxseg.data.resize import fit_picture
 from jaxseg.evaluation.masks import boxes_at_image_size, masks_at_image_size, scaled_boxes
 from jaxseg.evaluation.paste import paste_masks
 from jaxseg.models import build_model
+from jaxseg.ops.implementation import on_mesh, require_implementation
 from jaxseg.structures import Detections, InputSpec
 
 T = TypeVar("T")
@@ -118,12 +119,13 @@ class DeviceDetector:
     """
 
     def __init__(self, config: Config, variables: Any, devices: Sequence[jax.Device], *, fixed: bool = False) -> None:
+        require_implementation(config.model.implementation, "config.model.implementation")
         self.spec: InputSpec = build_model(config).input_spec
         self.devices = len(devices)
         mesh = Mesh(np.array(devices), ("data",))
         self._split = NamedSharding(mesh, PartitionSpec("data"))
         self._variables = jax.device_put(jax.tree.map(_local, variables), NamedSharding(mesh, PartitionSpec()))
-        program = _detect_program(config)
+        program = _detect_program(config, mesh)
         bound = functools.partial(program, self._variables)
         self._program = jax.jit(bound) if fixed and len(self.spec.image_sizes) == 1 else bound
 
@@ -138,15 +140,15 @@ class DeviceDetector:
 
 
 @functools.lru_cache(maxsize=8)
-def _detect_program(config: Config) -> Callable[..., Detections]:
-    """One jitted function a config, so that evaluating again during training compiles nothing."""
+def _detect_program(config: Config, mesh: Mesh) -> Callable[..., Detections]:
+    """One jitted function a config and devices, so that evaluating again during training compiles nothing."""
     model = build_model(config)
 
     # Named, for this is what logs and profiles call the program.
     def detect(variables: Any, images: jax.Array, sizes: jax.Array) -> Detections:
         return cast(Detections, model.apply(variables, images, sizes, method="detect"))
 
-    return jax.jit(detect)
+    return jax.jit(on_mesh(detect, mesh))
 
 
 def _local(array: Any) -> Any:

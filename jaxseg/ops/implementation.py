@@ -1,34 +1,43 @@
 """Which implementation of an operation runs: the one its caller names, else the environment's, else the best there is.
 
+- "auto", or None: the choice is left to us.
 - "xla": plain JAX, for any backend.
 - "mosaic_gpu": a Pallas kernel, for NVIDIA GPUs of compute capability 9.0 and later. Elsewhere nothing chooses it.
 """
 
+import functools
 import math
 import os
 import re
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec, use_abstract_mesh
 
-Implementation = Literal["xla", "mosaic_gpu"]
+Implementation = Literal["auto", "xla", "mosaic_gpu"]
 NAMES: tuple[str, ...] = get_args(Implementation)
 ENVIRONMENT = "JAXSEG_IMPLEMENTATION"
 COMPUTE_CAPABILITY = 9.0
+T = TypeVar("T")
+
+
+class ImplementationError(ValueError):
+    """An implementation that does not exist, or cannot serve; the message says why, and which one can."""
 
 
 def named(implementation: str | None) -> str | None:
     """The implementation somebody asks for: the caller, or else the environment; None leaves the choice to us.
 
     Raises:
-        ValueError: when the environment names one that does not exist.
+        ImplementationError: when the environment names one that does not exist.
     """
-    name = implementation or os.environ.get(ENVIRONMENT) or None
-    if implementation is None and name is not None and name not in NAMES:
-        raise ValueError(f"The environment variable {ENVIRONMENT} = {name!r} is unknown; it can be {' or '.join(NAMES)}.")
-    return name
+    if implementation not in (None, "auto"):
+        return implementation
+    name = os.environ.get(ENVIRONMENT, "auto")
+    if name not in NAMES:
+        raise ImplementationError(f"The environment variable {ENVIRONMENT} = {name!r} is not one of {', '.join(NAMES)}.")
+    return None if name == "auto" else name
 
 
 def missing_gpu() -> str | None:
@@ -42,6 +51,17 @@ def missing_gpu() -> str | None:
         if float(capability) < COMPUTE_CAPABILITY:
             return f"{device.device_kind} has compute capability {capability}, and {COMPUTE_CAPABILITY} is the least"
     return None
+
+
+def require_implementation(implementation: str | None, key: str) -> None:
+    """Raises ImplementationError where `key` of the configuration, or the environment, asks for what this process cannot run."""
+    name, missing = named(implementation), missing_gpu()
+    if name == "mosaic_gpu" and missing:
+        source = ENVIRONMENT if implementation in (None, "auto") else key
+        raise ImplementationError(
+            f"{source} = mosaic_gpu needs GPUs of NVIDIA with compute capability {COMPUTE_CAPABILITY} or more, but {missing}; "
+            'leave it "auto", or set "xla".'
+        )
 
 
 def dispatch(
@@ -64,17 +84,28 @@ def dispatch(
         obstacle: why the kernel cannot serve these operands, a sentence's second half; None where it can.
 
     Raises:
-        ValueError: when the kernel is asked for by name and cannot serve, or the environment's name is unknown.
+        ImplementationError: when the kernel is asked for by name and cannot serve, or the environment's name is unknown.
     """
     name = named(implementation)
     if name == "mosaic_gpu":
         if obstacle:
-            raise ValueError(f'implementation "mosaic_gpu" cannot do this: {obstacle}; "xla" can.')
+            raise ImplementationError(f'implementation "mosaic_gpu" cannot do this: {obstacle}; "xla" can.')
         return _on_each_device(kernel, operands)(*operands)
     if name is not None or obstacle or missing_gpu():
         return plain(*operands)
     # A process with GPUs may compile for its CPU, too.
     return jax.lax.platform_dependent(*operands, cuda=_on_each_device(kernel, operands), default=plain)
+
+
+def on_mesh(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
+    """The function, to be compiled for a mesh: kernels in it know how the batch is spread over devices."""
+
+    @functools.wraps(function)
+    def within(*arguments: Any) -> T:
+        with use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return within
 
 
 def _on_each_device(function: Callable[..., Any], operands: tuple[Any, ...]) -> Callable[..., Any]:

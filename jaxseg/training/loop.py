@@ -16,6 +16,7 @@ from jaxseg.data.coco import InstanceDataset, open_dataset, resolve_classes
 from jaxseg.data.pipeline import training_iterator
 from jaxseg.evaluation.coco_metrics import main_metric
 from jaxseg.models import build_model, init_variables, trainable
+from jaxseg.ops.implementation import require_implementation
 from jaxseg.training.checkpoint import Checkpoints, check_same_run, save_config
 from jaxseg.training.interruption import Agreement, Interruption
 from jaxseg.training.metrics import MetricsWriter, MovingAverages, progress_line
@@ -72,6 +73,7 @@ class _Run:
         self.config, self.workdir = config, workdir
         self.mesh = make_mesh()
         check_batch_size(config.train.batch_size, self.mesh, "config.train.batch_size")
+        require_implementation(config.model.implementation, "config.model.implementation")
         changes = check_same_run(workdir, config)
         self.dataset: InstanceDataset = open_dataset(config, "train")
         validation_set = open_dataset(config, "val") if config.train.evaluate_every else None

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int32, UInt32
 
 from jaxseg.config import TrainConfig
+from jaxseg.ops.implementation import on_mesh
 from jaxseg.structures import Batch
 from jaxseg.training.optimizer import Tree, descend, keep_if, learning_rate, update_average
 from jaxseg.training.sharding import replicated, split
@@ -98,7 +99,7 @@ def make_train_step(
         return dataclasses.replace(keep_if(finite, advanced, state), step=state.step + 1), scalars
 
     copied = replicated(mesh)
-    return jax.jit(train_step, in_shardings=(copied, split(mesh)), out_shardings=copied, donate_argnums=0)
+    return jax.jit(on_mesh(train_step, mesh), in_shardings=(copied, split(mesh)), out_shardings=copied, donate_argnums=0)
 
 
 def make_loss_step(model: nn.Module, mesh: Mesh) -> Callable[[dict[str, Tree], Batch], tuple[dict[str, Array], Array]]:
@@ -109,4 +110,4 @@ def make_loss_step(model: nn.Module, mesh: Mesh) -> Callable[[dict[str, Tree], B
         return cast(dict[str, Array], losses), batch.valid.sum()
 
     copied = replicated(mesh)
-    return jax.jit(loss_step, in_shardings=(copied, split(mesh)), out_shardings=copied)
+    return jax.jit(on_mesh(loss_step, mesh), in_shardings=(copied, split(mesh)), out_shardings=copied)

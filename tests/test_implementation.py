@@ -1,0 +1,129 @@
+"""Which implementation of an operation runs, and where: the choice, its overrides, and meshes."""
+
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jaxseg
+from jaxseg.config import ConfigError
+from jaxseg.ops import implementation
+from jaxseg.ops.implementation import ENVIRONMENT, ImplementationError, dispatch, missing_gpu, on_mesh, require_implementation
+
+
+@pytest.fixture(autouse=True)
+def _no_wish(monkeypatch):
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+
+
+def _gpus(monkeypatch, *capabilities: str) -> None:
+    devices = [SimpleNamespace(device_kind=f"GPU {i}", compute_capability=c) for i, c in enumerate(capabilities)]
+    monkeypatch.setattr(implementation.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(implementation.jax, "local_devices", lambda: devices)
+
+
+def _chosen(name: str | None = None, obstacle: str | None = None) -> float:
+    """1 where the kernel runs, 0 where plain JAX does."""
+    return float(dispatch(name, jnp.zeros(1), kernel=lambda x: x + 1, plain=lambda x: x, obstacle=obstacle)[0])
+
+
+@pytest.mark.parametrize("name", [None, "auto", "xla"])
+def test_cpus_take_plain_jax(name):
+    assert _chosen(name) == 0
+
+
+def test_a_name_comes_before_the_environment_and_the_environment_before_the_choice(monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT, "mosaic_gpu")
+    assert (_chosen(), _chosen("auto"), _chosen("xla")) == (1, 1, 0)
+    monkeypatch.setenv(ENVIRONMENT, "xla")
+    assert (_chosen(), _chosen("mosaic_gpu")) == (0, 1)
+    monkeypatch.setenv(ENVIRONMENT, "auto")
+    assert _chosen() == 0
+
+
+def test_the_environment_may_not_name_what_does_not_exist(monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT, "cuda")
+    with pytest.raises(ImplementationError, match=f"{ENVIRONMENT} = 'cuda' is not one of auto, xla, mosaic_gpu"):
+        _chosen()
+
+
+def test_a_kernel_that_cannot_serve_says_why_only_where_it_was_asked_for(monkeypatch):
+    with pytest.raises(ImplementationError, match='"mosaic_gpu" cannot do this: 3 channels'):
+        _chosen("mosaic_gpu", obstacle="3 channels")
+    _gpus(monkeypatch, "9.0")
+    assert _chosen(obstacle="3 channels") == 0
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "missing"),
+    [
+        (["9.0"], None),
+        (["9.0", "10.0"], None),
+        (["8.9"], "GPU 0 has compute capability 8.9, and 9.0 is the least"),
+        (["9.0", "8.0"], "GPU 1 has compute capability 8.0"),
+        (["gfx942"], "GPU 0 is not a GPU of NVIDIA"),
+    ],
+)
+def test_kernels_want_hopper_or_later(monkeypatch, capabilities, missing):
+    _gpus(monkeypatch, *capabilities)
+    found = missing_gpu()
+    assert found is None if missing is None else missing in found
+
+
+def test_chosen_kernels_are_for_cuda_only_even_in_a_process_with_gpus(monkeypatch):
+    """What the process compiles for its CPU takes plain JAX."""
+    _gpus(monkeypatch, "9.0")
+    assert _chosen() == 0
+    program = jax.jit(lambda x: dispatch(None, x, kernel=lambda x: jnp.sin(x), plain=lambda x: jnp.cos(x)))
+    text = {p: jax.export.export(program, platforms=[p])(jnp.zeros(1)).mlir_module() for p in ("cuda", "cpu", "rocm")}
+    assert "sine" in text["cuda"] and "cosine" not in text["cuda"]
+    assert all("cosine" in text[p] and "stablehlo.sine" not in text[p] for p in ("cpu", "rocm"))
+
+
+def test_a_wish_that_this_process_cannot_fulfil_is_told_at_the_door(monkeypatch):
+    with pytest.raises(ImplementationError, match=re.escape("config.model.implementation = mosaic_gpu needs GPUs of NVIDIA")):
+        require_implementation("mosaic_gpu", "config.model.implementation")
+    monkeypatch.setenv(ENVIRONMENT, "mosaic_gpu")
+    with pytest.raises(ImplementationError, match=f"{ENVIRONMENT} = mosaic_gpu needs GPUs .* but this process computes on cpu"):
+        require_implementation("auto", "config.model.implementation")
+    require_implementation("xla", "config.model.implementation")
+
+
+def test_the_config_names_it():
+    config = jaxseg.load_config("configs/yolact_r50.py", {"model.implementation": "xla"})
+    assert config.model.implementation == "xla"
+    with pytest.raises(ConfigError, match=r"model\.implementation = 'cuda' is not one of 'auto', 'xla', 'mosaic_gpu'"):
+        jaxseg.load_config("configs/yolact_r50.py", {"model.implementation": "cuda"})
+    with pytest.raises(ImplementationError, match=r"config\.model\.implementation"):
+        jaxseg.Predictor(jaxseg.load_config("configs/yolact_r50.py", {"model.implementation": "mosaic_gpu"}), {})
+
+
+@pytest.mark.parametrize("images", [4, 3])
+def test_on_a_mesh_each_device_does_its_part_of_the_batch(images):
+    """A callback stands in for a kernel: to the partitioner both are black boxes."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    seen = []
+
+    def double(x: np.ndarray) -> np.ndarray:
+        seen.append(x.shape[0])
+        return 2 * x
+
+    def kernel(x: jax.Array) -> jax.Array:
+        return jax.pure_callback(double, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    def program(x: jax.Array) -> jax.Array:
+        return dispatch("mosaic_gpu", x + 1, kernel=kernel, plain=lambda x: 2 * x)
+
+    even = images % mesh.size == 0
+    compiled = jax.jit(on_mesh(program, mesh), in_shardings=split if even else None)
+    x = np.arange(images * 3, dtype=np.float32).reshape(images, 3)
+    np.testing.assert_array_equal(compiled(x), 2 * (x + 1))
+    # Where the batch cannot be shared out, one device has to do it all.
+    assert seen == ([images // 2] * 2 if even else [images])
+    if even:
+        assert "all-gather" not in compiled.lower(x).compile().as_text()
