@@ -1,7 +1,8 @@
 """RoIAlign over a feature pyramid: the level of each box, and bilinear samples averaged in the cells of a grid.
 
 Sampling and averaging are separable: the result is `rows @ features @ columns^T`, where `rows [P, h]` holds the mean
-bilinear weights of each cell's samples, whatever their number. Three forms with the same results build on that:
+bilinear weights of each cell's samples, whatever their number. Three plain forms with the same results build on that ("xla" is the
+best of them by a rule, see `_default`), and `jaxseg.ops.kernels.roi_align` ("mosaic_gpu", see `jaxseg.ops.implementation`):
 
 - "gather": adds up the pixels around each sample. Needs a fixed number of samples; keeps images of a batch apart, so that
   a batch spread over devices stays there.
@@ -12,16 +13,19 @@ bilinear weights of each cell's samples, whatever their number. Three forms with
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from jaxseg.ops.boxes import box_area, rounded
+from jaxseg.ops.implementation import NAMES, ImplementationError, dispatch, named
+from jaxseg.ops.kernels import roi_align as kernels
 from jaxseg.structures import AnyArray
 
-Implementation = Literal["gather", "matmul", "window"]
+Form = Literal["gather", "matmul", "window"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 # Area (its root, in pixels) and level of the box that FPN's rule starts from: an ImageNet picture on P4 (arXiv:1612.03144, equation 1).
 CANONICAL_SIDE, CANONICAL_LEVEL = 224.0, 4
@@ -62,6 +66,14 @@ class _Static(NamedTuple):
     aligned: bool
 
 
+class _Choice(NamedTuple):
+    """What computes it: the implementation for `dispatch`, the plain form of a result alone, and that of one with its gradient."""
+
+    implementation: str | None
+    alone: Form
+    with_gradient: Form
+
+
 class _Axis(NamedTuple):
     """The samples of every RoI along y or x: where it starts, the size of a cell, in pixels of its level; samples per cell."""
 
@@ -79,7 +91,7 @@ def roi_align(
     output_size: int,
     sampling_ratio: int,
     aligned: bool,
-    implementation: Implementation | None = None,
+    implementation: str | None = None,
 ) -> Float[Array, "B R {output_size} {output_size} C"]:
     """RoIAlign (arXiv:1703.06870, section 3) as the compiled operators of maskrcnn-benchmark, detectron2 and mmcv compute it.
 
@@ -97,22 +109,27 @@ def roi_align(
         aligned: shift by half a pixel, so that samples lie where the pixels' centres are (detectron2, mmdetection). A box
             without area is then 0 where sampling is adaptive. Without, boxes are at least one pixel of the level wide and high
             (maskrcnn-benchmark, torchvision).
-        implementation: see the module; None chooses by platform.
+        implementation: "auto", "xla", "mosaic_gpu", "gather", "matmul" or "window", see the module; None is "auto". The kernel takes
+            float32 and bfloat16, and channels in multiples of 128.
 
     Raises:
-        ValueError: when there are not as many strides as levels, or the implementation cannot do this.
+        ValueError: when there are not as many strides as levels, or the implementation does not exist or cannot do this.
     """
     if len(features) != len(strides):
         raise ValueError(f"{len(features)} levels but {len(strides)} strides.")
+    if implementation not in (None, *NAMES, *FORMS):
+        raise ImplementationError(f"RoIAlign's implementation {implementation!r} is not one of {', '.join((*NAMES, *FORMS))}.")
     if implementation == "gather" and not sampling_ratio:
-        raise ValueError('implementation "gather" needs a fixed sampling_ratio; adaptive sampling (0) has "matmul" and "window".')
+        raise ImplementationError('implementation "gather" needs a fixed sampling_ratio; adaptive sampling (0) has "matmul" and "window".')
     sizes = tuple((feature.shape[1], feature.shape[2]) for feature in features)
     static = _Static(sizes, tuple(strides), output_size, sampling_ratio, aligned)
-    forms = (implementation, implementation) if implementation else _default(static, boxes.shape[1])
-    return _align(forms, static, tuple(features), boxes, levels)
+    forms = (implementation, implementation) if implementation in FORMS else _default(static, boxes.shape[1])
+    # Nothing to launch where there are no RoIs.
+    choice = _Choice(named(implementation) if boxes.size else "xla", *forms)
+    return _align(choice, static, tuple(features), boxes, levels)
 
 
-def _default(static: _Static, rois: int) -> tuple[Implementation, Implementation]:
+def _default(static: _Static, rois: int) -> tuple[Form, Form]:
     """The forms in this process, for so many RoIs an image: where only the result is wanted, and where its gradient is, too.
 
     One CPU device: the loop over RoIs; for fixed samples also the gather, which XLA fuses into one pass there, where the cells
@@ -130,24 +147,28 @@ def _default(static: _Static, rois: int) -> tuple[Implementation, Implementation
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _align(
-    forms: tuple[Implementation, Implementation], static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array
-) -> Array:
-    return _POOL[forms[0]](static, features, boxes, levels).astype(features[0].dtype)
+def _align(choice: _Choice, static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
+    def plain(features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
+        return _POOL[choice.alone](static, features, boxes, levels).astype(features[0].dtype)
+
+    kernel = functools.partial(_kernel_pool, static)
+    return dispatch(choice.implementation, features, boxes, levels, kernel=kernel, plain=plain, obstacle=_obstacle(features[0]))
 
 
 def _align_forward(
-    forms: tuple[Implementation, Implementation], static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array
+    choice: _Choice, static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array
 ) -> tuple[Array, tuple[Array, Array]]:
     # The result is linear in the features: they are not needed again.
-    return _align((forms[1], forms[1]), static, features, boxes, levels), (boxes, levels)
+    return _align(choice._replace(alone=choice.with_gradient), static, features, boxes, levels), (boxes, levels)
 
 
-def _align_backward(
-    forms: tuple[Implementation, Implementation], static: _Static, rois: tuple[Array, Array], gradient: Array
-) -> tuple[tuple[Array, ...], None, None]:
-    gradients = _SPREAD[forms[1]](static, gradient, *rois)
-    return tuple(level.astype(gradient.dtype) for level in gradients), None, None
+def _align_backward(choice: _Choice, static: _Static, rois: tuple[Array, Array], gradient: Array) -> tuple[tuple[Array, ...], None, None]:
+    def plain(gradient: Array, boxes: Array, levels: Array) -> tuple[Array, ...]:
+        gradients = _SPREAD[choice.with_gradient](static, gradient, boxes, levels)
+        return tuple(level.astype(gradient.dtype) for level in gradients)
+
+    kernel = functools.partial(_kernel_spread, static)
+    return dispatch(choice.implementation, gradient, *rois, kernel=kernel, plain=plain, obstacle=_obstacle(gradient)), None, None
 
 
 _align.defvjp(_align_forward, _align_backward)
@@ -187,8 +208,11 @@ def _is_near(position: Array, length: Array | int) -> Array:
 _NEIGHBORS = 6
 
 
-def _weights(static: _Static, axis: _Axis, pixels: Array, length: int) -> Array:
-    """Mean weight of each pixel in the cells of each RoI: `[*n, P, K]` for entries `[*n]` and pixels `[*n, K]` or `[K]`."""
+def _weights(static: _Static, axis: _Axis, pixels: Array, length: Array | int) -> Array:
+    """Mean weight of each pixel in the cells of each RoI: `[*n, P, K]` for entries `[*n]` and pixels `[*n, K]` or `[K]`.
+
+    The level's length is one for all, or `[*n, 1, 1]`.
+    """
     axis = jax.tree.map(lambda value: value[..., None, None], axis)
     pixels = pixels[..., None, :].astype(jnp.float32)
     cells = jnp.arange(static.output_size, dtype=jnp.float32)[:, None]
@@ -232,9 +256,15 @@ def _taps(static: _Static, axis: _Axis, length: Array) -> _Taps:
     return _Taps(pixels, jnp.concatenate([share * (1.0 - (position - low)), share * (position - low)], -1))
 
 
+def _lengths(static: _Static, levels: Array) -> tuple[Array, Array]:
+    """Height and width of the level of each RoI."""
+    heights, widths = (jnp.asarray(side, jnp.int32)[levels] for side in zip(*static.sizes, strict=True))
+    return heights, widths
+
+
 def _gather_terms(static: _Static, boxes: Array, levels: Array) -> tuple[list[Array], list[Array]]:
     """Rows of a table of all pixels of all levels of one image, and their weights, `[R, P, P]` each; their products add up."""
-    heights, widths = (jnp.asarray(side, jnp.int32)[levels] for side in zip(*static.sizes, strict=True))
+    heights, widths = _lengths(static, levels)
     areas = [height * width for height, width in static.sizes]
     base = jnp.asarray([sum(areas[:level]) for level in range(len(areas))], jnp.int32)[levels]
     y_axis, x_axis = _axes(static, boxes, levels)
@@ -401,3 +431,38 @@ def _window_spread(static: _Static, gradient: Array, boxes: Array, levels: Array
 
 _POOL = {"gather": _gather_pool, "matmul": _matmul_pool, "window": _window_pool}
 _SPREAD = {"gather": _gather_spread, "matmul": _matmul_spread, "window": _window_spread}
+
+
+# Up to so many samples a side the kernel has each tap written out; of more, it sums pixels instead.
+_WRITTEN_OUT = 2
+
+
+def _obstacle(array: Array) -> str | None:
+    """Why the kernel cannot take it, features or their cells' gradient; None where it can."""
+    if array.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"features are {array.dtype}, and it takes float32 and bfloat16"
+    if array.shape[-1] % kernels.LANES:
+        return f"{array.shape[-1]} channels are no multiple of {kernels.LANES}"
+    return None
+
+
+def _weights_of_own_level(static: _Static, boxes: Array, levels: Array) -> tuple[Array, Array]:
+    """Rows `[B, R, P, H]` and columns `[B, R, P, W]` of weights in the level of each RoI, and zeros up to the largest level."""
+    rows, columns = (
+        _weights(static, axis, jnp.arange(max(sides)), lengths[..., None, None])
+        for axis, sides, lengths in zip(
+            _axes(static, boxes, levels), zip(*static.sizes, strict=True), _lengths(static, levels), strict=True
+        )
+    )
+    return rows, columns
+
+
+def _kernel_pool(static: _Static, features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
+    if not 0 < static.sampling_ratio <= _WRITTEN_OUT:
+        return kernels.pool_pixels(features, levels, *_weights_of_own_level(static, boxes, levels))
+    axes, lengths = _axes(static, boxes, levels), _lengths(static, levels)
+    return kernels.pool_samples(features, levels, *(_taps(static, axis, length) for axis, length in zip(axes, lengths, strict=True)))
+
+
+def _kernel_spread(static: _Static, gradient: Array, boxes: Array, levels: Array) -> tuple[Array, ...]:
+    return kernels.spread(gradient, levels, *_weights_of_own_level(static, boxes, levels), static.sizes)

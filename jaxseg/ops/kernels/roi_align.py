@@ -1,0 +1,280 @@
+"""RoIAlign and its gradient on NVIDIA GPUs (Mosaic GPU), in one launch each for all levels of a pyramid and all images.
+
+XLA computes what bilinear sampling needs as weights per axis: a cell is a sum of pixels, each with the weight of its row times
+that of its column. A program is one group of 128 threads that share the channels of a pixel, so that a load is one piece of
+memory, and follow the same RoI. Sums are float32.
+
+Sizes of tiles and groups are reasoned and not measured: what one turn of a loop loads is under way together, and what a program
+holds leaves a multiprocessor's registers to several of them.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+# Channels come in multiples of the threads of a program, and a program takes no more than so many.
+LANES, MOST_CHANNELS = 128, 256
+# Rows and columns of pixels in one turn of the loops over a cell.
+PIXEL_ROWS, PIXEL_COLUMNS = 2, 4
+# Side of a tile of the gradient, in pixels; rows and columns of cells in one turn of the loops over a RoI's part in it.
+TILE, CELL_ROWS, CELL_COLUMNS = 4, 2, 4
+WORD = 32
+PARAMETERS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
+
+
+class _Groups(NamedTuple):
+    """Where a loop over table entries starts, and its turns, each over a group of a fixed size; 0 where there is nothing."""
+
+    first: Array
+    turns: Array
+
+
+def _groups(touched: Array, size: int) -> _Groups:
+    """From the first to the last entry that is touched along the last axis."""
+    first = touched.argmax(-1)
+    end = touched.shape[-1] - touched[..., ::-1].argmax(-1)
+    turns = jnp.where(touched.any(-1), -(-(end - first) // size), 0)
+    return _Groups(first.astype(jnp.int32), turns.astype(jnp.int32))
+
+
+def _longer(table: Array, count: int, axis: int = -1) -> Array:
+    """Zeros behind the table, for a last group that ends past it."""
+    padding = [(0, 0)] * table.ndim
+    padding[axis] = (0, count)
+    return jnp.pad(table, padding)
+
+
+def _in_chunks(array: Array) -> Array:
+    """`[..., C]` as `[..., chunks, channels of a program]`."""
+    return array.reshape(*array.shape[:-1], -1, math.gcd(array.shape[-1], MOST_CHANNELS))
+
+
+def _weighted_sum(weights: Sequence[Any], values: Sequence[Any]) -> Any:
+    first, *others = (weight * value for weight, value in zip(weights, values, strict=True))
+    return sum(others, first)
+
+
+def _on_own_level(own: Any, levels: Sequence[Any], function: Callable[[Any], None]) -> None:
+    for level, ref in enumerate(levels):
+        pl.when(own == level)(functools.partial(function, ref))
+
+
+def pool_samples(features: Sequence[Array], levels: Array, rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
+    """RoIs as sums over the pixels that their samples touch.
+
+    Args:
+        features: the levels, `[B, h, w, C]`; C is a multiple of 128.
+        levels: which of them each RoI is pooled from, `[B, R]`.
+        rows: for each row of cells the pixels along y, and their weights, `[B, R, P, K]`. The program has K x K sums: K is small.
+        columns: for each column of cells the pixels along x, and their weights.
+
+    Returns:
+        `[B, R, P, P, C]`, of the type of the features.
+    """
+    taps = range(rows[0].shape[-1])
+
+    def body(levels, row_pixels, row_weights, column_pixels, column_weights, *features_and_pooled):
+        *features, pooled = features_and_pooled
+        image, chunk, roi, row = map(jax.lax.axis_index, GRID)
+        y = [row_pixels[image, roi, row, i] for i in taps]
+        y_weights = [row_weights[image, roi, row, i] for i in taps]
+
+        def pool(feature):
+            def cell(column, carry):
+                x = [column_pixels[image, roi, column, i] for i in taps]
+                x_weights = [column_weights[image, roi, column, i] for i in taps]
+                pixels = [[feature[image, y_, x_, chunk].astype(jnp.float32) for y_ in y] for x_ in x]
+                total = _weighted_sum(x_weights, [_weighted_sum(y_weights, own) for own in pixels])
+                pooled[image, roi, row, column, chunk] = total.astype(pooled.dtype)
+                return carry
+
+            jax.lax.fori_loop(0, pooled.shape[3], cell, 0)
+
+        _on_own_level(levels[image, roi], features, pool)
+
+    return _pool(body, features, levels, (*rows, *columns))
+
+
+def pool_pixels(features: Sequence[Array], levels: Array, rows: Array, columns: Array) -> Array:
+    """RoIs as sums over all pixels under them, for any number of samples.
+
+    Args:
+        features: the levels, `[B, h, w, C]`; C is a multiple of 128.
+        levels: which of them each RoI is pooled from, `[B, R]`.
+        rows: for each row of cells the weights of the rows of pixels, `[B, R, P, H]`. H is at least the largest level's height.
+        columns: for each column of cells the weights of the columns of pixels, `[B, R, P, W]`.
+
+    Returns:
+        `[B, R, P, P, C]`, of the type of the features.
+    """
+    row_groups, column_groups = _groups(rows > 0, PIXEL_ROWS), _groups(columns > 0, PIXEL_COLUMNS)
+    rows, columns = _longer(rows, PIXEL_ROWS - 1), _longer(columns, PIXEL_COLUMNS - 1)
+
+    def body(levels, rows, top, row_groups, columns, left, column_groups, *features_and_pooled):
+        *features, pooled = features_and_pooled
+        image, chunk, roi, row = map(jax.lax.axis_index, GRID)
+        own_top, own_row_groups = top[image, roi, row], row_groups[image, roi, row]
+        zero = jnp.zeros(pooled.shape[-1], jnp.float32)
+
+        def pool(feature):
+            _, height, width, _, _ = feature.shape
+
+            def cell(column, carry):
+                def add_columns(group, total):
+                    x = [left[image, roi, column] + PIXEL_COLUMNS * group + i for i in range(PIXEL_COLUMNS)]
+                    x_weights = [columns[image, roi, column, x_] for x_ in x]
+                    x = [jnp.minimum(x_, width - 1) for x_ in x]
+
+                    def add_rows(group, sums):
+                        y = [own_top + PIXEL_ROWS * group + i for i in range(PIXEL_ROWS)]
+                        y_weights = [rows[image, roi, row, y_] for y_ in y]
+                        y = [jnp.minimum(y_, height - 1) for y_ in y]
+                        pixels = [[feature[image, y_, x_, chunk].astype(jnp.float32) for y_ in y] for x_ in x]
+                        return [total + _weighted_sum(y_weights, own) for total, own in zip(sums, pixels, strict=True)]
+
+                    sums = jax.lax.fori_loop(0, own_row_groups, add_rows, [zero] * PIXEL_COLUMNS)
+                    return total + _weighted_sum(x_weights, sums)
+
+                total = jax.lax.fori_loop(0, column_groups[image, roi, column], add_columns, zero)
+                pooled[image, roi, row, column, chunk] = total.astype(pooled.dtype)
+                return carry
+
+            jax.lax.fori_loop(0, pooled.shape[3], cell, 0)
+
+        _on_own_level(levels[image, roi], features, pool)
+
+    return _pool(body, features, levels, (rows, *row_groups, columns, *column_groups))
+
+
+GRID = ("image", "chunk", "roi", "row")
+
+
+def _pool(body: Callable[..., None], features: Sequence[Array], levels: Array, tables: Sequence[Array]) -> Array:
+    """Runs `body(levels, *tables, *features, pooled)` for each row of cells of each RoI, and each chunk of channels."""
+    cells, channels = tables[0].shape[2], features[0].shape[-1]
+    features = [_in_chunks(feature) for feature in features]
+    *_, chunks, size = features[0].shape
+    pooled = plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct((*levels.shape, cells, cells, chunks, size), features[0].dtype),
+        grid=(levels.shape[0], chunks, levels.shape[1], cells),
+        grid_names=GRID,
+        compiler_params=PARAMETERS,
+    )(levels, *tables, *features)
+    return pooled.reshape(*levels.shape, cells, cells, channels)
+
+
+def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: Sequence[tuple[int, int]]) -> tuple[Array, ...]:
+    """The gradient of the features: each pixel's weights in the cells, times the cells' gradients.
+
+    A program owns a tile of pixels and goes through the RoIs that touch it, in their order. Nothing is added by two programs:
+    there are no atomics, and every run gives the same bits.
+
+    Args:
+        gradient: of the pooled RoIs, `[B, R, P, P, C]`; C is a multiple of 128.
+        levels: see `pool_pixels`, as `rows` and `columns`.
+        rows: see there.
+        columns: see there.
+        sizes: height and width of each level.
+
+    Returns:
+        For each level `[B, h, w, C]`, of the type of `gradient`.
+    """
+    images, _, cells, _, channels = gradient.shape
+    rows, columns = (_longer(table, -table.shape[-1] % TILE) for table in (rows, columns))
+    row_groups, column_groups = _cells_in_tiles(rows, CELL_ROWS), _cells_in_tiles(columns, CELL_COLUMNS)
+    rows, columns = _longer(rows, CELL_ROWS - 1, 2), _longer(columns, CELL_COLUMNS - 1, 2)
+    words, tiles = _rois_of_tiles(levels, row_groups.turns > 0, column_groups.turns > 0, sizes)
+    gradient = _in_chunks(gradient)
+    *_, chunks, size = gradient.shape
+
+    def body(gradient, rows, top, row_groups, columns, left, column_groups, words, tiles, *features):
+        image, chunk, tile = map(jax.lax.axis_index, ("image", "chunk", "tile"))
+        level, tile_row, tile_column = (tiles[tile, i] for i in range(3))
+        y, x = ([TILE * start + i for i in range(TILE)] for start in (tile_row, tile_column))
+
+        def add_roi(roi, totals):
+            def add_columns(group, totals):
+                q = [left[image, roi, tile_column] + CELL_COLUMNS * group + i for i in range(CELL_COLUMNS)]
+                x_weights = [[columns[image, roi, q_, x_] for q_ in q] for x_ in x]
+                q = [jnp.minimum(q_, cells - 1) for q_ in q]
+
+                def add_rows(group, totals):
+                    p = [top[image, roi, tile_row] + CELL_ROWS * group + i for i in range(CELL_ROWS)]
+                    y_weights = [[rows[image, roi, p_, y_] for p_ in p] for y_ in y]
+                    p = [jnp.minimum(p_, cells - 1) for p_ in p]
+                    own = [[gradient[image, roi, p_, q_, chunk].astype(jnp.float32) for q_ in q] for p_ in p]
+                    along_x = [[_weighted_sum(weights, row) for row in own] for weights in x_weights]
+                    return [
+                        [total + _weighted_sum(weights, column) for total, column in zip(row, along_x, strict=True)]
+                        for row, weights in zip(totals, y_weights, strict=True)
+                    ]
+
+                return jax.lax.fori_loop(0, row_groups[image, roi, tile_row], add_rows, totals)
+
+            return jax.lax.fori_loop(0, column_groups[image, roi, tile_column], add_columns, totals)
+
+        def add_word(index, totals):
+            def add_first(state):
+                word, totals = state
+                first = jax.lax.clz(word)
+                return word & (np.int32(2**31 - 1) >> first), add_roi(WORD * index + first, totals)
+
+            return jax.lax.while_loop(lambda state: state[0] != 0, add_first, (words[image, tile, index], totals))[1]
+
+        zero = jnp.zeros(size, jnp.float32)
+        totals = jax.lax.fori_loop(0, words.shape[2], add_word, [[zero] * TILE] * TILE)
+
+        def write(feature):
+            _, height, width, _, _ = feature.shape
+            for y_, row in zip(y, totals, strict=True):
+                for x_, total in zip(x, row, strict=True):
+
+                    @pl.when((y_ < height) & (x_ < width))
+                    def _(y_=y_, x_=x_, total=total):
+                        feature[image, y_, x_, chunk] = total.astype(feature.dtype)
+
+        _on_own_level(level, features, write)
+
+    features = plgpu.kernel(
+        body,
+        out_type=[jax.ShapeDtypeStruct((images, *side, chunks, size), gradient.dtype) for side in sizes],
+        grid=(images, chunks, len(tiles)),
+        grid_names=("image", "chunk", "tile"),
+        compiler_params=PARAMETERS,
+    )(gradient, rows, *row_groups, columns, *column_groups, words, jnp.asarray(tiles))
+    return tuple(feature.reshape(*feature.shape[:3], channels) for feature in features)
+
+
+def _cells_in_tiles(weights: Array, size: int) -> _Groups:
+    """Which cells have pixels in each tile along one axis, `[B, R, tiles]`."""
+    touched = (weights > 0).reshape(*weights.shape[:-1], -1, TILE).any(-1)
+    return _groups(jnp.moveaxis(touched, 2, -1), size)
+
+
+def _rois_of_tiles(levels: Array, in_rows: Array, in_columns: Array, sizes: Sequence[tuple[int, int]]) -> tuple[Array, np.ndarray]:
+    """The RoIs that touch each tile, `[B, tiles, words]`, the first in the highest bit; level, row and column of each tile.
+
+    The coarsest level comes first: most of its RoIs touch each of its tiles, so these should not start when all others are done.
+    """
+    images, rois = levels.shape
+    in_rows, in_columns, levels = (_longer(table, -rois % WORD, 1) for table in (in_rows, in_columns, levels))
+    bits = jnp.uint32(1) << jnp.arange(WORD - 1, -1, -1, dtype=jnp.uint32)
+    words, tiles = [], []
+    for level in reversed(range(len(sizes))):
+        height, width = (-(-side // TILE) for side in sizes[level])
+        in_level = in_rows[:, :, :height] & (levels == level)[..., None]
+        touched = in_level[..., None] & in_columns[:, :, None, :width]
+        touched = touched.reshape(images, -1, WORD, height * width)
+        words.append(jnp.where(touched, bits[:, None], 0).sum(2, dtype=jnp.uint32))
+        tiles += [(level, row, column) for row, column in np.ndindex(height, width)]
+    packed = jnp.moveaxis(jnp.concatenate(words, -1), 1, -1)
+    return jax.lax.bitcast_convert_type(packed, jnp.int32), np.array(tiles, np.int32)
