@@ -4,6 +4,7 @@ A program is one group of 128 threads, and each thread has a box. Overlaps are f
 `ops.boxes.pairwise_iou`, each product and the quotient rounded, so that every comparison has the plain path's answer.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,12 @@ TILE = 128
 FAST_ROWS = 64
 # Rows compared without a jump between them, so that they wait for memory together.
 UNROLL = 4
+# Boxes of a word of bits; words of a tile; words that are read together.
+WORD = 32
+WORDS = TILE // WORD
+GROUP = 16
+# More, and the bits of all pairs would take more than 128 MiB a list.
+MOST_BOXES = 32768
 PARAMETERS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
 
 
@@ -45,6 +52,7 @@ class _Box(NamedTuple):
     x2: jax.Array
     y2: jax.Array
     area: jax.Array
+    label: jax.Array | None = None
 
 
 def _suppresses(rule: Rule, a: _Box, b: _Box) -> jax.Array:
@@ -59,7 +67,8 @@ def _suppresses(rule: Rule, a: _Box, b: _Box) -> jax.Array:
     if not rule.suppress_equal:
         least = np.nextafter(least, np.float32(np.inf))
     reaches = quotient_reaches(intersection, union, least).astype(jnp.int32)
-    return jnp.where(union > 0, reaches, int(rule.empty >= least))
+    suppresses = jnp.where(union > 0, reaches, int(rule.empty >= least))
+    return suppresses if a.label is None else jnp.where(a.label == b.label, suppresses, 0)
 
 
 def quotient_reaches(a: jax.Array, b: jax.Array, least: np.float32) -> jax.Array:
@@ -93,10 +102,9 @@ def _round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _columns(boxes: jax.Array, areas: jax.Array, count: int) -> jax.Array:
-    """Boxes `[*b, k, 4]` and areas `[*b, k]` to `[lists, 5, count]`: a coordinate of neighbouring boxes is read together."""
-    boxes, areas = boxes.reshape(-1, *boxes.shape[-2:]), areas.reshape(-1, areas.shape[-1])
-    columns = jnp.concatenate([boxes.swapaxes(1, 2), areas[:, None]], 1)
+def _columns(fields: Sequence[jax.Array], count: int) -> jax.Array:
+    """Fields of boxes, `[*b, k]` each, to `[lists, fields, count]`: those of neighbouring boxes are read together."""
+    columns = jnp.stack([field.reshape(-1, field.shape[-1]) for field in fields], 1)
     return jnp.pad(columns, ((0, 0), (0, 0), (0, count - columns.shape[2])))
 
 
@@ -134,7 +142,7 @@ def fast_suppressed(boxes: jax.Array, areas: jax.Array, rule: Rule) -> jax.Array
         rows = jnp.clip((tile + 1) * TILE - first, 0, FAST_ROWS)
         suppressed[group, part, lanes] = jax.lax.fori_loop(0, rows // UNROLL, turn, jnp.zeros((TILE,), jnp.int32))
 
-    columns = _columns(boxes, areas, padded)
+    columns = _columns([*jnp.moveaxis(boxes, -1, 0), areas], padded)
     found = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct((len(columns), parts, padded), jnp.int32),
@@ -143,3 +151,117 @@ def fast_suppressed(boxes: jax.Array, areas: jax.Array, rule: Rule) -> jax.Array
         compiler_params=PARAMETERS,
     )(columns)
     return (found != 0).any(1)[:, : areas.shape[-1]].reshape(areas.shape)
+
+
+def greedy_kept(boxes: jax.Array, areas: jax.Array, labels: jax.Array | None, candidates: jax.Array, rule: Rule) -> jax.Array:
+    """Exact greedy NMS: which boxes stay when each goes that an earlier one which stays suppresses.
+
+    Two kernels, as torchvision's: one compares all pairs and writes a bit for each, the other goes through the boxes in order.
+
+    Args:
+        boxes: `[*b, n, 4]` float32, lists of boxes, the best first in each; `n` up to `MOST_BOXES`.
+        areas: `[*b, n]`.
+        labels: `[*b, n]` int32, up to 2^24; boxes suppress those of their label only. None: all.
+        candidates: `[*b, n]` bool; the others do not stay.
+        rule: see `Rule`.
+
+    Returns:
+        `[*b, n]` bool.
+    """
+    if not areas.size:
+        return jnp.zeros(areas.shape, bool)
+    count = areas.shape[-1]
+    fields = [*jnp.moveaxis(boxes, -1, 0), areas]
+    if labels is not None:
+        fields.append(labels.astype(jnp.float32))
+    masks = _compare(_columns(fields, _round_up(count, TILE)), rule)
+    candidates = _columns([candidates.astype(jnp.int32)], _round_up(count, TILE))[:, 0]
+    return (_settle(masks, candidates) != 0)[:, :count].reshape(areas.shape)
+
+
+def _compare(columns: jax.Array, rule: Rule) -> jax.Array:
+    """Bit i % 32 of `[list, i // 32, j]` int32: boxes i and j suppress each other, should one of them stay.
+
+    Only where j's tile of 128 is not before i's; the rest of the array is undefined. A program has 32 i and 128 j.
+    """
+    lists, fields, count = columns.shape
+
+    def body(columns, masks):
+        group, word, tile = (jax.lax.axis_index(name) for name in ("group", "word", "tile"))
+
+        @pl.when(word < (tile + 1) * WORDS)
+        def _():
+            lanes = pl.ds(tile * TILE, TILE)
+            own = _Box(*(columns[group, field, lanes] for field in range(fields)))
+
+            def turn(bit, mask):
+                other = _Box(*(columns[group, field, word * WORD + bit] for field in range(fields)))
+                return mask | (_suppresses(rule, own, other) << bit)
+
+            masks[group, word, lanes] = jax.lax.fori_loop(0, WORD, turn, jnp.zeros((TILE,), jnp.int32), unroll=UNROLL)
+
+    return plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct((lists, _round_up(count // WORD, GROUP), count), jnp.int32),
+        grid=(lists, count // WORD, count // TILE),
+        grid_names=("group", "word", "tile"),
+        compiler_params=PARAMETERS,
+    )(columns)
+
+
+def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
+    """Which candidates (`[list, n]` int32, 1 or 0) stay, likewise. A program goes through a list, 128 boxes at a time.
+
+    First those that stayed before suppress all 128 at once. Then the 128 settle among themselves, one after the other, in
+    four words of bits that all threads have.
+    """
+    lists, count = candidates.shape
+    words = _round_up(count // WORD, TILE)
+
+    def body(masks, candidates, stays, kept, near, free):
+        group = jax.lax.axis_index("group")
+        lane = jax.lax.broadcasted_iota(jnp.int32, (TILE,), 0)
+        for first in range(0, words, TILE):
+            kept[pl.ds(first, TILE)] = jnp.zeros((TILE,), jnp.int32)
+
+        def block(tile, carry):
+            lanes = pl.ds(tile * TILE, TILE)
+            near[...] = masks[group, pl.ds(tile * WORDS, WORDS), lanes]
+
+            def pull(turn, removed):
+                for word in (turn * GROUP + step for step in range(GROUP)):
+                    removed = removed | (masks[group, word, lanes] & kept[word])
+                return removed
+
+            # Some words of the last turn come later: nothing is kept there yet.
+            removed = jax.lax.fori_loop(0, (tile * WORDS + GROUP - 1) // GROUP, pull, jnp.zeros((TILE,), jnp.int32))
+            free[...] = jnp.where(removed == 0, -candidates[group, lanes], 0)
+            gone = (jnp.int32(0),) * WORDS
+            own = removed
+            for word in range(WORDS):
+
+                def turn(bit, state, word=word):
+                    """A box stays that is free and not gone: all of its bits are set then, in `free` and in `stay`."""
+                    keep, *gone = state
+                    box = word * WORD + bit
+                    stay = free[box] & (((gone[0] >> bit) & 1) - 1)
+                    # Of its own word only what comes later: the others are settled.
+                    later = [near[word, box] & (-2 << bit), *(near[other, box] for other in range(word + 1, WORDS))]
+                    return (keep | (stay & (1 << bit)), *(old | (new & stay) for old, new in zip(gone, later, strict=True)))
+
+                keep, _, *gone = jax.lax.fori_loop(0, WORD, turn, (jnp.int32(0), *gone), unroll=WORD)
+                kept[tile * WORDS + word] = keep
+                own = jnp.where(lane // WORD == word, keep, own)
+            stays[group, lanes] = (own >> (lane & (WORD - 1))) & 1
+            return carry
+
+        jax.lax.fori_loop(0, count // TILE, block, jnp.int32(0))
+
+    return plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct((lists, count), jnp.int32),
+        scratch_types=[plgpu.SMEM((words,), jnp.int32), plgpu.SMEM((WORDS, TILE), jnp.int32), plgpu.SMEM((TILE,), jnp.int32)],
+        grid=(lists,),
+        grid_names=("group",),
+        compiler_params=PARAMETERS,
+    )(masks, candidates)
