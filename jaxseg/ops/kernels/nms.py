@@ -226,7 +226,7 @@ def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
 
         def block(tile, carry):
             lanes = pl.ds(tile * TILE, TILE)
-            near[...] = masks[group, pl.ds(tile * WORDS, WORDS), lanes]
+            rows = masks[group, pl.ds(tile * WORDS, WORDS), lanes]
 
             def pull(turn, removed):
                 for word in (turn * GROUP + step for step in range(GROUP)):
@@ -235,21 +235,23 @@ def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
 
             # Some words of the last turn come later: nothing is kept there yet.
             removed = jax.lax.fori_loop(0, (tile * WORDS + GROUP - 1) // GROUP, pull, jnp.zeros((TILE,), jnp.int32))
-            free[...] = jnp.where(removed == 0, -candidates[group, lanes], 0)
-            gone = (jnp.int32(0),) * WORDS
+            near[...] = rows
+            free[...] = jnp.where(removed == 0, candidates[group, lanes], 0)
+            # A bit for each box, 0 once a box that stays suppresses it. Boxes that are settled lose theirs, too.
+            live = (jnp.int32(-1),) * WORDS
             own = removed
             for word in range(WORDS):
 
                 def turn(bit, state, word=word):
-                    """A box stays that is free and not gone: all of its bits are set then, in `free` and in `stay`."""
-                    keep, *gone = state
+                    keep, *live = state
                     box = word * WORD + bit
-                    stay = free[box] & (((gone[0] >> bit) & 1) - 1)
-                    # Of its own word only what comes later: the others are settled.
-                    later = [near[word, box] & (-2 << bit), *(near[other, box] for other in range(word + 1, WORDS))]
-                    return (keep | (stay & (1 << bit)), *(old | (new & stay) for old, new in zip(gone, later, strict=True)))
+                    # All bits where the box stays, or none: its bit goes to the sign, and back.
+                    stays = live[0] << (WORD - 1 - bit) >> (WORD - 1)
+                    # Steps wait for each other from `stays` to `live`. Products are made before: compilers leave them there.
+                    goes = [near[other, box] * free[box] for other in range(word, WORDS)]
+                    return keep | (free[box] << bit & stays), *(old & ~(new & stays) for old, new in zip(live, goes, strict=True))
 
-                keep, _, *gone = jax.lax.fori_loop(0, WORD, turn, (jnp.int32(0), *gone), unroll=WORD)
+                keep, _, *live = jax.lax.fori_loop(0, WORD, turn, (jnp.int32(0), *live), unroll=WORD)
                 kept[tile * WORDS + word] = keep
                 own = jnp.where(lane // WORD == word, keep, own)
             stays[group, lanes] = (own >> (lane & (WORD - 1))) & 1
