@@ -35,6 +35,20 @@ def coco_mini() -> Path:
 
 
 @pytest.fixture
+def use_detector(monkeypatch):
+    """Puts a detector in the place of every configuration's."""
+    from jaxseg.evaluation import detect
+
+    def use(detector):
+        monkeypatch.setattr(detect, "build_model", lambda config: detector)
+        detect._detect_program.cache_clear()
+        return detector
+
+    yield use
+    detect._detect_program.cache_clear()
+
+
+@pytest.fixture
 def interpreted():
     """Kernels for GPUs run here, step by step, and a race between their threads is an error."""
     try:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import white_boxes
-from test_coco import BAD_ANNOTATIONS, HEIGHT, WIDTH, annotation, open_one, write_dataset
+from tiny_coco import BAD_ANNOTATIONS, HEIGHT, WIDTH, annotation, open_one, write_dataset
 from white_boxes import PaddedDetector, WhiteBoxDetector
 
 from jaxseg.config import MIRROR_ONLY, Config, ConfigError, InputConfig, RcnnConfig, RetinaNetConfig, YolactConfig, override, to_dict
@@ -22,7 +22,7 @@ from jaxseg.data.placement import Placement, placed_sample
 from jaxseg.data.targets import to_targets
 from jaxseg.data.tfds_coco import write_shards
 from jaxseg.data.transforms import evaluation_transform
-from jaxseg.evaluation import detect, evaluate
+from jaxseg.evaluation import evaluate
 from jaxseg.evaluation.coco_metrics import CocoResults, coco_metrics
 from jaxseg.models import build_model
 from jaxseg.structures import InputSpec, Resize
@@ -182,9 +182,8 @@ def white_boxes_without_masks(tmp_path) -> CocoDataset:
 
 
 @pytest.mark.parametrize("has_masks", [False, True])
-def test_an_evaluation_of_boxes_alone(white_boxes_without_masks, monkeypatch, has_masks):
-    monkeypatch.setattr(detect, "build_model", lambda config: WhiteBoxDetector() if has_masks else PaddedDetector(None))
-    detect._detect_program.cache_clear()
+def test_an_evaluation_of_boxes_alone(white_boxes_without_masks, use_detector, has_masks):
+    use_detector(WhiteBoxDetector() if has_masks else PaddedDetector(None))
     if has_masks:
         with pytest.raises(ConfigError, match="the dataset was opened without"):
             evaluate(white_boxes.CONFIG, white_boxes.VARIABLES, white_boxes_without_masks, batch_size=2)
@@ -192,7 +191,6 @@ def test_an_evaluation_of_boxes_alone(white_boxes_without_masks, monkeypatch, ha
         metrics = evaluate(white_boxes.CONFIG, white_boxes.VARIABLES, white_boxes_without_masks, batch_size=2)
         assert metrics["box/AP"] == pytest.approx(1)
         assert "mask/AP" not in metrics
-    detect._detect_program.cache_clear()
 
 
 # The inspection and the shards.

@@ -17,7 +17,6 @@ from jaxseg import commands
 from jaxseg.commands import find_pictures
 from jaxseg.config import Config, RcnnConfig, override
 from jaxseg.data.shapes import write_shapes
-from jaxseg.evaluation import detect
 from jaxseg.evaluation.masks import decode_rle
 from jaxseg.predictor import ImageError
 from jaxseg.training.checkpoint import Checkpoints, save_config
@@ -135,19 +134,17 @@ def test_benchmark(evaluate, run_folder, pictures, images, capsys):
 
 
 @pytest.fixture
-def padded(evaluate, monkeypatch, tmp_path):
+def padded(evaluate, use_detector, monkeypatch, tmp_path):
     """eval.py with a detector that has inputs of two shapes in the place of all; takes what its masks cover and its arguments."""
     white_boxes.write_dataset(tmp_path / "data", 7)
     config = override(white_boxes.CONFIG, {"data.root": str(tmp_path / "data"), "eval.batch_size": 2})
     monkeypatch.setattr(commands, "load_detector", lambda *_, **__: (config, white_boxes.VARIABLES))
 
     def run(mask_frame, *arguments):
-        monkeypatch.setattr(detect, "build_model", lambda config: white_boxes.PaddedDetector(mask_frame))
-        detect._detect_program.cache_clear()
+        use_detector(white_boxes.PaddedDetector(mask_frame))
         return evaluate("--checkpoint", "any", *arguments)
 
-    yield run
-    detect._detect_program.cache_clear()
+    return run
 
 
 def test_a_detector_without_masks(padded, tmp_path, capsys):

@@ -12,7 +12,6 @@ from rcnn_originals import load_rcnn
 from white_boxes import CLASS_NAMES, CONFIG, SIZE, VARIABLES, PaddedDetector, WhiteBoxDetector, picture
 
 from jaxseg.config import Config, ConfigError, RcnnConfig, override
-from jaxseg.evaluation import detect
 from jaxseg.evaluation.masks import decode_rle
 from jaxseg.models import build_model
 from jaxseg.predictor import ImageError, Predictor, as_json
@@ -25,19 +24,6 @@ PICTURES = [
     (SIZE // 2, SIZE, (2, 2, 10, 10), 100),
     (SIZE, 4 * SIZE, (8, 8, 128, 16), 255),
 ]
-
-
-@pytest.fixture
-def use_detector(monkeypatch):
-    """Puts a detector in the place of every configuration's."""
-
-    def use(detector):
-        monkeypatch.setattr(detect, "build_model", lambda config: detector)
-        return detector
-
-    detect._detect_program.cache_clear()
-    yield use
-    detect._detect_program.cache_clear()
 
 
 @pytest.fixture

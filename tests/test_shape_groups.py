@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_pipeline import SIZE, FakeDataset, assert_equal, take
+from tiny_pictures import SIZE, FakeDataset, assert_equal, take
 
 from jaxseg.config import Config, override
 from jaxseg.data.coco import open_dataset

@@ -1,6 +1,5 @@
 """Whole runs of a tiny detector: what they write, what a stop of any kind leaves, what a bad step does, what is refused."""
 
-import dataclasses
 import itertools
 import json
 import logging
@@ -18,30 +17,14 @@ import numpy as np
 import pytest
 import tiny_training
 from compilation import compiled_programs
-from tiny_training import (
-    CONFIG,
-    TinyData,
-    TinyDetector,
-    init_tiny,
-    params_of,
-    run_in_own_process,
-    tiny_batch,
-    tiny_parts,
-    train_tiny,
-    trainable_tiny,
-    wait_for_step,
-)
+from tiny_training import CONFIG, TinyData, TinyDetector, params_of, records, run_in_own_process, tiny_parts, train_tiny, wait_for_step
 
-import train as train_script
 from jaxseg.config import MIRROR_ONLY, ConfigError, RcnnConfig, load_config, override
 from jaxseg.data.shapes import ensure_shapes
 from jaxseg.training import loop
 from jaxseg.training.checkpoint import CheckpointError
 from jaxseg.training.loop import TrainingError
-from jaxseg.training.metrics import MetricsWriter, MovingAverages, losses_text, progress_line
-from jaxseg.training.optimizer import make_optimizer
-from jaxseg.training.sharding import make_mesh, replicated, to_global
-from jaxseg.training.step import create_state, make_loss_step, make_train_step
+from jaxseg.training.metrics import MovingAverages
 from jaxseg.weights.run_folder import read_run
 
 STEPS = CONFIG.train.steps
@@ -71,110 +54,11 @@ class GroupNormDetector(TinyDetector):
         return self.head(nn.relu(self.gn1(self.convolution(images.astype(jnp.float32) / 255))).mean((1, 2)))
 
 
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def assert_same_variables(folder: Path, other: Path) -> None:
     ours, theirs = params_of(folder), params_of(other)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         np.testing.assert_array_equal(value, theirs[name], err_msg=name)
-
-
-# ---- One step ----
-
-
-def tiny_step(**overrides):
-    """A compiled step, a state and a batch for it."""
-    train = dataclasses.replace(CONFIG.train, **overrides)
-    model, mesh = TinyDetector(), make_mesh()
-    variables = init_tiny(model, CONFIG)
-    trained = trainable_tiny(CONFIG, variables["params"])
-    optimizer = make_optimizer(train, trained)
-    state = jax.device_put(create_state(variables, optimizer, train), replicated(mesh))
-    return (
-        make_train_step(model, optimizer, trained, train, mesh),
-        state,
-        lambda **options: to_global(tiny_batch(np.arange(8), **options), mesh),
-    )
-
-
-def test_a_step_with_a_nan_changes_nothing_but_the_count():
-    step, state, batch = tiny_step(ema_decay=0.9)
-    state, _ = step(state, batch())
-    before = jax.device_get(state)
-    state, scalars = step(state, batch(poisoned=True))
-    assert (float(scalars["skipped"]), int(state.step)) == (1.0, 2)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(dataclasses.replace(state, step=before.step)), before)
-    state, scalars = step(state, batch())
-    assert (float(scalars["skipped"]), int(state.step)) == (0.0, 3)
-    assert all((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (state.params, before.params)), strict=True))
-
-
-def test_the_step_uses_up_the_state_it_is_given():
-    step, state, batch = tiny_step()
-    step(state, batch())
-    assert state.params["head"]["kernel"].is_deleted()
-
-
-def test_steps_draw_different_random_numbers():
-    step, state, batch = tiny_step(learning_rate=1e-30, warmup_steps=0, weight_decay=0.0)
-    state, first = step(state, batch())
-    _, second = step(state, batch())
-    assert float(first["loss/box"]) != float(second["loss/box"])
-
-
-def test_the_average_follows_the_parameters():
-    step, state, batch = tiny_step(ema_decay=0.5)
-    start = np.asarray(state.params["head"]["kernel"])
-    state, _ = step(state, batch())
-    # The first step's decay is 1/10, see `update_average`.
-    expected = 0.1 * start + 0.9 * np.asarray(state.params["head"]["kernel"])
-    np.testing.assert_allclose(state.ema_params["head"]["kernel"], expected, rtol=1e-6)
-    assert state.evaluation_variables["params"] is state.ema_params
-
-
-def test_validation_losses_leave_the_statistics_alone_and_repeat():
-    _, state, batch = tiny_step()
-    loss_step = make_loss_step(TinyDetector(), make_mesh())
-    first, second = (jax.device_get(loss_step(state.evaluation_variables, batch())) for _ in range(2))
-    assert first == second
-    assert (set(first[0]), first[1]) == ({"box", "class"}, 8)
-
-
-@pytest.mark.parametrize(("frozen", "convolutions"), [("", 2), ("convolution", 1)])
-def test_gradients_of_frozen_parameters_are_not_compiled(frozen, convolutions):
-    """The image has no gradient: one convolution forward, and one for its kernel's where that learns."""
-    model, mesh = TinyDetector(), make_mesh()
-    variables = init_tiny(model, CONFIG)
-    trained = {module: jax.tree.map(lambda _, learns=module != frozen: learns, leaves) for module, leaves in variables["params"].items()}
-    optimizer = make_optimizer(CONFIG.train, trained)
-    state = create_state(variables, optimizer, CONFIG.train)
-    program = make_train_step(model, optimizer, trained, CONFIG.train, mesh).lower(state, tiny_batch(np.arange(8))).compile()
-    assert program.as_text().count(" convolution(") == convolutions
-
-
-@pytest.mark.parametrize(("portraits", "programs"), [((), 1), ((3, 4, 5, 8, 10), 2)])
-def test_a_run_compiles_its_step_once_a_shape(tmp_path, portraits, programs):
-    with compiled_programs() as names:
-        train_tiny(tmp_path, portraits=portraits)
-    assert names["train_step"] == programs
-
-
-def test_times_leave_out_the_steps_that_compile(tmp_path, monkeypatch):
-    """The first of each shape, and the two after it, which the devices have not begun yet when they are over for the host."""
-    averaged = []
-    add = MovingAverages.add
-
-    def noted(self, values):
-        averaged.append("step_time" in values)
-        assert averaged[-1] == ("data_time" in values)
-        add(self, values)
-
-    monkeypatch.setattr(MovingAverages, "add", noted)
-    train_tiny(tmp_path, portraits=(5, 6, 8))
-    assert averaged == [False, False, True, True, True, False, False, True, True, True, True, True]
 
 
 # ---- A run ----
@@ -222,6 +106,28 @@ def test_metrics_are_the_last_averages(straight, tmp_path):
 def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"config.train.batch_size = 7 cannot be shared out over 2 devices; .* for instance 8"):
         train_tiny(tmp_path, {"train.batch_size": 7})
+
+
+@pytest.mark.parametrize(("portraits", "programs"), [((), 1), ((3, 4, 5, 8, 10), 2)])
+def test_a_run_compiles_its_step_once_a_shape(tmp_path, portraits, programs):
+    with compiled_programs() as names:
+        train_tiny(tmp_path, portraits=portraits)
+    assert names["train_step"] == programs
+
+
+def test_times_leave_out_the_steps_that_compile(tmp_path, monkeypatch):
+    """The first of each shape, and the two after it, which the devices have not begun yet when they are over for the host."""
+    averaged = []
+    add = MovingAverages.add
+
+    def noted(self, values):
+        averaged.append("step_time" in values)
+        assert averaged[-1] == ("data_time" in values)
+        add(self, values)
+
+    monkeypatch.setattr(MovingAverages, "add", noted)
+    train_tiny(tmp_path, portraits=(5, 6, 8))
+    assert averaged == [False, False, True, True, True, False, False, True, True, True, True, True]
 
 
 # ---- Going on ----
@@ -323,15 +229,6 @@ def test_the_data_may_move_and_the_precision_change(straight):
     with tiny_parts(TinyData()):
         moved = override(CONFIG, {"data.root": "elsewhere", "data.workers": 0, "model.dtype": "float32", "model.detection.top_k": 7})
         loop.train(moved, straight)
-
-
-def test_records_after_the_checkpoint_are_taken_back(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n{"step": 3, "a": 3.0}\n{"step": 4, "a"')
-    writer = MetricsWriter(tmp_path, 2)
-    writer.write(3, {"a": float("nan")})
-    writer.close()
-    assert records(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 3, "a": None}]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -488,45 +385,3 @@ def test_a_bad_batch_is_skipped_and_named(tmp_path, caplog):
 def test_a_run_of_bad_batches_ends_training(tmp_path):
     with pytest.raises(TrainingError, match=r"ended at step 5: the last 3 steps .* try a lower train.learning_rate"):
         train_tiny(tmp_path, {"train.max_skipped_steps": 3}, poisoned=(0, 2, 3, 4))
-
-
-# ---- Lines and averages ----
-
-
-def test_the_progress_line_has_the_originals_names():
-    values = {f"loss/{name}": i + 0.5 for i, name in enumerate(("total", "mask", "semantic", "box", "class"))}
-    line = progress_line(9, 69, values | {"step_time": 60.0, "data_time": 0.25, "learning_rate": 1.0})
-    assert line == (
-        "      9/69 || B: 3.500 | C: 4.500 | M: 1.500 | S: 2.500 | T: 0.500 || ETA: 1:00:00 || step: 60.000 s | data: 0.250 s || rate: 1"
-    )
-
-
-def test_losses_of_other_names_come_first():
-    text = losses_text({f"loss/{name}": 0.25 for name in ("total", "mask", "rpn_class", "box", "rpn_box", "class")})
-    assert text == "rpn_box: 0.250 | rpn_class: 0.250 | B: 0.250 | C: 0.250 | M: 0.250 | T: 0.250"
-
-
-def test_averages_cover_the_window_and_leave_out_what_is_not_finite():
-    averages = MovingAverages(window=2)
-    for value in (100.0, 1.0, float("nan"), 2.0):
-        averages.add({"loss/box": value})
-    assert averages.means() == {"loss/box": 1.5}
-
-
-# ---- The command ----
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config", "nowhere.py"], "There is no config file nowhere.py"),
-        (["--config", "configs/demo_shapes.py", "--config.train.stepz=3"], "Did you mean steps?"),
-        (["--config", "configs/yolact_r50.py", "--config.data.root=nowhere"], "nowhere"),
-    ],
-)
-def test_the_command_answers_a_users_mistake_in_one_sentence(arguments, message, capsys, tmp_path):
-    assert train_script.main([*arguments, "--workdir", str(tmp_path / "run")]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert "Traceback" not in error
-    assert not (tmp_path / "run").exists()

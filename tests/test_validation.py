@@ -10,7 +10,6 @@ from white_boxes import CONFIG, VARIABLES, PaddedDetector
 
 from jaxseg.config import override
 from jaxseg.data.coco import open_dataset
-from jaxseg.evaluation import detect
 from jaxseg.training.sharding import make_mesh
 from jaxseg.training.validation import Validation
 
@@ -27,16 +26,13 @@ class LearningDetector(PaddedDetector):
 
 
 @pytest.mark.parametrize("mask_frame", ["box", None])
-def test_validation_in_inputs_of_two_shapes(monkeypatch, tmp_path, caplog, mask_frame):
+def test_validation_in_inputs_of_two_shapes(use_detector, tmp_path, caplog, mask_frame):
     white_boxes.write_dataset(tmp_path / "data", 7)
-    model = LearningDetector(mask_frame)
-    monkeypatch.setattr(detect, "build_model", lambda config: model)
-    detect._detect_program.cache_clear()
+    model = use_detector(LearningDetector(mask_frame))
     config = override(CONFIG, {"data.root": str(tmp_path / "data"), "train.draw_images": 5, "eval.batch_size": 2})
     dataset = open_dataset(config, "val")
     with caplog.at_level("INFO", logger="jaxseg"):
         metrics, pictures = Validation(config, model, dataset, make_mesh(), tmp_path)(3, jax.tree.map(jnp.asarray, VARIABLES))
-    detect._detect_program.cache_clear()
     assert metrics["val/box/AP"] == pytest.approx(1.0)
     assert ("val/mask/AP" in metrics) == (mask_frame is not None)
     # Boxes of 16 x 18 at scales of 1 and, for the pictures of twice the width with more height, 1/2; and one image without.

@@ -7,6 +7,7 @@ and `delay`, `interrupted` (of `TinyData`) and `timeout` (seconds to wait for ot
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import signal
@@ -199,6 +200,11 @@ def train_tiny(folder: Path, overrides: dict | None = None, **data) -> dict[str,
 def params_of(folder: Path, step="latest") -> dict[str, np.ndarray]:
     """Every variable of a checkpoint by name."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(read_run(folder, step))}
+
+
+def records(folder: Path) -> list[dict]:
+    """The metrics that a run wrote, a step each."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def run_in_own_process(folder: Path, *settings: str, **environment: str) -> subprocess.Popen:
