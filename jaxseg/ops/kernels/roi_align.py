@@ -11,7 +11,7 @@ holds leaves a multiprocessor's registers to several of them.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.experimental.pallas as pl
@@ -27,22 +27,16 @@ PIXEL_ROWS, PIXEL_COLUMNS = 2, 4
 # Side of a tile of the gradient, in pixels; rows and columns of cells in one turn of the loops over a RoI's part in it.
 TILE, CELL_ROWS, CELL_COLUMNS = 4, 2, 4
 WORD = 32
-PARAMETERS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
+# No program reads what another or itself has written: its threads need not wait for each other.
+PARAMETERS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup, unsafe_no_auto_barriers=True)
 
 
-class _Groups(NamedTuple):
-    """Where a loop over table entries starts, and its turns, each over a group of a fixed size; 0 where there is nothing."""
-
-    first: Array
-    turns: Array
-
-
-def _groups(touched: Array, size: int) -> _Groups:
-    """From the first to the last entry that is touched along the last axis."""
+def _groups(touched: Array, size: int) -> Array:
+    """For a loop over the last axis in groups of so many: the first entry that is touched, and the turns to the last, `[..., 2]`."""
     first = touched.argmax(-1)
     end = touched.shape[-1] - touched[..., ::-1].argmax(-1)
     turns = jnp.where(touched.any(-1), -(-(end - first) // size), 0)
-    return _Groups(first.astype(jnp.int32), turns.astype(jnp.int32))
+    return jnp.stack([first, turns], -1).astype(jnp.int32)
 
 
 def _longer(table: Array, count: int, axis: int = -1) -> Array:
@@ -57,9 +51,11 @@ def _in_chunks(array: Array) -> Array:
     return array.reshape(*array.shape[:-1], -1, math.gcd(array.shape[-1], MOST_CHANNELS))
 
 
-def _weighted_sum(weights: Sequence[Any], values: Sequence[Any]) -> Any:
-    first, *others = (weight * value for weight, value in zip(weights, values, strict=True))
-    return sum(others, first)
+def _weighted_sum(weights: Sequence[Any], values: Sequence[Any], start: Any = None) -> Any:
+    """Of scalars times arrays, each term added in one instruction."""
+    for weight, value in zip(weights, values, strict=True):
+        start = weight * value if start is None else start + weight * value
+    return start
 
 
 def _on_own_level(own: Any, levels: Sequence[Any], function: Callable[[Any], None]) -> None:
@@ -118,40 +114,42 @@ def pool_pixels(features: Sequence[Array], levels: Array, rows: Array, columns: 
     row_groups, column_groups = _groups(rows > 0, PIXEL_ROWS), _groups(columns > 0, PIXEL_COLUMNS)
     rows, columns = _longer(rows, PIXEL_ROWS - 1), _longer(columns, PIXEL_COLUMNS - 1)
 
-    def body(levels, rows, top, row_groups, columns, left, column_groups, *features_and_pooled):
+    def body(levels, rows, row_groups, columns, column_groups, *features_and_pooled):
         *features, pooled = features_and_pooled
         image, chunk, roi, row = map(jax.lax.axis_index, GRID)
-        own_top, own_row_groups = top[image, roi, row], row_groups[image, roi, row]
+        top, row_turns = row_groups[image, roi, row, 0], row_groups[image, roi, row, 1]
         zero = jnp.zeros(pooled.shape[-1], jnp.float32)
 
-        def pool(feature):
-            _, height, width, _, _ = feature.shape
+        def cell(column, carry):
+            left, column_turns = column_groups[image, roi, column, 0], column_groups[image, roi, column, 1]
 
-            def cell(column, carry):
+            def sum_pixels(feature):
+                _, height, width, _, _ = feature.shape
+
                 def add_columns(group, total):
-                    x = [left[image, roi, column] + PIXEL_COLUMNS * group + i for i in range(PIXEL_COLUMNS)]
+                    x = [left + PIXEL_COLUMNS * group + i for i in range(PIXEL_COLUMNS)]
                     x_weights = [columns[image, roi, column, x_] for x_ in x]
                     x = [jnp.minimum(x_, width - 1) for x_ in x]
 
                     def add_rows(group, sums):
-                        y = [own_top + PIXEL_ROWS * group + i for i in range(PIXEL_ROWS)]
+                        y = [top + PIXEL_ROWS * group + i for i in range(PIXEL_ROWS)]
                         y_weights = [rows[image, roi, row, y_] for y_ in y]
                         y = [jnp.minimum(y_, height - 1) for y_ in y]
                         pixels = [[feature[image, y_, x_, chunk].astype(jnp.float32) for y_ in y] for x_ in x]
-                        return [total + _weighted_sum(y_weights, own) for total, own in zip(sums, pixels, strict=True)]
+                        return [_weighted_sum(y_weights, own, total) for total, own in zip(sums, pixels, strict=True)]
 
-                    sums = jax.lax.fori_loop(0, own_row_groups, add_rows, [zero] * PIXEL_COLUMNS)
-                    return total + _weighted_sum(x_weights, sums)
+                    sums = jax.lax.fori_loop(0, row_turns, add_rows, [zero] * PIXEL_COLUMNS)
+                    return _weighted_sum(x_weights, sums, total)
 
-                total = jax.lax.fori_loop(0, column_groups[image, roi, column], add_columns, zero)
-                pooled[image, roi, row, column, chunk] = total.astype(pooled.dtype)
-                return carry
+                return jax.lax.fori_loop(0, column_turns, add_columns, zero)
 
-            jax.lax.fori_loop(0, pooled.shape[3], cell, 0)
+            total = jax.lax.switch(levels[image, roi], [functools.partial(sum_pixels, feature) for feature in features])
+            pooled[image, roi, row, column, chunk] = total.astype(pooled.dtype)
+            return carry
 
-        _on_own_level(levels[image, roi], features, pool)
+        jax.lax.fori_loop(0, pooled.shape[3], cell, 0)
 
-    return _pool(body, features, levels, (rows, *row_groups, columns, *column_groups))
+    return _pool(body, features, levels, (rows, row_groups, columns, column_groups))
 
 
 GRID = ("image", "chunk", "roi", "row")
@@ -189,38 +187,43 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: S
         For each level `[B, h, w, C]`, of the type of `gradient`.
     """
     images, _, cells, _, channels = gradient.shape
-    rows, columns = (_longer(table, -table.shape[-1] % TILE) for table in (rows, columns))
-    row_groups, column_groups = _cells_in_tiles(rows, CELL_ROWS), _cells_in_tiles(columns, CELL_COLUMNS)
+    rows, columns = _in_tiles(rows), _in_tiles(columns)
+    row_groups, column_groups = (
+        _groups(jnp.moveaxis((table > 0).any(-1), 2, -1), size) for table, size in ((rows, CELL_ROWS), (columns, CELL_COLUMNS))
+    )
     rows, columns = _longer(rows, CELL_ROWS - 1, 2), _longer(columns, CELL_COLUMNS - 1, 2)
-    words, tiles = _rois_of_tiles(levels, row_groups.turns > 0, column_groups.turns > 0, sizes)
+    words, tiles = _rois_of_tiles(levels, row_groups[..., 1] > 0, column_groups[..., 1] > 0, sizes)
     gradient = _in_chunks(gradient)
     *_, chunks, size = gradient.shape
 
-    def body(gradient, rows, top, row_groups, columns, left, column_groups, words, tiles, *features):
+    def body(gradient, rows, row_groups, columns, column_groups, words, tiles, *features):
         image, chunk, tile = map(jax.lax.axis_index, ("image", "chunk", "tile"))
         level, tile_row, tile_column = (tiles[tile, i] for i in range(3))
         y, x = ([TILE * start + i for i in range(TILE)] for start in (tile_row, tile_column))
 
         def add_roi(roi, totals):
+            top, row_turns = row_groups[image, roi, tile_row, 0], row_groups[image, roi, tile_row, 1]
+            left, column_turns = column_groups[image, roi, tile_column, 0], column_groups[image, roi, tile_column, 1]
+
             def add_columns(group, totals):
-                q = [left[image, roi, tile_column] + CELL_COLUMNS * group + i for i in range(CELL_COLUMNS)]
-                x_weights = [[columns[image, roi, q_, x_] for q_ in q] for x_ in x]
+                q = [left + CELL_COLUMNS * group + i for i in range(CELL_COLUMNS)]
+                x_weights = [[columns[image, roi, q_, tile_column, i] for q_ in q] for i in range(TILE)]
                 q = [jnp.minimum(q_, cells - 1) for q_ in q]
 
                 def add_rows(group, totals):
-                    p = [top[image, roi, tile_row] + CELL_ROWS * group + i for i in range(CELL_ROWS)]
-                    y_weights = [[rows[image, roi, p_, y_] for p_ in p] for y_ in y]
+                    p = [top + CELL_ROWS * group + i for i in range(CELL_ROWS)]
+                    y_weights = [[rows[image, roi, p_, tile_row, i] for p_ in p] for i in range(TILE)]
                     p = [jnp.minimum(p_, cells - 1) for p_ in p]
                     own = [[gradient[image, roi, p_, q_, chunk].astype(jnp.float32) for q_ in q] for p_ in p]
                     along_x = [[_weighted_sum(weights, row) for row in own] for weights in x_weights]
                     return [
-                        [total + _weighted_sum(weights, column) for total, column in zip(row, along_x, strict=True)]
+                        [_weighted_sum(weights, column, total) for total, column in zip(row, along_x, strict=True)]
                         for row, weights in zip(totals, y_weights, strict=True)
                     ]
 
-                return jax.lax.fori_loop(0, row_groups[image, roi, tile_row], add_rows, totals)
+                return jax.lax.fori_loop(0, row_turns, add_rows, totals)
 
-            return jax.lax.fori_loop(0, column_groups[image, roi, tile_column], add_columns, totals)
+            return jax.lax.fori_loop(0, column_turns, add_columns, totals)
 
         def add_word(index, totals):
             def add_first(state):
@@ -250,14 +253,14 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: S
         grid=(images, chunks, len(tiles)),
         grid_names=("image", "chunk", "tile"),
         compiler_params=PARAMETERS,
-    )(gradient, rows, *row_groups, columns, *column_groups, words, jnp.asarray(tiles))
+    )(gradient, rows, row_groups, columns, column_groups, words, jnp.asarray(tiles))
     return tuple(feature.reshape(*feature.shape[:3], channels) for feature in features)
 
 
-def _cells_in_tiles(weights: Array, size: int) -> _Groups:
-    """Which cells have pixels in each tile along one axis, `[B, R, tiles]`."""
-    touched = (weights > 0).reshape(*weights.shape[:-1], -1, TILE).any(-1)
-    return _groups(jnp.moveaxis(touched, 2, -1), size)
+def _in_tiles(weights: Array) -> Array:
+    """`[B, R, P, H]` as `[B, R, P, tiles, pixels of a tile]`: the weights of a tile's pixels are one load."""
+    weights = _longer(weights, -weights.shape[-1] % TILE)
+    return weights.reshape(*weights.shape[:-1], -1, TILE)
 
 
 def _rois_of_tiles(levels: Array, in_rows: Array, in_columns: Array, sizes: Sequence[tuple[int, int]]) -> tuple[Array, np.ndarray]:
