@@ -181,8 +181,9 @@ class FastNmsShape:
         return FastNmsInputs(boxes, np.ascontiguousarray(scores), scores.max(1) > self.score_threshold)
 
     def tiny(self) -> "FastNmsShape":
-        """The same rule with 150 priors in three classes."""
-        return dataclasses.replace(self, batch=2, priors=150, classes=3, top_k=130, max_detections=20)
+        """The same rule with up to 150 priors in three classes."""
+        priors = 130 if self.priors <= self.top_k else 150
+        return dataclasses.replace(self, batch=min(self.batch, 2), priors=priors, classes=3, top_k=130, max_detections=20)
 
 
 class ExactNmsInputs(NamedTuple):
@@ -230,8 +231,9 @@ class ExactNmsShape:
         return ExactNmsInputs(np.where(valid[..., None], boxes, 0), np.where(valid, scores, -np.inf).astype(np.float32), valid.copy())
 
     def tiny(self) -> "ExactNmsShape":
-        """Two levels, of which one has fewer boxes."""
-        return dataclasses.replace(self, batch=2, counts=(150, 40), sides=self.sides[:2], image_size=(96, 160))
+        """At most two levels, of which one has fewer boxes."""
+        levels = min(2, len(self.sides))
+        return dataclasses.replace(self, batch=2, counts=(150, 40)[:levels], sides=self.sides[:levels], image_size=(96, 160))
 
 
 class ClassNmsInputs(NamedTuple):
@@ -346,13 +348,14 @@ def _of_regions(name: str, config: str, batch: int, *, training: bool, masks: bo
 def _of_priors(name: str, config: str, batch: int, *, cross_class: bool = False) -> FastNmsShape:
     """Fast NMS of a YOLACT."""
     model: Any = _config(config).model
-    rule = model.detection
+    rule, levels = model.detection, jaxseg.build_model(_config(config)).level_sizes
+    per_cell = len(model.anchor_scales[0]) * len(model.anchor_aspect_ratios)
     return FastNmsShape(
         name=name,
         source=config,
         cross_class=cross_class,
         batch=batch,
-        priors=len(jaxseg.build_model(_config(config)).anchors()),
+        priors=per_cell * sum(height * width for height, width in levels),
         classes=model.num_classes,
         top_k=rule.top_k,
         max_detections=rule.max_detections,

@@ -1,0 +1,338 @@
+"""RoIAlign and NMS on this GPU: are the kernels right, how fast are they, and how fast are plain JAX and torchvision beside them?
+
+    python benchmarks/kernels.py                        # needs an NVIDIA GPU of compute capability 9.0; torchvision if it is there
+    python benchmarks/kernels.py --only train_boxes fast  # shapes whose names start so
+    python benchmarks/kernels.py --plain                # anywhere: tiny shapes, plain JAX
+
+Of each real shape (`kernel_shapes.py`), first: the kernel against plain JAX, on all inputs (the largest difference, forward and
+gradient, over the largest value; NMS bit by bit), and whether it gives the same bits twice. Then times by the clock: one program does
+several sets of inputs one after the other, so that a cache cannot hold them, and is called many times before anything is waited
+for (see `timing.py`). Rounds give the median and the range between the 10th and the 90th percentile, a set of inputs each. Beside it:
+
+- the bandwidth of the fewest bytes that have to move (every pixel under a sample and every result once), and its part of what a copy
+  reaches here;
+- plain JAX, and how many times as long it takes;
+- torchvision, likewise: `roi_align` once a level with its RoIs sorted out beforehand, as a CUDA graph; `MultiScaleRoIAlign`; `nms`
+  and `batched_nms`, which wait for the GPU in between;
+- the goal for the ratio to the fastest of these, where there is one.
+
+The last lines are the table in Markdown. Exits 1 where a kernel fails or answers wrongly, 2 where there is no GPU.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import functools
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from kernel_shapes import NMS_SHAPES, ROI_ALIGN_SHAPES, ClassNmsShape, ExactNmsShape, FastNmsShape, NmsShape, RoiAlignInputs, RoiAlignShape
+from timing import Times, copy_bandwidth, describe_device, in_turn, measure
+
+from jaxseg.ops.implementation import missing_gpu
+from jaxseg.ops.nms import class_nms, cross_class_fast_nms, exact_nms, fast_nms, labelled_nms
+from jaxseg.ops.roi_align import roi_align
+
+# How many times as fast as the fastest way with torchvision the kernels want to be.
+ROI_ALIGN_GOAL, FAST_NMS_GOAL, EXACT_NMS_GOAL = 1.5, 5.0, 1.0
+# The largest difference to plain JAX, over the largest value: sums in another order, or one rounding of the result.
+TOLERANCES = {"float32": 1e-5, "bfloat16": 2.0**-7}
+# All sets of inputs and results together: well over the 60 MB of an H200's cache.
+BYTES_OF_SETS, MOST_SETS = 2**28, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One operation on sets of inputs of one shape.
+
+    Attributes:
+        operation: of an implementation's name and the operands.
+        sets: operands, on the device.
+        tolerance: see `TOLERANCES`; 0 wants the same bits.
+        fewest_bytes: that one operation has to move; None: those of operands and results.
+        peers: makes torchvision's sides from the module of these.
+        goal: for the ratio to the fastest of them.
+    """
+
+    operation: Callable[..., Any]
+    sets: list[Any]
+    tolerance: float
+    fewest_bytes: float | None
+    peers: Callable[[Any], dict[str, Any]]
+    goal: float | None
+
+    def lower(self, implementation: str) -> Any:
+        operation = jax.jit(functools.partial(self.operation, implementation))
+        return jax.jit(functools.partial(in_turn, operation)).lower(self.sets)
+
+
+def nbytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def make_sets(shape: RoiAlignShape | NmsShape, *dtype: Any) -> list[Any]:
+    first = jax.tree.map(jnp.asarray, shape.inputs(0, *dtype))
+    count = min(MOST_SETS, max(2, -(-BYTES_OF_SETS // nbytes(first))))
+    return [first, *(jax.tree.map(jnp.asarray, shape.inputs(seed, *dtype)) for seed in range(1, count))]
+
+
+# ---- RoIAlign ----
+
+
+def roi_align_case(shape: RoiAlignShape, dtype: str, gradient: bool) -> Case:
+    def pool(implementation: str, features: Any, boxes: jax.Array, levels: jax.Array, *_: Any) -> jax.Array:
+        return roi_align(features, boxes, levels, **shape.arguments, implementation=implementation)
+
+    def pool_and_spread(implementation: str, features: Any, boxes: jax.Array, levels: jax.Array, wanted: jax.Array) -> Any:
+        pooled, pull_back = jax.vjp(lambda features: pool(implementation, features, boxes, levels), features)
+        return pooled, pull_back(wanted)[0]
+
+    sets = make_sets(shape, dtype)
+    pixel = shape.channels * jnp.dtype(dtype).itemsize
+    fewest = touched_pixels(shape, sets[0]) * pixel + sets[0].gradient.nbytes + nbytes(sets[0][1:3])
+    if gradient:
+        fewest += sets[0].gradient.nbytes + nbytes(sets[0].features)
+    return Case(
+        operation=pool_and_spread if gradient else pool,
+        sets=[tuple(inputs) for inputs in sets],
+        tolerance=TOLERANCES[dtype],
+        fewest_bytes=fewest,
+        peers=lambda module: module.roi_align_peers(shape, sets, dtype, gradient=gradient),
+        goal=ROI_ALIGN_GOAL if shape.training else None,
+    )
+
+
+def touched_pixels(shape: RoiAlignShape, inputs: RoiAlignInputs) -> int:
+    """Of all images and levels, those that some sample has a weight on; without the odd samples outside of a level."""
+    boxes, levels = np.asarray(inputs.boxes), np.asarray(inputs.levels)
+    count = 0
+    for level, (size, stride) in enumerate(zip(shape.level_sizes, shape.strides, strict=True)):
+        touched = np.zeros((shape.batch, *size), bool)
+        for image, roi in zip(*np.nonzero(levels == level), strict=True):
+            x, y = (boxes[image, roi, axis::2] / stride - 0.5 * shape.aligned for axis in (0, 1))
+            touched[image][np.ix_(sampled(shape, y, size[0]), sampled(shape, x, size[1]))] = True
+        count += int(touched.sum())
+    return count
+
+
+def sampled(shape: RoiAlignShape, ends: np.ndarray, length: int) -> np.ndarray:
+    """Pixels along one axis that samples between two ends touch."""
+    low, high = ends
+    extent = high - low if shape.aligned else max(high - low, 1.0)
+    samples = shape.output_size * (shape.sampling_ratio or max(int(np.ceil(extent / shape.output_size)), 0))
+    position = low + (np.arange(samples) + 0.5) * extent / max(samples, 1)
+    first = np.floor(position.clip(0, length - 1)).astype(int)
+    return np.unique(np.minimum([first, first + 1], length - 1))
+
+
+# ---- Non-maximum suppression ----
+
+
+def nms_case(shape: NmsShape) -> Case:
+    if isinstance(shape, FastNmsShape):
+        function: Callable[..., Any] = cross_class_fast_nms if shape.cross_class else fast_nms
+        goal = FAST_NMS_GOAL if shape.priors <= shape.top_k else None
+    elif isinstance(shape, ExactNmsShape):
+        function, goal = exact_nms, EXACT_NMS_GOAL
+    else:
+        function, goal = labelled_nms if shape.labelled else class_nms, EXACT_NMS_GOAL
+
+    def operation(implementation: str, *operands: jax.Array) -> Any:
+        suppress = jax.vmap(functools.partial(function, **shape.arguments, implementation=implementation))
+        # Lists of an image, where there are several.
+        return (jax.vmap(suppress) if isinstance(shape, ExactNmsShape) else suppress)(*operands)
+
+    sets = make_sets(shape)
+    operands = [tuple(array for array in inputs if array is not None) for inputs in sets]
+    return Case(
+        operation=operation,
+        sets=operands,
+        tolerance=0.0,
+        fewest_bytes=None,
+        peers=lambda module: module.nms_peers(shape, sets),
+        goal=goal,
+    )
+
+
+def suppressions(shape: NmsShape) -> str:
+    """What is suppressed, in words."""
+    if isinstance(shape, ExactNmsShape):
+        return f"{shape.batch} x {len(shape.counts)} lists of up to {max(shape.counts)}"
+    if isinstance(shape, ClassNmsShape):
+        return f"{shape.batch} x {shape.boxes} {'pairs' if shape.labelled else f'boxes of {shape.classes} classes'}"
+    return f"{shape.batch} x {'all' if shape.cross_class else shape.classes} classes of {min(shape.top_k, shape.priors)}"
+
+
+# ---- Running ----
+
+
+def check(case: Case, ours: Any, plain: Any, again: Any) -> tuple[str, bool]:
+    """What is to say about the kernel's results, and whether they are right."""
+    pairs = list(zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True))
+    repeats = all(bool(same_bits(a, b)) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(again), strict=True))
+    twice = "the same bits twice" if repeats else "other bits the second time"
+    if not case.tolerance:
+        right = all(bool(same_bits(a, b)) for a, b in pairs)
+        return f"{'the same bits as plain JAX' if right else 'WRONG: other bits than plain JAX'}, {twice}", right and repeats
+    error = max(float(difference(a, b)) for a, b in pairs)
+    right = error <= case.tolerance
+    return f"{'' if right else 'WRONG: '}{error:.1e} of the largest value from plain JAX, {twice}", right
+
+
+@jax.jit
+def same_bits(a: jax.Array, b: jax.Array) -> jax.Array:
+    if jnp.issubdtype(a.dtype, jnp.floating):
+        a, b = (jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") for x in (a, b))
+    return (a == b).all()
+
+
+@jax.jit
+def difference(a: jax.Array, b: jax.Array) -> jax.Array:
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    return jnp.abs(a - b).max() / jnp.maximum(jnp.abs(b).max(), jnp.finfo(jnp.float32).tiny)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What all cases share: the implementations, of which the first is the one in question; torchvision; a copy's bytes a second."""
+
+    implementations: tuple[str, ...]
+    torchvision: Any
+    bandwidth: float
+
+    def prepare(self, make: Callable[[], Case]) -> tuple[Case, dict[str, Any]]:
+        """The case, and its program of each implementation."""
+        case = make()
+        return case, {name: case.lower(name).compile() for name in self.implementations}
+
+    def run(self, title: str, case: Case, programs: dict[str, Any]) -> tuple[str, bool]:
+        """Prints; gives the table's row, and whether the kernel was right."""
+        first = self.implementations[0]
+        results, right = programs[first](case.sets), True
+        if len(programs) > 1:
+            said, right = check(case, results, programs["xla"](case.sets), programs[first](case.sets))
+            print(f"  {said}")
+        times = {name: measure(functools.partial(programs[name], case.sets), len(case.sets)) for name in self.implementations}
+        fewest = case.fewest_bytes or nbytes((case.sets[0], results[0]))
+        speed = fewest / (1e-3 * times[first].median)
+        part = speed / self.bandwidth
+        show(first, times[first], f"{fewest / 1e6:.1f} MB at least, {speed / 1e9:.0f} GB/s, {100 * part:.0f} % of a copy")
+        ratios = {name: times[name].median / times[first].median for name in self.implementations[1:]}
+        for name, ratio in ratios.items():
+            show(name, times[name], f"{ratio:.2f} times as long")
+        theirs = self.run_torchvision(case, results, times[first])
+        met = ""
+        if case.goal and theirs and len(programs) > 1:
+            met = f"{case.goal:g}: {'met' if min(theirs.values()) >= case.goal else 'not met'}"
+            print(f"  goal for the fastest of torchvision's: {met}")
+        cells = [
+            title,
+            str(times[first]),
+            f"{100 * part:.0f} %",
+            ", ".join(f"{ratio:.2f}" for ratio in ratios.values()),
+            ", ".join(f"{name} {ratio:.2f}" for name, ratio in theirs.items()),
+            met,
+        ]
+        return f"| {' | '.join(cells)} |", right
+
+    def run_torchvision(self, case: Case, results: Any, ours: Times) -> dict[str, float]:
+        """How many times as long each of its ways takes."""
+        ratios = {}
+        for name, peer in (case.peers(self.torchvision) if self.torchvision else {}).items():
+            times = measure(peer.run, len(case.sets), wait=self.torchvision.wait)
+            ratios[name] = times.median / ours.median
+            agreement = peer.compare(results) if peer.compare else ""
+            show(f"torchvision {name}", times, ", ".join(filter(None, (f"{ratios[name]:.2f} times as long", peer.note, agreement))))
+        return ratios
+
+
+def show(name: str, times: Times, remark: str) -> None:
+    print(f"  {name:<30} {times!s:<34} {remark}", flush=True)
+
+
+def load_torchvision() -> Any:
+    try:
+        return importlib.import_module("torchvision_peers")
+    # Operators that do not load raise RuntimeError on import.
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        print(f"Without torchvision's times: {str(error).splitlines()[0]}.")
+        return None
+
+
+def make_cases(names: tuple[str, ...], dtypes: list[str], plain: bool) -> list[list[tuple[str, Callable[[], Case]]]]:
+    """Two groups of titles and what makes the cases: what has a goal, then the rest."""
+    groups: list[list[tuple[str, Callable[[], Case]]]] = [[], []]
+    for shape in (*ROI_ALIGN_SHAPES, *NMS_SHAPES):
+        if not shape.name.startswith(names):
+            continue
+        if isinstance(shape, RoiAlignShape):
+            for dtype in dtypes:
+                for gradient in (False, True)[: 1 + shape.training]:
+                    title = f"{shape.name}, {dtype}, {'forward + gradient' if gradient else 'forward'}"
+                    groups[not shape.training].append(
+                        (title, functools.partial(roi_align_case, shape.tiny() if plain else shape, dtype, gradient))
+                    )
+        else:
+            cut = shape.tiny() if plain else shape
+            whole_step = isinstance(cut, FastNmsShape) and cut.priors > cut.top_k
+            groups[whole_step].append((f"{shape.name}, {suppressions(cut)}", functools.partial(nms_case, cut)))
+    return groups
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="shapes of kernel_shapes whose names start so")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=list(TOLERANCES), help="of RoIAlign's features")
+    parser.add_argument("--seconds", type=float, default=600.0, help="no case starts after so many")
+    parser.add_argument("--plain", action="store_true", help="plain JAX alone, on tiny shapes, on any backend")
+    options = parser.parse_args()
+    shapes = [shape.name for shape in (*ROI_ALIGN_SHAPES, *NMS_SHAPES)]
+    for name in options.only:
+        if not any(shape.startswith(name) for shape in shapes):
+            parser.error(f"no shape's name starts with {name}; there are {', '.join(shapes)}")
+    # torch wants memory, too.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    missing = missing_gpu()
+    if missing and not options.plain:
+        print(f"The kernels need an NVIDIA GPU of compute capability 9.0 or later, but {missing}; --plain times plain JAX instead.")
+        sys.exit(2)
+    started = time.perf_counter()
+    bench = Bench(("xla",) if options.plain else ("mosaic_gpu", "xla"), load_torchvision(), copy_bandwidth())
+    print(f"{describe_device()}; a copy moves {bench.bandwidth / 1e9:.0f} GB/s, read and written")
+    rows, wrong, late = [], [], 0
+    with concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+        for group in make_cases(tuple(options.only), options.dtypes, options.plain):
+            # All programs of a group compile, several at a time, before the first is timed.
+            prepared = [(title, pool.submit(bench.prepare, make)) for title, make in group]
+            concurrent.futures.wait([future for _, future in prepared])
+            while prepared:
+                title, future = prepared.pop(0)
+                if time.perf_counter() - started > options.seconds:
+                    late += 1
+                    continue
+                print(f"\n{title}", flush=True)
+                try:
+                    row, right = bench.run(title, *future.result())
+                    rows.append(row)
+                # One kernel that fails leaves the others to be measured.
+                except Exception as error:
+                    print(f"  FAILED: {type(error).__name__}: {str(error)[:2000]}", flush=True)
+                    right = False
+                wrong += [] if right else [title]
+    print("\n| shape | this | of a copy | plain JAX | torchvision | goal |\n| --- | --- | --- | --- | --- | --- |")
+    print("\n".join(rows))
+    if late:
+        print(f"{late} cases were left out after {options.seconds:.0f} s.")
+    if wrong:
+        sys.exit("Failed or wrong: " + "; ".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

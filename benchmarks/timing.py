@@ -1,0 +1,95 @@
+"""How the benchmarks time work that a device does while Python goes on, and what the device can do at best."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Times(NamedTuple):
+    """Milliseconds of one operation: the median of several rounds, and their 10th and 90th percentile."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, milliseconds: Sequence[float]) -> "Times":
+        return cls(*(float(value) for value in np.percentile(milliseconds, (10, 50, 90))))
+
+    def __str__(self) -> str:
+        digits = 1 if self.median >= 100 else 3
+        return f"{self.median:.{digits}f} ms ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+def measure(
+    run: Callable[[], Any],
+    operations: int = 1,
+    *,
+    wait: Callable[[Any], Any] = jax.block_until_ready,
+    rounds: int = 10,
+    seconds: float = 0.03,
+) -> Times:
+    """A round calls `run` again and again without waiting, then waits for the last call, for about so many seconds.
+
+    So the time that Python takes to start a call counts only where the device is faster than that. Warm-up comes first.
+
+    Args:
+        run: starts `operations` operations, and gives what to wait for.
+        operations: see `run`.
+        wait: returns when a result is there, and with it everything started before.
+        rounds: how many.
+        seconds: of each.
+    """
+
+    def time_calls(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            result = run()
+        wait(result)
+        return time.perf_counter() - start
+
+    time_calls(2)
+    calls = max(1, math.ceil(seconds / (time_calls(3) / 3)))
+    return Times.of([1e3 * time_calls(calls) / calls / operations for _ in range(rounds)])
+
+
+def in_turn(operation: Callable[..., Any], sets: Sequence[Any]) -> list[Any]:
+    """`operation(*operands)` for each set of operands, within one program, one after the other.
+
+    Several sets keep a cache from holding all of them, and a call of the program starts several operations. Without the barriers XLA
+    would melt the sets' small steps into one.
+    """
+    results: list[Any] = []
+    for operands in sets:
+        if results:
+            operands, results[-1] = jax.lax.optimization_barrier((operands, results[-1]))
+        results.append(operation(*operands))
+    return results
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second, read and written, of a pass over an array that no cache holds."""
+    size = 2**29 if jax.default_backend() == "gpu" else 2**24
+    array = jax.random.normal(jax.random.key(0), (size,))
+    copy = functools.partial(jax.jit(lambda x: x + 1.0), array)
+    return 2 * array.nbytes / (1e-3 * measure(copy).median)
+
+
+def matrix_product_rate(dtype: Any) -> float:
+    """Floating-point operations a second of a large matrix product of random numbers."""
+    side = 8192 if jax.default_backend() == "gpu" else 1024
+    a, b = (jax.random.normal(key, (side, side), dtype) for key in jax.random.split(jax.random.key(0)))
+    return 2 * side**3 / (1e-3 * measure(functools.partial(jax.jit(jnp.matmul), a, b)).median)
+
+
+def describe_device() -> str:
+    """The device, and the versions that matter."""
+    device = jax.devices()[0]
+    capability = getattr(device, "compute_capability", None)
+    return f"{device.device_kind}{f', compute capability {capability}' if capability else ''}; jax {jax.__version__}"
