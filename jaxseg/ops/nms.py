@@ -3,9 +3,10 @@
 `implementation` names how overlaps are compared, see `ops.implementation`; the results are the same.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,21 +27,44 @@ class Kept(NamedTuple):
     valid: Bool[Array, "D"]
 
 
-def _for_images(function: Callable[..., Array], *operands: Array) -> Array:
-    """`function`, which takes operands with any number of leading axes, of one image.
+def _for_all_images(function: Callable[..., Any], *operands: Array) -> Any:
+    """Of one image, what `function` answers for images with any number of leading axes.
 
-    Under `jax.vmap`, nested ones, too, it is called once for all, with their axes in front: a kernel runs once.
+    Under `jax.vmap`, nested ones, too, it is called once with all images, the outermost axis first: a kernel runs once.
     """
 
     @jax.custom_batching.custom_vmap
-    def together(*operands: Array) -> Array:
+    def together(*operands: Array) -> Any:
         return function(*operands)
 
     @together.def_vmap
-    def add_axis(size: int, batched: Sequence[bool], *operands: Array) -> tuple[Array, bool]:
-        return together(*(x if own else jnp.broadcast_to(x, (size, *x.shape)) for x, own in zip(operands, batched, strict=True))), True
+    def add_axis(size: int, batched: Sequence[bool], *operands: Array) -> tuple[Any, Any]:
+        answer = together(*(x if own else jnp.broadcast_to(x, (size, *x.shape)) for x, own in zip(operands, batched, strict=True)))
+        return answer, jax.tree.map(lambda _: True, answer)
 
-    return together(*(x[None] for x in operands))[0]
+    return jax.tree.map(lambda x: x[0], together(*(x[None] for x in operands)))
+
+
+def _each_image(function: Callable[..., Any], rank: int) -> Callable[..., Any]:
+    """`function` of one image for images with leading axes; its first operand has `rank` axes of its own."""
+
+    def of_all(*operands: Array) -> Any:
+        leading = operands[0].shape[: operands[0].ndim - rank]
+        if math.prod(leading) == 1:
+            # Loops need not wait for another image.
+            answer = function(*(x.reshape(x.shape[len(leading) :]) for x in operands))
+            return jax.tree.map(lambda x: x.reshape(*leading, *x.shape), answer)
+        mapped = function
+        for _ in leading:
+            mapped = jax.vmap(mapped)
+        return mapped(*operands)
+
+    return of_all
+
+
+def _areas(boxes: Float32[Array, "*b n 4"], pixel_offset: float = 0.0) -> Float32[Array, "*b n"]:
+    """As `pairwise_iou` has them."""
+    return jnp.asarray(rounded(box_area(boxes, pixel_offset)))
 
 
 def _unsuppressed(boxes: Float32[Array, "*c k 4"], iou_threshold: float, implementation: Implementation | None) -> Bool[Array, "*c k"]:
@@ -55,9 +79,9 @@ def _unsuppressed(boxes: Float32[Array, "*c k 4"], iou_threshold: float, impleme
         return ~((overlaps > iou_threshold) & earlier).any(-2)
 
     def kernel(boxes: Float32[Array, "*c k 4"]) -> Bool[Array, "*c k"]:
-        return ~kernels.fast_suppressed(boxes, rounded(box_area(boxes)), kernels.Rule(iou_threshold, empty=jnp.inf))
+        return ~kernels.fast_suppressed(boxes, _areas(boxes), kernels.Rule(iou_threshold, empty=jnp.inf))
 
-    return _for_images(partial(dispatch, implementation, kernel=kernel, plain=plain), boxes)
+    return _for_all_images(partial(dispatch, implementation, kernel=kernel, plain=plain), boxes)
 
 
 def fast_nms(
@@ -114,6 +138,16 @@ def cross_class_fast_nms(
 # Boxes that greedy suppression settles at once. Smaller blocks compute less on CPUs, larger ones are fewer steps for accelerators and
 # smaller programs; past `MAX_BLOCKS` of them, blocks grow with the input.
 BLOCK_SIZE, MAX_BLOCKS = 512, 8
+# Boxes that a kernel settles at once where the best of all classes are wanted: mostly enough for all detections of an image.
+KERNEL_ROWS = 1024
+
+
+class _Block(NamedTuple):
+    """Boxes, their classes, and which of them count."""
+
+    boxes: Float32[Array, "n 4"]
+    classes: Int32[Array, "n"]
+    free: Bool[Array, "n"]
 
 
 class _Rule(NamedTuple):
@@ -126,6 +160,19 @@ class _Rule(NamedTuple):
     def suppresses(self, a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]) -> Bool[Array, "n m"]:
         overlaps = pairwise_iou(a, b, offset=self.pixel_offset)
         return overlaps >= self.iou_threshold if self.suppress_equal else overlaps > self.iou_threshold
+
+    def kernel(
+        self, boxes: Float32[Array, "*b n 4"], candidates: Bool[Array, "*b n"], *labels: Int32[Array, "*b n"]
+    ) -> Bool[Array, "*b n"]:
+        """Which candidates stay, best first in each list; with labels, within each of them."""
+        rule = kernels.Rule(self.iou_threshold, self.suppress_equal, self.pixel_offset)
+        return kernels.greedy_kept(boxes, _areas(boxes, self.pixel_offset), candidates, *labels, rule=rule)
+
+
+def _obstacle(count: int) -> str | None:
+    if count > kernels.MOST_BOXES:
+        return f"{count} boxes of one list, and {kernels.MOST_BOXES} are the most"
+    return None
 
 
 def _greedy(candidates: Bool[Array, "k"], suppresses: Bool[Array, "k k"]) -> Bool[Array, "k"]:
@@ -151,11 +198,12 @@ def exact_nms(
     iou_threshold: float,
     pixel_offset: float = 0.0,
     suppress_equal: bool = False,
+    implementation: Implementation | None = None,
 ) -> Bool[Array, "k"]:
     """Exact greedy NMS: a box stays unless it overlaps a better one that stays; of equal scores the first is better.
 
     Boxes go block by block in order of their scores: those that stayed in the blocks before suppress a whole block
-    at once, then the block settles among itself.
+    at once, then the block settles among itself. Kernels do so, too.
 
     Args:
         boxes: `x1, y1, x2, y2`.
@@ -164,18 +212,23 @@ def exact_nms(
         iou_threshold: a box goes when it overlaps a kept one by more.
         pixel_offset: 1 counts pixels inclusively, as maskrcnn-benchmark.
         suppress_equal: a box goes at exactly the threshold, too, as compiled CPU routines have it.
+        implementation: see the module.
     """
     rule, valid = _Rule(iou_threshold, pixel_offset, suppress_equal), jnp.asarray(valid)
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf))
-    boxes, candidates = jnp.asarray(boxes)[order], valid[order]
     count = scores.shape[0]
-    size = max(BLOCK_SIZE, -(-count // MAX_BLOCKS))
-    keep = jnp.zeros(0, bool)
-    for start in range(0, count, size):
-        block, earlier = boxes[start : start + size], boxes[:start]
-        free = candidates[start : start + size] & ~(keep[:, None] & rule.suppresses(earlier, block)).any(0)
-        keep = jnp.concatenate([keep, _greedy(free, rule.suppresses(block, block))])
-    return jnp.zeros(count, bool).at[order].set(keep)
+
+    def plain(boxes: Float32[Array, "k 4"], candidates: Bool[Array, "k"]) -> Bool[Array, "k"]:
+        size = max(BLOCK_SIZE, -(-count // MAX_BLOCKS))
+        keep = jnp.zeros(0, bool)
+        for start in range(0, count, size):
+            block, earlier = boxes[start : start + size], boxes[:start]
+            free = candidates[start : start + size] & ~(keep[:, None] & rule.suppresses(earlier, block)).any(0)
+            keep = jnp.concatenate([keep, _greedy(free, rule.suppresses(block, block))])
+        return keep
+
+    run = partial(dispatch, implementation, kernel=rule.kernel, plain=_each_image(plain, 2), obstacle=_obstacle(count))
+    return jnp.zeros(count, bool).at[order].set(_for_all_images(run, jnp.asarray(boxes)[order], valid[order]))
 
 
 def class_nms(
@@ -187,6 +240,7 @@ def class_nms(
     max_detections: int,
     pixel_offset: float = 0.0,
     suppress_equal: bool = False,
+    implementation: Implementation | None = None,
 ) -> Kept:
     """Exact greedy NMS of every class, then the best of all classes.
 
@@ -202,21 +256,10 @@ def class_nms(
         max_detections: rows of the answer.
         pixel_offset: 1 counts pixels inclusively, as maskrcnn-benchmark.
         suppress_equal: a box goes at exactly the threshold, too, as compiled CPU routines have it.
+        implementation: see the module.
     """
-    boxes = jnp.asarray(boxes)
-
-    def find(order: Int32[Array, "n"]) -> tuple[Int32[Array, "n"], Int32[Array, "n"]]:
-        rows, labels = jnp.divmod(order, scores.shape[1])
-        return rows.astype(jnp.int32), labels.astype(jnp.int32)
-
-    return _best_of_classes(
-        scores.reshape(-1),
-        find,
-        lambda rows, labels: boxes[rows] if boxes.ndim == 2 else boxes[rows, labels],
-        _Rule(iou_threshold, pixel_offset, suppress_equal),
-        score_threshold,
-        max_detections,
-    )
+    rule = _Rule(iou_threshold, pixel_offset, suppress_equal)
+    return _best_of_classes(rule, score_threshold, max_detections, implementation, jnp.asarray(boxes), scores)
 
 
 def labelled_nms(
@@ -229,6 +272,7 @@ def labelled_nms(
     max_detections: int,
     pixel_offset: float = 0.0,
     suppress_equal: bool = False,
+    implementation: Implementation | None = None,
 ) -> Kept:
     """`class_nms` of boxes that have one class each, such as RetinaNet's best pairs of an anchor and a class.
 
@@ -241,58 +285,72 @@ def labelled_nms(
         max_detections: see there.
         pixel_offset: see there.
         suppress_equal: see there.
+        implementation: see the module.
     """
-    boxes = jnp.asarray(boxes)
-    return _best_of_classes(
-        scores,
-        lambda order: (order.astype(jnp.int32), labels[order]),
-        lambda rows, _: boxes[rows],
-        _Rule(iou_threshold, pixel_offset, suppress_equal),
-        score_threshold,
-        max_detections,
-    )
+    rule = _Rule(iou_threshold, pixel_offset, suppress_equal)
+    return _best_of_classes(rule, score_threshold, max_detections, implementation, jnp.asarray(boxes), scores, labels)
 
 
 def _best_of_classes(
-    scores: Float32[Array, "n"],
-    find: Callable[[Array], tuple[Array, Array]],
-    boxes_of: Callable[[Array, Array], Array],
-    rule: _Rule,
-    score_threshold: float,
-    max_detections: int,
+    rule: _Rule, score_threshold: float, max_detections: int, implementation: Implementation | None, *operands: Array
 ) -> Kept:
     """Block by block from the best score down, until there are enough.
 
     Args:
-        scores: of all candidates.
-        find: a candidate's row and its class.
-        boxes_of: the box of a row and a class.
         rule: see `_Rule`.
         score_threshold: only larger scores take part.
         max_detections: rows of the answer.
+        implementation: see the module.
+        operands: boxes and scores, as `class_nms` has them, or boxes, scores and labels, as `labelled_nms`.
     """
-    size = min(BLOCK_SIZE, scores.size)
 
-    def block(state: tuple[Array, Kept]) -> tuple[Array, Kept]:
-        remaining, kept = state
-        best, order = jax.lax.top_k(remaining, size)
-        rows, labels = find(order)
-        candidates = boxes_of(rows, labels)
-        suppressed = rule.suppresses(boxes_of(kept.indices, kept.classes), candidates) & (kept.classes[:, None] == labels)
-        free = (best > -jnp.inf) & ~(kept.valid[:, None] & suppressed).any(0)
-        keep = _greedy(free, rule.suppresses(candidates, candidates) & (labels[:, None] == labels))
-        # Behind what is kept already; past the last row they drop out.
-        place = jnp.where(keep, kept.valid.sum() + jnp.cumsum(keep) - 1, max_detections)
-        kept = Kept(*(x.at[place].set(new, mode="drop") for x, new in zip(kept, (rows, labels, best, keep), strict=True)))
-        return remaining.at[order].set(-jnp.inf), kept
+    def best(
+        stay: Callable[[_Block, _Block], Bool[Array, "n"]], size: int, boxes: Array, scores: Array, labels: Array | None = None
+    ) -> Kept:
+        size = min(size, scores.size)
 
-    def unfinished(state: tuple[Array, Kept]) -> Bool[Array, ""]:
-        remaining, kept = state
-        return ~kept.valid.all() & (remaining > -jnp.inf).any()
+        def block_of(rows: Array, classes: Array, free: Array) -> _Block:
+            return _Block(boxes[rows, classes] if boxes.ndim == 3 else boxes[rows], classes, free)
 
-    none = jnp.zeros(max_detections, jnp.int32)
-    start = Kept(none, none, jnp.zeros(max_detections), jnp.zeros(max_detections, bool))
-    return jax.lax.while_loop(unfinished, block, (jnp.where(scores > score_threshold, scores, -jnp.inf), start))[1]
+        def turn(state: tuple[Array, Kept]) -> tuple[Array, Kept]:
+            remaining, kept = state
+            values, order = jax.lax.top_k(remaining, size)
+            rows, classes = jnp.divmod(order, scores.shape[1]) if labels is None else (order, labels[order])
+            found = Kept(rows.astype(jnp.int32), classes.astype(jnp.int32), values, values > -jnp.inf)
+            keep = stay(block_of(kept.indices, kept.classes, kept.valid), block_of(found.indices, found.classes, found.valid))
+            # Behind what is kept already; past the last row they drop out.
+            place = jnp.where(keep, kept.valid.sum() + jnp.cumsum(keep) - 1, max_detections)
+            kept = Kept(*(x.at[place].set(new, mode="drop") for x, new in zip(kept, found, strict=True)))
+            return remaining.at[order].set(-jnp.inf), kept
+
+        def unfinished(state: tuple[Array, Kept]) -> Bool[Array, ""]:
+            remaining, kept = state
+            return ~kept.valid.all() & (remaining > -jnp.inf).any()
+
+        none = jnp.zeros(max_detections, jnp.int32)
+        start = Kept(none, none, jnp.zeros(max_detections), jnp.zeros(max_detections, bool))
+        candidates = jnp.where(scores > score_threshold, scores, -jnp.inf).reshape(-1)
+        return jax.lax.while_loop(unfinished, turn, (candidates, start))[1]
+
+    def plain(kept: _Block, block: _Block) -> Bool[Array, "n"]:
+        suppressed = rule.suppresses(kept.boxes, block.boxes) & (kept.classes[:, None] == block.classes)
+        free = block.free & ~(kept.free[:, None] & suppressed).any(0)
+        return _greedy(free, rule.suppresses(block.boxes, block.boxes) & (block.classes[:, None] == block.classes))
+
+    def kernel(kept: _Block, block: _Block) -> Bool[Array, "n"]:
+        # What is kept stays again.
+        boxes, classes, free = (jnp.concatenate(pair) for pair in zip(kept, block, strict=True))
+        return _for_all_images(rule.kernel, boxes, free, classes)[max_detections:]
+
+    size = max(BLOCK_SIZE, KERNEL_ROWS - max_detections)
+    run = partial(
+        dispatch,
+        implementation,
+        kernel=_each_image(partial(best, kernel, size), operands[0].ndim),
+        plain=_each_image(partial(best, plain, BLOCK_SIZE), operands[0].ndim),
+        obstacle=_obstacle(max_detections + size),
+    )
+    return _for_all_images(run, *operands)
 
 
 def _pad(kept: Kept, rows: int) -> Kept:

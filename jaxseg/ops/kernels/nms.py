@@ -153,7 +153,7 @@ def fast_suppressed(boxes: jax.Array, areas: jax.Array, rule: Rule) -> jax.Array
     return (found != 0).any(1)[:, : areas.shape[-1]].reshape(areas.shape)
 
 
-def greedy_kept(boxes: jax.Array, areas: jax.Array, labels: jax.Array | None, candidates: jax.Array, rule: Rule) -> jax.Array:
+def greedy_kept(boxes: jax.Array, areas: jax.Array, candidates: jax.Array, labels: jax.Array | None = None, *, rule: Rule) -> jax.Array:
     """Exact greedy NMS: which boxes stay when each goes that an earlier one which stays suppresses.
 
     Two kernels, as torchvision's: one compares all pairs and writes a bit for each, the other goes through the boxes in order.
@@ -161,8 +161,8 @@ def greedy_kept(boxes: jax.Array, areas: jax.Array, labels: jax.Array | None, ca
     Args:
         boxes: `[*b, n, 4]` float32, lists of boxes, the best first in each; `n` up to `MOST_BOXES`.
         areas: `[*b, n]`.
-        labels: `[*b, n]` int32, up to 2^24; boxes suppress those of their label only. None: all.
         candidates: `[*b, n]` bool; the others do not stay.
+        labels: `[*b, n]` int32, up to 2^24; boxes suppress those of their label only. None: all.
         rule: see `Rule`.
 
     Returns:
@@ -226,7 +226,8 @@ def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
 
         def block(tile, carry):
             lanes = pl.ds(tile * TILE, TILE)
-            rows = masks[group, pl.ds(tile * WORDS, WORDS), lanes]
+            # Asked for early, used late.
+            rows, candidate = masks[group, pl.ds(tile * WORDS, WORDS), lanes], candidates[group, lanes]
 
             def pull(turn, removed):
                 for word in (turn * GROUP + step for step in range(GROUP)):
@@ -236,7 +237,7 @@ def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
             # Some words of the last turn come later: nothing is kept there yet.
             removed = jax.lax.fori_loop(0, (tile * WORDS + GROUP - 1) // GROUP, pull, jnp.zeros((TILE,), jnp.int32))
             near[...] = rows
-            free[...] = jnp.where(removed == 0, candidates[group, lanes], 0)
+            free[...] = jnp.where(removed == 0, candidate, 0)
             # A bit for each box, 0 once a box that stays suppresses it. Boxes that are settled lose theirs, too.
             live = (jnp.int32(-1),) * WORDS
             own = removed
