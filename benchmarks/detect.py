@@ -3,8 +3,9 @@
     python benchmarks/detect.py --config configs/yolact_r101.py
     python benchmarks/detect.py --config configs/yolact_r101.py --golden golden/yolact/yolact_base_s0 --peer ../yolact   # needs torch
 
-Batches of 1 and 8, both sides in turns on the same pictures with the same weights; medians and the range between the 10th and
-the 90th percentile, in milliseconds a batch, each phase waited for:
+On a GPU that runs the kernels there are two sides of our own, with them and without. Batches of 1 and 8, all sides in turns on the
+same pictures with the same weights; medians and the range between the 10th and the 90th percentile, in milliseconds a batch, each
+phase waited for:
 
 - preparation: picture to network input;
 - network: raw outputs;
@@ -14,10 +15,12 @@ the 90th percentile, in milliseconds a batch, each phase waited for:
 - total: everything as a user runs it (`Predictor` here; transform, network and `postprocess` there), measured on its own.
 
 Honest times of detection need many candidates, which fresh weights do not find. `--golden` takes a folder of the original's
-numbers, whose rebuild.py makes weights and pictures that do. Without it weights are fresh and pictures noise.
+numbers, whose rebuild.py makes weights and pictures that do. Without it weights are fresh and pictures noise, of which
+`--config.model.detection.score_threshold=0` makes every prior a candidate.
 """
 
 import argparse
+import functools
 import importlib.util
 import sys
 import time
@@ -31,9 +34,10 @@ import jax
 import numpy as np
 
 import jaxseg
-from jaxseg.config import Config, parse_config_flags
+from jaxseg.config import Config, override, parse_config_flags
 from jaxseg.evaluation.detect import Selection, pad_batch, prepare, select, to_picture
 from jaxseg.models.yolact import image_detections
+from jaxseg.ops.implementation import missing_gpu, named
 from jaxseg.predictor import Predictor
 
 # The original does in the second what jaxseg does in the first.
@@ -56,7 +60,7 @@ def ours(config: Config, variables: Any) -> Side:
     """jaxseg. The network and the detection are programs of their own for the phases, one program for the total."""
     model = jaxseg.build_model(config)
     spec = model.input_spec
-    network = jax.jit(lambda images: model.apply(variables, images))
+    network = program(model.apply, variables)
     detection = jax.jit(jax.vmap(lambda outputs: image_detections(outputs, model.anchors(), config.model)))
     predictor = Predictor(config, variables, batch_size=8)
 
@@ -79,6 +83,21 @@ def ours(config: Config, variables: Any) -> Side:
         return watch.milliseconds, sum(len(prediction) for prediction in predictions)
 
     return run
+
+
+def program(function: Callable[..., Any], variables: Any) -> Callable[..., Any]:
+    """The function of variables and data, compiled; on a CPU with the variables in it, as `Predictor` has them there."""
+    if jax.default_backend() == "cpu":
+        return jax.jit(functools.partial(function, variables))
+    return functools.partial(jax.jit(function), variables)
+
+
+def our_sides(config: Config, make: Callable[[Config], Side]) -> dict[str, Side]:
+    """jaxseg; on a GPU that runs the kernels, and unless the config or the environment chooses, once with them and once without."""
+    if missing_gpu() or named(config.model.implementation):
+        return {"jaxseg": make(config)}
+    names = {"kernels": "mosaic_gpu", "plain JAX": "xla"}
+    return {side: make(override(config, {"model.implementation": name})) for side, name in names.items()}
 
 
 def original(checkout: Path, config_name: str, state: Mapping[str, np.ndarray] | None) -> tuple[Side, dict[str, np.ndarray]]:
@@ -207,7 +226,7 @@ def measure(sides: Mapping[str, Side], pictures: list[np.ndarray], batch_size: i
 
 
 def table(times: Mapping[str, Mapping[str, np.ndarray]], together: Sequence[str]) -> str:
-    """A row a phase, and one of the phases `together`; with two sides, how many times as fast the first one is."""
+    """A row a phase, and one of the phases `together`; with several sides, how many times as long the others take as the first."""
     added = " + ".join(together)
     sides = {name: {**phases, added: np.sum([phases[phase] for phase in together], axis=0)} for name, phases in times.items()}
     phases = [phase for phase in next(iter(times.values())) if phase != "total"]
@@ -219,7 +238,7 @@ def table(times: Mapping[str, Mapping[str, np.ndarray]], together: Sequence[str]
         for value in values:
             low, median, high = np.percentile(value, (10, 50, 90))
             cells.append(f"{median:>9.1f} ms ({low:.1f} to {high:.1f})".ljust(35))
-        ratio = f"{np.median(values[1]) / np.median(values[0]):.2f}" if len(values) > 1 else ""
+        ratio = ", ".join(f"{np.median(value) / np.median(values[0]):.2f}" for value in values[1:])
         lines.append(f"{phase:<{width}}" + "".join(cells) + ratio)
     return "\n".join(lines)
 
@@ -247,7 +266,7 @@ def main() -> None:
         variables = jaxseg.init_variables(jaxseg.build_model(config), config)
     else:
         variables = jaxseg.load_weights(state, config)
-    sides = {"jaxseg": ours(config, variables), **sides}
+    sides = {**our_sides(config, lambda config: ours(config, variables)), **sides}
     print(f"{config.name} at {config.model.image_size} px, pictures of 640 x 480, on {jax.devices()[0].device_kind}")
     for batch_size in options.batch_sizes:
         times = measure(sides, make_pictures(options.golden), batch_size, options.repetitions)

@@ -1,11 +1,11 @@
-"""Mask R-CNN from pictures in memory to boxes and masks at their size, on this machine's CPU, beside the same network in torch.
+"""Mask R-CNN from pictures in memory to boxes and masks at their size: on a CPU beside torch, on a GPU with the kernels and without.
 
     python benchmarks/detect_rcnn.py                    # needs torch
     python benchmarks/detect_rcnn.py --batch_sizes 1 4 --repetitions 20
 
-ResNet-50 with a feature pyramid, 91 classes, torchvision's conventions, pictures of 640 x 480 in an input of 800 x 1088, float32, the same
-random weights on both sides. The sides take turns; medians and the range between the 10th and the 90th percentile, in
-milliseconds a batch, each phase waited for:
+ResNet-50 with a feature pyramid, 91 classes, torchvision's conventions, pictures of 640 x 480 in an input of 800 x 1088, float32 on a
+CPU and bfloat16 on a GPU, the same random weights on both sides. The sides take turns; medians and the range between the 10th and the
+90th percentile, in milliseconds a batch, each phase waited for:
 
 - preparation: picture to network input;
 - network: backbone, pyramid, and the region proposals' head;
@@ -16,10 +16,11 @@ milliseconds a batch, each phase waited for:
 - total: everything as a user runs it, measured on its own. Ours is one program then, and compiles its variables in.
 
 The torch side is benchmarks/rcnn_in_torch.py: what torchvision has compiled operators for, non-maximum suppression and RoIAlign, is
-vectorised torch there. The script also compares what both sides find.
+vectorised torch there. It runs on the CPU only; for GPUs it only makes the weights. The script also compares what both sides find.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,8 +30,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from detect import PICTURE_SIZE, Side, Stopwatch, measure, table
+from detect import PICTURE_SIZE, Side, Stopwatch, measure, our_sides, program, table
 from rcnn_in_torch import MaskRcnn, calibrated
+from timing import describe_device
 
 import jaxseg
 from jaxseg.config import Config, parse_config_flags
@@ -56,17 +58,17 @@ def ours(config: Config, variables: Any, predictor: Predictor) -> Side:
 
     def run_boxes(module: Any, levels: Any, proposals: Any, sizes: jax.Array) -> Any:
         logits, deltas, _ = module.predict_boxes(levels, proposals.boxes, train=False)
-        return jax.vmap(lambda o, d, p, s: kept_regions(o, d, p, s, c.roi, c.conventions))(logits, deltas, proposals, sizes)
+        keep = functools.partial(kept_regions, config=c.roi, conventions=c.conventions, implementation=c.implementation)
+        return jax.vmap(keep)(logits, deltas, proposals, sizes)
 
     def run_masks(module: Any, levels: Any, boxes: jax.Array, classes: jax.Array) -> jax.Array:
         return jax.nn.sigmoid(module.predict_masks(levels, boxes, classes, train=False))
 
     network, boxes, masks = (
-        jax.jit(lambda *arguments, method=method: model.apply(variables, *arguments, method=method))
-        for method in (run_network, run_boxes, run_masks)
+        program(functools.partial(model.apply, method=method), variables) for method in (run_network, run_boxes, run_masks)
     )
     anchors = model.anchors([jnp.zeros((1, *(-(-side // stride) for side in INPUT_SHAPE), 1)) for stride in model.strides], INPUT_SHAPE)
-    proposals = jax.jit(lambda outputs, sizes: propose(outputs, anchors, sizes, c.rpn, c.conventions, train=False))
+    proposals = jax.jit(lambda outputs, sizes: propose(outputs, anchors, sizes, c.rpn, c.conventions, c.implementation, train=False))
 
     def run(pictures: list[np.ndarray]) -> tuple[dict[str, float], int]:
         watch = Stopwatch()
@@ -156,19 +158,29 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=10)
     overrides, others = parse_config_flags(sys.argv[1:])
     options = parser.parse_args(others)
-    config = jaxseg.load_config(CONFIG, {"model.input.shapes": (INPUT_SHAPE,), "model.dtype": "float32", **overrides})
+    dtype = "float32" if jax.default_backend() == "cpu" else "auto"
+    config = jaxseg.load_config(CONFIG, {"model.input.shapes": (INPUT_SHAPE,), "model.dtype": dtype, **overrides})
     pictures = make_pictures(max(options.batch_sizes))
     model = calibrated(MaskRcnn(config.model.num_classes + 1), pictures[0])
     variables = jaxseg.load_weights({name: value.numpy() for name, value in model.state_dict().items()}, config)
-    predictor = Predictor(config, variables, batch_size=1 << (max(options.batch_sizes) - 1).bit_length())
-    size = f"{INPUT_SHAPE[0]} x {INPUT_SHAPE[1]}"
-    print(
-        f"{config.name} in {size}, pictures of 640 x 480, on {jax.devices()[0].device_kind}; torch with {torch.get_num_threads()} threads"
-    )
-    print("peer: torch modules; its NMS and RoIAlign are vectorised torch, where torchvision has compiled operators")
-    with torch.inference_mode():
-        print(compare(predictor(pictures), model(pictures)))
-    sides = {"jaxseg": ours(config, variables, predictor), "torch": peer(model)}
+    predictors: dict[str, Predictor] = {}
+
+    def make(config: Config) -> Side:
+        predictor = Predictor(config, variables, batch_size=1 << (max(options.batch_sizes) - 1).bit_length())
+        predictors[config.model.implementation] = predictor
+        return ours(config, variables, predictor)
+
+    sides = our_sides(config, make)
+    print(f"{config.name} in {INPUT_SHAPE[0]} x {INPUT_SHAPE[1]}, pictures of 640 x 480, on {describe_device()}")
+    first, *others_of_ours = predictors.values()
+    if others_of_ours:
+        print(f"with the kernels and without: {compare(first(pictures), [vars(found) for found in others_of_ours[0](pictures)])}")
+    else:
+        print(f"peer: torch modules with {torch.get_num_threads()} threads")
+        print("its NMS and RoIAlign are vectorised torch, where torchvision has compiled operators")
+        with torch.inference_mode():
+            print(compare(first(pictures), model(pictures)))
+        sides["torch"] = peer(model)
     for batch_size in options.batch_sizes:
         times = measure(sides, pictures, batch_size, options.repetitions)
         print(f"\nbatch of {batch_size}, {options.repetitions} repetitions\n{table(times, AFTER_THE_NETWORK)}\n")

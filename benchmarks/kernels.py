@@ -36,7 +36,7 @@ import numpy as np
 from kernel_shapes import NMS_SHAPES, ROI_ALIGN_SHAPES, ClassNmsShape, ExactNmsShape, FastNmsShape, NmsShape, RoiAlignInputs, RoiAlignShape
 from timing import Times, copy_bandwidth, describe_device, in_turn, measure
 
-from jaxseg.ops.implementation import missing_gpu
+from jaxseg.ops.implementation import ImplementationError, missing_gpu
 from jaxseg.ops.nms import class_nms, cross_class_fast_nms, exact_nms, fast_nms, labelled_nms
 from jaxseg.ops.roi_align import roi_align
 
@@ -46,6 +46,8 @@ ROI_ALIGN_GOAL, FAST_NMS_GOAL, EXACT_NMS_GOAL = 1.5, 5.0, 1.0
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2.0**-7}
 # All sets of inputs and results together: well over the 60 MB of an H200's cache.
 BYTES_OF_SETS, MOST_SETS = 2**28, 8
+# Inputs of so many cases are in memory together.
+CASES_AT_A_TIME = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,8 +268,8 @@ def load_torchvision() -> Any:
         return None
 
 
-def make_cases(names: tuple[str, ...], dtypes: list[str], plain: bool) -> list[list[tuple[str, Callable[[], Case]]]]:
-    """Two groups of titles and what makes the cases: what has a goal, then the rest."""
+def make_cases(names: tuple[str, ...], dtypes: list[str], plain: bool) -> list[tuple[str, Callable[[], Case]]]:
+    """Titles, and what makes the cases: those that have a goal, then the rest."""
     groups: list[list[tuple[str, Callable[[], Case]]]] = [[], []]
     for shape in (*ROI_ALIGN_SHAPES, *NMS_SHAPES):
         if not shape.name.startswith(names):
@@ -283,14 +285,14 @@ def make_cases(names: tuple[str, ...], dtypes: list[str], plain: bool) -> list[l
             cut = shape.tiny() if plain else shape
             whole_step = isinstance(cut, FastNmsShape) and cut.priors > cut.top_k
             groups[whole_step].append((f"{shape.name}, {suppressions(cut)}", functools.partial(nms_case, cut)))
-    return groups
+    return groups[0] + groups[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="shapes of kernel_shapes whose names start so")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=list(TOLERANCES), help="of RoIAlign's features")
-    parser.add_argument("--seconds", type=float, default=600.0, help="no case starts after so many")
+    parser.add_argument("--seconds", type=float, default=600.0, help="no more cases start after so many")
     parser.add_argument("--plain", action="store_true", help="plain JAX alone, on tiny shapes, on any backend")
     options = parser.parse_args()
     shapes = [shape.name for shape in (*ROI_ALIGN_SHAPES, *NMS_SHAPES)]
@@ -306,21 +308,23 @@ def main() -> None:
     started = time.perf_counter()
     bench = Bench(("xla",) if options.plain else ("mosaic_gpu", "xla"), load_torchvision(), copy_bandwidth())
     print(f"{describe_device()}; a copy moves {bench.bandwidth / 1e9:.0f} GB/s, read and written")
-    rows, wrong, late = [], [], 0
+    rows, wrong = [], []
     with concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
-        for group in make_cases(tuple(options.only), options.dtypes, options.plain):
-            # All programs of a group compile, several at a time, before the first is timed.
-            prepared = [(title, pool.submit(bench.prepare, make)) for title, make in group]
+        waiting = make_cases(tuple(options.only), options.dtypes, options.plain)
+        while waiting and time.perf_counter() - started < options.seconds:
+            # Programs of a few cases compile, several at a time, before the first is timed.
+            prepared = [(title, pool.submit(bench.prepare, make)) for title, make in waiting[:CASES_AT_A_TIME]]
+            waiting = waiting[CASES_AT_A_TIME:]
             concurrent.futures.wait([future for _, future in prepared])
             while prepared:
                 title, future = prepared.pop(0)
-                if time.perf_counter() - started > options.seconds:
-                    late += 1
-                    continue
                 print(f"\n{title}", flush=True)
                 try:
                     row, right = bench.run(title, *future.result())
                     rows.append(row)
+                except ImplementationError as error:
+                    print(f"  {error}", flush=True)
+                    right = True
                 # One kernel that fails leaves the others to be measured.
                 except Exception as error:
                     print(f"  FAILED: {type(error).__name__}: {str(error)[:2000]}", flush=True)
@@ -328,8 +332,8 @@ def main() -> None:
                 wrong += [] if right else [title]
     print("\n| shape | this | of a copy | plain JAX | torchvision | goal |\n| --- | --- | --- | --- | --- | --- |")
     print("\n".join(rows))
-    if late:
-        print(f"{late} cases were left out after {options.seconds:.0f} s.")
+    if waiting:
+        print(f"Left out after {options.seconds:.0f} s: {'; '.join(title for title, _ in waiting)}.")
     if wrong:
         sys.exit("Failed or wrong: " + "; ".join(wrong))
 
