@@ -45,19 +45,13 @@ def _for_all_images(function: Callable[..., Any], *operands: Array) -> Any:
     return jax.tree.map(lambda x: x[0], together(*(x[None] for x in operands)))
 
 
-def _each_image(function: Callable[..., Any], rank: int) -> Callable[..., Any]:
-    """`function` of one image for images with leading axes; its first operand has `rank` axes of its own."""
+def _in_one_axis(function: Callable[..., Any], rank: int) -> Callable[..., Any]:
+    """`function` of a batch, for images with any number of leading axes; its first operand has `rank` axes of its own."""
 
     def of_all(*operands: Array) -> Any:
         leading = operands[0].shape[: operands[0].ndim - rank]
-        if math.prod(leading) == 1:
-            # Loops need not wait for another image.
-            answer = function(*(x.reshape(x.shape[len(leading) :]) for x in operands))
-            return jax.tree.map(lambda x: x.reshape(*leading, *x.shape), answer)
-        mapped = function
-        for _ in leading:
-            mapped = jax.vmap(mapped)
-        return mapped(*operands)
+        answer = function(*(x.reshape(math.prod(leading), *x.shape[len(leading) :]) for x in operands))
+        return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), answer)
 
     return of_all
 
@@ -227,7 +221,7 @@ def exact_nms(
             keep = jnp.concatenate([keep, _greedy(free, rule.suppresses(block, block))])
         return keep
 
-    run = partial(dispatch, implementation, kernel=rule.kernel, plain=_each_image(plain, 2), obstacle=_obstacle(count))
+    run = partial(dispatch, implementation, kernel=rule.kernel, plain=_in_one_axis(jax.vmap(plain), 2), obstacle=_obstacle(count))
     return jnp.zeros(count, bool).at[order].set(_for_all_images(run, jnp.asarray(boxes)[order], valid[order]))
 
 
@@ -304,20 +298,16 @@ def _best_of_classes(
         operands: boxes and scores, as `class_nms` has them, or boxes, scores and labels, as `labelled_nms`.
     """
 
-    def best(
-        stay: Callable[[_Block, _Block], Bool[Array, "n"]], size: int, boxes: Array, scores: Array, labels: Array | None = None
-    ) -> Kept:
-        size = min(size, scores.size)
-
-        def block_of(rows: Array, classes: Array, free: Array) -> _Block:
-            return _Block(boxes[rows, classes] if boxes.ndim == 3 else boxes[rows], classes, free)
-
-        def turn(state: tuple[Array, Kept]) -> tuple[Array, Kept]:
+    def best(stay: Callable[[_Block, _Block], Bool[Array, "n"]], size: int, *operands: Array) -> Kept:
+        def turn(state: tuple[Array, Kept], boxes: Array, scores: Array, labels: Array | None = None) -> tuple[Array, Kept]:
             remaining, kept = state
-            values, order = jax.lax.top_k(remaining, size)
+            values, order = jax.lax.top_k(remaining, min(size, scores.size))
             rows, classes = jnp.divmod(order, scores.shape[1]) if labels is None else (order, labels[order])
             found = Kept(rows.astype(jnp.int32), classes.astype(jnp.int32), values, values > -jnp.inf)
-            keep = stay(block_of(kept.indices, kept.classes, kept.valid), block_of(found.indices, found.classes, found.valid))
+            before, block = (
+                _Block(boxes[x.indices, x.classes] if boxes.ndim == 3 else boxes[x.indices], x.classes, x.valid) for x in (kept, found)
+            )
+            keep = stay(before, block)
             # Behind what is kept already; past the last row they drop out.
             place = jnp.where(keep, kept.valid.sum() + jnp.cumsum(keep) - 1, max_detections)
             kept = Kept(*(x.at[place].set(new, mode="drop") for x, new in zip(kept, found, strict=True)))
@@ -325,12 +315,14 @@ def _best_of_classes(
 
         def unfinished(state: tuple[Array, Kept]) -> Bool[Array, ""]:
             remaining, kept = state
-            return ~kept.valid.all() & (remaining > -jnp.inf).any()
+            return (~kept.valid.all(1) & (remaining > -jnp.inf).any(1)).any()
 
-        none = jnp.zeros(max_detections, jnp.int32)
-        start = Kept(none, none, jnp.zeros(max_detections), jnp.zeros(max_detections, bool))
-        candidates = jnp.where(scores > score_threshold, scores, -jnp.inf).reshape(-1)
-        return jax.lax.while_loop(unfinished, turn, (candidates, start))[1]
+        batch, scores = len(operands[1]), operands[1]
+        none = jnp.zeros((batch, max_detections), jnp.int32)
+        start = Kept(none, none, jnp.zeros(none.shape), jnp.zeros(none.shape, bool))
+        candidates = jnp.where(scores > score_threshold, scores, -jnp.inf).reshape(batch, -1)
+        # Another turn does not change an image that has all it can have.
+        return jax.lax.while_loop(unfinished, lambda state: jax.vmap(turn)(state, *operands), (candidates, start))[1]
 
     def plain(kept: _Block, block: _Block) -> Bool[Array, "n"]:
         suppressed = rule.suppresses(kept.boxes, block.boxes) & (kept.classes[:, None] == block.classes)
@@ -346,8 +338,8 @@ def _best_of_classes(
     run = partial(
         dispatch,
         implementation,
-        kernel=_each_image(partial(best, kernel, size), operands[0].ndim),
-        plain=_each_image(partial(best, plain, BLOCK_SIZE), operands[0].ndim),
+        kernel=_in_one_axis(partial(best, kernel, size), operands[0].ndim),
+        plain=_in_one_axis(partial(best, plain, BLOCK_SIZE), operands[0].ndim),
         obstacle=_obstacle(max_detections + size),
     )
     return _for_all_images(run, *operands)
