@@ -15,7 +15,8 @@ from jaxseg.data.resize import fit_picture
 from jaxseg.evaluation.masks import boxes_at_image_size, masks_at_image_size, scaled_boxes
 from jaxseg.evaluation.paste import paste_masks
 from jaxseg.models import build_model
-from jaxseg.ops.implementation import on_mesh, require_implementation
+from jaxseg.ops.devices import on_mesh
+from jaxseg.ops.implementation import require_implementation
 from jaxseg.structures import Detections, InputSpec
 
 T = TypeVar("T")

@@ -1,5 +1,7 @@
 """Faster R-CNN (arXiv:1506.01497) and Mask R-CNN (arXiv:1703.06870) with the conventions of four originals."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jaxseg.models.detector import Images
 from jaxseg.models.fpn import FPN
 from jaxseg.models.roi_heads import BoxHead, BoxPredictor, C5Head, MaskHead, RoiSamples, kept_regions, mask_sum, region_sums, sample_regions
 from jaxseg.models.rpn import Proposals, RpnHead, RpnOutputs, propose, rpn_losses, rpn_sums
+from jaxseg.ops.devices import each_image
 from jaxseg.ops.roi_align import pyramid_levels, roi_align
 from jaxseg.structures import Batch, Detections
 
@@ -87,6 +90,7 @@ class Rcnn(AnchoredDetector):
             output_size=size,
             sampling_ratio=rules.roi_sampling_ratio,
             aligned=rules.roi_aligned,
+            implementation=self.config.implementation,
         )
         return pooled.reshape(-1, *pooled.shape[2:])
 
@@ -132,9 +136,9 @@ class Rcnn(AnchoredDetector):
         return RcnnOutputs(objectness, anchor_deltas, proposals.boxes, proposals.valid, logits, deltas)
 
     def _propose(self, levels: Levels, images: Images, image_sizes: Int32[Array, "B 2"], *, train: bool) -> tuple[RpnOutputs, Proposals]:
-        outputs = self.rpn(levels)
+        c, outputs = self.config, self.rpn(levels)
         anchors = self.anchors(levels, images)
-        return outputs, propose(outputs, anchors, image_sizes, self.config.rpn, self.config.conventions, train=train)
+        return outputs, propose(outputs, anchors, image_sizes, c.rpn, c.conventions, c.implementation, train=train)
 
     # ---- Training ----
 
@@ -148,11 +152,11 @@ class Rcnn(AnchoredDetector):
         objectness, anchor_deltas = (jnp.concatenate(values, 1) for values in outputs)
 
         anchor_key, region_key = jax.random.split(self.make_rng("sampling"))
-        rpn = jax.vmap(lambda o, d, t, s, p: rpn_sums(o, d, anchors, t, s, p, c.rpn, c.conventions))(
+        rpn = each_image(lambda o, d, t, s, p: rpn_sums(o, d, anchors, t, s, p, c.rpn, c.conventions))(
             objectness, anchor_deltas, targets, image_sizes, jax.random.uniform(anchor_key, objectness.shape)
         )
         candidates = proposals.valid.shape[1] + targets.valid.shape[1]
-        samples = jax.vmap(lambda p, t, q: sample_regions(p, t, q, c.num_classes, c.roi, c.conventions))(
+        samples = each_image(lambda p, t, q: sample_regions(p, t, q, c.num_classes, c.roi, c.conventions))(
             proposals, targets, jax.random.uniform(region_key, (len(images), candidates))
         )
         samples = samples._replace(valid=samples.valid & batch.valid[:, None])
@@ -162,7 +166,7 @@ class Rcnn(AnchoredDetector):
         """What the heads learn from sampled regions."""
         c, targets = self.config, batch.targets
         logits, deltas, shared = self.predict_boxes(levels, samples.boxes, train=train)
-        sums = jax.vmap(lambda o, d, s, t: region_sums(o, d, s, t, c.conventions))(logits, deltas, samples, targets)
+        sums = each_image(lambda o, d, s, t: region_sums(o, d, s, t, c.conventions))(logits, deltas, samples, targets)
         total = jnp.maximum(sums.samples.sum(), 1)
         losses = {"class": sums.classification.sum() / total, "box": sums.box.sum() / total}
         if c.masks:
@@ -175,7 +179,7 @@ class Rcnn(AnchoredDetector):
                 shared = shared.reshape(*samples.valid.shape, *shared.shape[1:])[:, :count]
                 mask_logits = self.mask_head(shared.reshape(-1, *shared.shape[2:]), classes.reshape(-1))
                 mask_logits = mask_logits.reshape(*classes.shape, *mask_logits.shape[1:])
-            masks = jax.vmap(lambda o, s, t: mask_sum(o, s, t, c.roi.mask_crop_size, c.conventions))(mask_logits, samples, targets)
+            masks = each_image(lambda o, s, t: mask_sum(o, s, t, c.roi.mask_crop_size, c.conventions))(mask_logits, samples, targets)
             positives = (samples.positive & samples.valid).sum()
             losses["mask"] = masks.sum() / jnp.maximum(positives, 1)
         return losses
@@ -188,7 +192,8 @@ class Rcnn(AnchoredDetector):
         levels = self.pyramid(images, image_sizes, train=False)
         _, proposals = self._propose(levels, images, image_sizes, train=False)
         logits, deltas, _ = self.predict_boxes(levels, proposals.boxes, train=False)
-        boxes, kept = jax.vmap(lambda o, d, p, s: kept_regions(o, d, p, s, c.roi, c.conventions))(logits, deltas, proposals, image_sizes)
+        keep = functools.partial(kept_regions, config=c.roi, conventions=c.conventions, implementation=c.implementation)
+        boxes, kept = each_image(keep)(logits, deltas, proposals, image_sizes)
         masks = None
         if c.masks:
             masks = jax.nn.sigmoid(self.predict_masks(levels, boxes, kept.classes, train=False))

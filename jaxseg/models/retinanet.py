@@ -18,6 +18,7 @@ from jaxseg.models.fpn import FPN
 from jaxseg.models.layers import conv
 from jaxseg.models.rpn import match_objects
 from jaxseg.ops.boxes import DELTA_WEIGHTS, clip_boxes, decode_deltas, encode_deltas, longer_than
+from jaxseg.ops.devices import each_image
 from jaxseg.ops.losses import sigmoid_focal_loss, smooth_l1
 from jaxseg.ops.matching import Match
 from jaxseg.ops.nms import Kept, labelled_nms
@@ -117,7 +118,7 @@ class RetinaNet(AnchoredDetector):
         levels = self.pyramid(images, image_sizes, train=train)
         anchors = np.concatenate(self.anchors(levels, images))
         logits, deltas = (jnp.concatenate(values, 1) for values in self.head(levels))
-        sums = jax.vmap(lambda o, d, t, s: anchor_sums(o, d, anchors, t, s, c))(logits, deltas, batch.targets, image_sizes)
+        sums = each_image(lambda o, d, t, s: anchor_sums(o, d, anchors, t, s, c))(logits, deltas, batch.targets, image_sizes)
         classification, box, positives = (jnp.where(valid, value, 0).sum() for value in sums)
         return {
             # The images are counted, too, so that there is always something to divide by.
@@ -129,7 +130,7 @@ class RetinaNet(AnchoredDetector):
         """See `Detector.detect`."""
         levels = self.pyramid(images, image_sizes, train=False)
         anchors = self.anchors(levels, images)
-        boxes, kept = jax.vmap(lambda o, s: kept_anchors(o, anchors, s, self.config))(self.head(levels), image_sizes)
+        boxes, kept = each_image(lambda o, s: kept_anchors(o, anchors, s, self.config))(self.head(levels), image_sizes)
         return Detections(boxes, kept.scores, kept.classes, kept.valid, None)
 
 
@@ -187,6 +188,7 @@ def kept_anchors(
         iou_threshold=config.nms_iou,
         max_detections=config.max_detections,
         pixel_offset=config.conventions.pixel_offset,
+        implementation=config.implementation,
     )
     return jnp.where(kept.valid[:, None], boxes[kept.indices], 0.0), kept
 

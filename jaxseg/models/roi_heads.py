@@ -13,6 +13,7 @@ from jaxseg.models.layers import Deconvolution, NormMode, conv, kaiming_normal, 
 from jaxseg.models.resnet import Bottleneck
 from jaxseg.models.rpn import Proposals
 from jaxseg.ops.boxes import DELTA_WEIGHTS, clip_boxes, decode_deltas, encode_deltas, longer_than
+from jaxseg.ops.implementation import Implementation
 from jaxseg.ops.losses import smooth_l1
 from jaxseg.ops.masks import box_mask_targets, unpack_bits
 from jaxseg.ops.matching import match_anchors
@@ -238,6 +239,7 @@ def kept_regions(
     image_size: Int32[Array, "2"],
     config: RoiConfig,
     conventions: Conventions,
+    implementation: Implementation = "auto",
 ) -> tuple[Float32[Array, "D 4"], Kept]:
     """The detections: boxes of each class, clipped, suppressed within their class, the best of all classes."""
     boxes = decode_deltas(
@@ -257,5 +259,6 @@ def kept_regions(
         iou_threshold=config.nms_iou,
         max_detections=config.max_detections,
         pixel_offset=conventions.pixel_offset,
+        implementation=implementation,
     )
     return jnp.where(kept.valid[:, None], boxes[kept.indices, kept.classes], 0.0), kept

@@ -1,5 +1,6 @@
 """The region proposal network (arXiv:1506.01497): its head, what it proposes, and what it learns."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from jaxseg.config import Conventions, RpnConfig
 from jaxseg.models.layers import conv
 from jaxseg.ops.anchors import in_padded_picture, inside_picture
 from jaxseg.ops.boxes import clip_boxes, decode_deltas, encode_deltas, longer_than
+from jaxseg.ops.devices import each_image, on_each_device
+from jaxseg.ops.implementation import Implementation
 from jaxseg.ops.losses import smooth_l1
 from jaxseg.ops.matching import Match, Matches, match_anchors
 from jaxseg.ops.nms import exact_nms
@@ -74,6 +77,7 @@ def propose(
     image_sizes: Int32[Array, "B 2"],
     config: RpnConfig,
     conventions: Conventions,
+    implementation: Implementation = "auto",
     *,
     train: bool,
 ) -> Proposals:
@@ -87,6 +91,7 @@ def propose(
         image_sizes: height and width of each picture within the network's input; proposals are clipped to it.
         config: how many.
         conventions: whose rules.
+        implementation: of non-maximum suppression.
         train: with the counts of training, where several images may share a quota.
     """
     outputs = jax.lax.stop_gradient(outputs)
@@ -101,19 +106,22 @@ def propose(
         rows = max(len(scores) for _, scores in levels)
         boxes = jnp.stack([jnp.pad(boxes, ((0, rows - len(boxes)), (0, 0))) for boxes, _ in levels])
         scores = jnp.stack([jnp.pad(scores, (0, rows - len(scores)), constant_values=-jnp.inf) for _, scores in levels])
-        keep = jax.vmap(lambda b, s: exact_nms(b, s, s > -jnp.inf, iou_threshold=config.nms_iou, pixel_offset=conventions.pixel_offset))(
-            boxes, scores
+        suppress = functools.partial(
+            exact_nms, iou_threshold=config.nms_iou, pixel_offset=conventions.pixel_offset, implementation=implementation
         )
+        keep = jax.vmap(suppress)(boxes, scores, scores > -jnp.inf)
         return boxes.reshape(-1, 4), jnp.where(keep, scores, -jnp.inf).reshape(-1)
 
-    boxes, scores = jax.vmap(one_image)(outputs, image_sizes)
-    if train:
-        indices, valid = _shared_quota(scores, config.post_nms_train, conventions.proposal_group)
-    else:
-        best, indices = jax.lax.top_k(scores, min(config.post_nms_test, scores.shape[1]))
-        valid = best > -jnp.inf
-    chosen = jnp.take_along_axis(boxes, indices[..., None], 1)
-    return Proposals(jnp.where(valid[..., None], chosen, 0.0), valid)
+    boxes, scores = each_image(one_image)(outputs, image_sizes)
+    quota, group = (config.post_nms_train, conventions.proposal_group) if train else (config.post_nms_test, 1)
+    group = math.gcd(group, len(scores))
+
+    def best(boxes: Array, scores: Array) -> Proposals:
+        indices, valid = _shared_quota(scores, quota, group)
+        chosen = jnp.take_along_axis(boxes, indices[..., None], 1)
+        return Proposals(jnp.where(valid[..., None], chosen, 0.0), valid)
+
+    return on_each_device(best, group)(boxes, scores)
 
 
 def _best_of_level(
@@ -143,13 +151,11 @@ def _shared_quota(scores: Float32[Array, "B n"], count: int, group: int) -> tupl
     """
     batch, candidates = scores.shape
     rows = min(count, candidates)
-    group = math.gcd(group, batch)
     if group == 1:
         best, indices = jax.lax.top_k(scores, rows)
         return indices, best > -jnp.inf
     shared = scores.reshape(batch // group, group * candidates)
     best, indices = jax.lax.top_k(shared, min(count, group * candidates))
-    # By vmap, so that each device marks its own images' rows.
     chosen = jax.vmap(lambda rows, counts: jnp.zeros(shared.shape[1], bool).at[rows].set(counts))(indices, best > -jnp.inf)
     chosen = chosen.reshape(scores.shape)
     indices = jnp.argsort(~chosen, axis=1, stable=True)[:, :rows]

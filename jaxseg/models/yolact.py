@@ -16,6 +16,7 @@ from jaxseg.models.fpn import FPN
 from jaxseg.models.layers import conv
 from jaxseg.ops.anchors import yolact_anchors
 from jaxseg.ops.boxes import centers_to_corners, decode_boxes, encode_boxes
+from jaxseg.ops.devices import each_image
 from jaxseg.ops.losses import binary_cross_entropy
 from jaxseg.ops.masks import assemble_masks, box_mask, unpack_bits
 from jaxseg.ops.matching import Match, match_priors
@@ -171,7 +172,7 @@ class Yolact(Detector):
         """`box`, `class`, `mask` over the batch's positives, `semantic` over its images (B, C, M, S of the original)."""
         outputs = self(jnp.asarray(batch.images), train=train, semantic=True)
         priorities = jax.random.uniform(self.make_rng("sampling"), outputs.class_logits.shape[:2])
-        sums = jax.vmap(lambda o, t, p: image_losses(o, t, self.anchors(), p, self.input_spec, self.config.losses))(
+        sums = each_image(lambda o, t, p: image_losses(o, t, self.anchors(), p, self.input_spec, self.config.losses))(
             outputs, batch.targets, priorities
         )
         sums = jax.tree.map(lambda x: jnp.where(batch.valid, x, 0.0).sum(), sums)
@@ -183,7 +184,7 @@ class Yolact(Detector):
         """See `Detector.detect`. YOLACT stretches every picture to its input, so `image_sizes` do not matter here."""
         del image_sizes
         outputs = self(images)
-        return jax.vmap(lambda o: image_detections(o, self.anchors(), self.config))(outputs)
+        return each_image(lambda o: image_detections(o, self.anchors(), self.config))(outputs)
 
 
 def _corners(size: tuple[int, int]) -> Float32[Array, "4"]:
@@ -319,12 +320,22 @@ def suppress(boxes: Float32[Array, "A 4"], scores: Float32[Array, "C A"], config
         scores: foreground probabilities.
         config: `detection` says which rule, with which thresholds.
     """
-    rule = config.detection
+    rule, implementation = config.detection, config.implementation
     candidates = scores.max(0) > rule.score_threshold
     if rule.nms == "fast":
-        return fast_nms(boxes, scores, candidates, iou_threshold=rule.iou_threshold, top_k=rule.top_k, max_detections=rule.max_detections)
+        return fast_nms(
+            boxes,
+            scores,
+            candidates,
+            iou_threshold=rule.iou_threshold,
+            top_k=rule.top_k,
+            max_detections=rule.max_detections,
+            implementation=implementation,
+        )
     if rule.nms == "cross_class":
-        return cross_class_fast_nms(boxes, scores, candidates, iou_threshold=rule.iou_threshold, top_k=rule.top_k)
+        return cross_class_fast_nms(
+            boxes, scores, candidates, iou_threshold=rule.iou_threshold, top_k=rule.top_k, implementation=implementation
+        )
     return class_nms(
         boxes * config.image_size,
         scores.T,
@@ -334,4 +345,5 @@ def suppress(boxes: Float32[Array, "A 4"], scores: Float32[Array, "C A"], config
         # The original's compiled routine counts pixels inclusively and suppresses at the threshold.
         pixel_offset=1.0,
         suppress_equal=True,
+        implementation=implementation,
     )

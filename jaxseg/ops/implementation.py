@@ -5,21 +5,19 @@
 - "mosaic_gpu": a Pallas kernel, for NVIDIA GPUs of compute capability 9.0 and later. Elsewhere nothing chooses it.
 """
 
-import functools
-import math
 import os
 import re
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import jax
-from jax.sharding import AxisType, Mesh, PartitionSpec, use_abstract_mesh
+
+from jaxseg.ops.devices import on_each_device
 
 Implementation = Literal["auto", "xla", "mosaic_gpu"]
 NAMES: tuple[str, ...] = get_args(Implementation)
 ENVIRONMENT = "JAXSEG_IMPLEMENTATION"
 COMPUTE_CAPABILITY = 9.0
-T = TypeVar("T")
 
 
 class ImplementationError(ValueError):
@@ -73,8 +71,7 @@ def dispatch(
 ) -> Any:
     """`kernel(*operands)` or `plain(*operands)`: two functions with the same results, the first for GPUs.
 
-    Within a mesh whose axes are `Auto` the kernel runs on each device's part of the batch: to XLA's partitioner a kernel is a
-    black box, and it would bring the whole batch to every device.
+    On a mesh each device does its part of the batch, see `ops.devices`.
 
     Args:
         implementation: see the module.
@@ -90,30 +87,8 @@ def dispatch(
     if name == "mosaic_gpu":
         if obstacle:
             raise ImplementationError(f'implementation "mosaic_gpu" cannot do this: {obstacle}; "xla" can.')
-        return _on_each_device(kernel, operands)(*operands)
+        return on_each_device(kernel)(*operands)
     if name is not None or obstacle or missing_gpu():
-        return plain(*operands)
+        return on_each_device(plain)(*operands)
     # A process with GPUs may compile for its CPU, too.
-    return jax.lax.platform_dependent(*operands, cuda=_on_each_device(kernel, operands), default=plain)
-
-
-def on_mesh(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
-    """The function, to be compiled for a mesh: kernels in it know how the batch is spread over devices."""
-
-    @functools.wraps(function)
-    def within(*arguments: Any) -> T:
-        with use_abstract_mesh(mesh.abstract_mesh):
-            return function(*arguments)
-
-    return within
-
-
-def _on_each_device(function: Callable[..., Any], operands: tuple[Any, ...]) -> Callable[..., Any]:
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto)
-    devices = math.prod(mesh.shape[name] for name in axes)
-    if devices == 1 or jax.tree.leaves(operands)[0].shape[0] % devices:
-        return function
-    split = PartitionSpec(axes)
-    # What a kernel gives does not say how it varies over the devices.
-    return jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split, axis_names=set(axes), check_vma=False)
+    return jax.lax.platform_dependent(*operands, cuda=on_each_device(kernel), default=on_each_device(plain))
