@@ -1,0 +1,186 @@
+"""RoIAlign's kernel for GPUs: interpreted on tiny pyramids beside the sum over samples, and lowered for CUDA at real shapes.
+
+`test_roi_align.py` holds the plain forms to the compiled operators of the originals; here the kernel is held to both.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from kernel_shapes import ROI_ALIGN_SHAPES, RoiAlignShape
+from test_roi_align import loop_reference
+
+from jaxseg.ops import implementation as choice
+from jaxseg.ops import roi_align as module
+from jaxseg.ops.devices import on_mesh
+from jaxseg.ops.roi_align import FORMS, roi_align
+
+STRIDES, SIZES = (4, 8), ((6, 10), (3, 5))
+# Of an input of 24 x 40, two images: ordinary, all of it on the other level, outside, padding; reaching out at two corners,
+# without area, smaller than a pixel, and at the last pixel of the other level.
+BOXES = jnp.array(
+    [
+        [[3.5, 2.25, 21.0, 19.0], [-9.0, -7.0, 60.0, 50.0], [300.0, 300.0, 340.0, 320.0], [0.0, 0.0, 0.0, 0.0]],
+        [[-6.0, 15.0, 13.0, 30.0], [20.0, 5.0, 20.0, 19.0], [17.2, 9.1, 18.0, 9.9], [31.0, 17.0, 40.0, 24.0]],
+    ],
+    jnp.float32,
+)
+LEVELS = jnp.array([[0, 1, 0, 0], [0, 1, 0, 1]], jnp.int32)
+
+
+def pyramid(channels: int, dtype: type = jnp.float32) -> list[jax.Array]:
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal((2, *size, channels)), dtype) for size in SIZES]
+
+
+def both_ways(**options: object) -> Callable[..., tuple[jax.Array, list[jax.Array]]]:
+    """One program: features, boxes, levels and the gradient of the result to the result and the gradient of the features."""
+
+    @jax.jit
+    def run(features: list[jax.Array], boxes: jax.Array, levels: jax.Array, gradient: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        pooled, pull_back = jax.vjp(lambda features: roi_align(features, boxes, levels, strides=STRIDES, **options), features)
+        return pooled, pull_back(gradient)[0]
+
+    return run
+
+
+def assert_near(actual: object, desired: object, relative: float) -> None:
+    """Equal within a part of the largest value."""
+
+    def compare(one: jax.Array, other: np.ndarray) -> None:
+        one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+        np.testing.assert_allclose(one, other, rtol=0, atol=relative * np.abs(other).max())
+
+    jax.tree.map(compare, actual, desired)
+
+
+# Samples and convention; channels of one program, or of three; a type's rounding.
+CASES = [
+    (2, False, 128, jnp.float32),
+    (1, True, 384, jnp.float32),
+    (3, False, 128, jnp.float32),
+    (0, True, 128, jnp.float32),
+    (0, False, 256, jnp.bfloat16),
+    (2, True, 128, jnp.bfloat16),
+]
+
+
+@pytest.mark.parametrize(("sampling_ratio", "aligned", "channels", "dtype"), CASES)
+def test_forward_and_gradient(sampling_ratio: int, aligned: bool, channels: int, dtype: type, interpreted: None) -> None:
+    """The kernel gives the sum over the samples, and the plain form's gradient."""
+    features, size = pyramid(channels, dtype), 2
+    gradient = jax.random.normal(jax.random.key(0), (*LEVELS.shape, size, size, channels), dtype)
+    options = {"output_size": size, "sampling_ratio": sampling_ratio, "aligned": aligned}
+    result, pulled = both_ways(**options, implementation="mosaic_gpu")(features, BOXES, LEVELS, gradient)
+    _, plain = both_ways(**options, implementation="matmul")(features, BOXES, LEVELS, gradient)
+    pooled = np.zeros((*LEVELS.shape, size, size, channels))
+    for image, roi in np.ndindex(LEVELS.shape):
+        level, box = int(LEVELS[image, roi]), np.asarray(BOXES[image, roi])
+        feature = np.asarray(features[level][image], np.float32)
+        pooled[image, roi] = loop_reference(feature, box, STRIDES[level], size, sampling_ratio, aligned)
+    rounding = 2e-6 if dtype == jnp.float32 else 2**-8
+    assert result.dtype == pulled[0].dtype == dtype
+    assert_near(result, pooled, rounding)
+    assert_near(pulled, plain, rounding)
+
+
+def test_many_rois_that_share_pixels(interpreted: None) -> None:
+    """More than the bits of a word, of all sizes: the gradient is the sum of theirs, with the same bits each time."""
+    rng, rois = np.random.default_rng(1), 36
+    centers, sides = rng.uniform(0, 16, (1, rois, 2)), np.exp(rng.uniform(0, 2.5, (1, rois, 2)))
+    boxes = jnp.asarray(np.concatenate([centers - sides / 2, centers + sides / 2], -1), jnp.float32)
+    levels, gradient = jnp.zeros((1, rois), jnp.int32), jax.random.normal(jax.random.key(2), (1, rois, 2, 2, 128))
+    static = module._Static(sizes=((4, 6),), strides=(4,), output_size=2, sampling_ratio=0, aligned=True)
+    kernel = jax.jit(functools.partial(module._kernel_spread, static))
+    pulled = kernel(gradient, boxes, levels)
+    assert_near(list(pulled), module._matmul_spread(static, gradient, boxes, levels), 1e-6)
+    np.testing.assert_array_equal(pulled[0], kernel(gradient, boxes, levels)[0])
+
+
+SMALL = {"strides": STRIDES, "output_size": 2, "sampling_ratio": 2, "aligned": True}
+KERNEL = functools.partial(roi_align, **SMALL, implementation="mosaic_gpu")
+
+
+def test_under_vmap(interpreted: None) -> None:
+    """A batch of batches: forward and gradient of the two images, each on its own."""
+
+    def pool_and_gradient(pool: Callable[..., jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+        run = jax.vmap(lambda features: jax.value_and_grad(lambda features: (pool(features) ** 2).sum())(features))
+        return jax.jit(run)([feature[:, None] for feature in pyramid(128)])
+
+    boxes, levels = BOXES[1:, :2], LEVELS[1:, :2]
+    pools = [lambda x, name=name: roi_align(x, boxes, levels, **SMALL, implementation=name) for name in ("mosaic_gpu", "gather")]
+    assert_near(*map(pool_and_gradient, pools), 2e-6)
+
+
+def test_a_batch_over_devices_stays_there(interpreted: None) -> None:
+    """Compiled for a mesh, each device has a kernel for its images, and nothing moves between them."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    arguments = pyramid(128), BOXES[:, :2], LEVELS[:, :2]
+
+    def pool_and_gradient(implementation: str, *arguments: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        features, boxes, levels = arguments
+        pooled, pull_back = jax.vjp(lambda x: roi_align(x, boxes, levels, **SMALL, implementation=implementation), features)
+        return pooled, pull_back(pooled)[0]
+
+    sharded = jax.device_put(arguments, NamedSharding(mesh, PartitionSpec("data")))
+    program = jax.jit(on_mesh(functools.partial(pool_and_gradient, "mosaic_gpu"), mesh)).lower(*sharded).compile()
+    assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", program.as_text())
+    assert_near(program(*sharded), jax.jit(functools.partial(pool_and_gradient, "gather"))(*arguments), 2e-6)
+
+
+@pytest.mark.parametrize("shape", ROI_ALIGN_SHAPES, ids=lambda shape: shape.name)
+def test_lowers_for_cuda_at_real_shapes(shape: RoiAlignShape) -> None:
+    dtype = jnp.float32 if shape.batch == 1 else jnp.bfloat16
+    features = [jax.ShapeDtypeStruct((shape.batch, *size, shape.channels), dtype) for size in shape.level_sizes]
+    boxes = jax.ShapeDtypeStruct((shape.batch, shape.rois, 4), jnp.float32)
+    levels = jax.ShapeDtypeStruct((shape.batch, shape.rois), jnp.int32)
+
+    def run(features: list[jax.Array], boxes: jax.Array, levels: jax.Array) -> object:
+        pool = functools.partial(roi_align, boxes=boxes, levels=levels, **shape.arguments, implementation="mosaic_gpu")
+        if not shape.training:
+            return pool(features)
+        pooled, pull_back = jax.vjp(pool, features)
+        return pooled, pull_back(pooled)
+
+    program = jax.export.export(jax.jit(run), platforms=["cuda"])(features, boxes, levels).mlir_module()
+    assert program.count("custom_call @mosaic_gpu") == 1 + shape.training
+
+
+def test_gpus_have_the_kernel_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with GPUs chooses it, and not where it compiles for a CPU."""
+    monkeypatch.setattr(choice, "missing_gpu", lambda: None)
+
+    def program(platform: str) -> str:
+        return jax.export.export(jax.jit(functools.partial(roi_align, **SMALL)), platforms=[platform])(
+            pyramid(128), BOXES, LEVELS
+        ).mlir_module()
+
+    assert "custom_call @mosaic_gpu" in program("cuda")
+    assert "mosaic_gpu" not in program("cpu")
+
+
+def test_no_boxes() -> None:
+    pooled = jax.eval_shape(KERNEL, pyramid(128), jnp.zeros((2, 0, 4)), jnp.zeros((2, 0), jnp.int32))
+    assert pooled.shape == (2, 0, 2, 2, 128)
+
+
+def test_what_the_kernel_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match='"mosaic_gpu" cannot do this: 96 channels are no multiple of 128; "xla" can'):
+        KERNEL(pyramid(96), BOXES, LEVELS)
+    with pytest.raises(ValueError, match="features are float16, and it takes float32 and bfloat16"):
+        KERNEL(pyramid(128, jnp.float16), BOXES, LEVELS)
+    with pytest.raises(ValueError, match="'nonsense' is not one of auto, xla, mosaic_gpu, gather, matmul, window"):
+        roi_align(pyramid(128), BOXES, LEVELS, **SMALL, implementation="nonsense")
+    # The environment chooses where the caller does not.
+    monkeypatch.setenv("JAXSEG_IMPLEMENTATION", "mosaic_gpu")
+    with pytest.raises(ValueError, match="96 channels"):
+        roi_align(pyramid(96), BOXES, LEVELS, **SMALL)
+    for name in ("xla", *FORMS):
+        plain = functools.partial(roi_align, **SMALL, implementation=name)
+        assert jax.eval_shape(plain, pyramid(96), BOXES, LEVELS).shape == (2, 4, 2, 2, 96)
