@@ -129,6 +129,10 @@ def roi_align(
     return _align(choice, static, tuple(features), boxes, levels)
 
 
+# See `_default`.
+_PIXELS_A_ROW = 200
+
+
 def _default(static: _Static, rois: int) -> tuple[Form, Form]:
     """The forms in this process, for so many RoIs an image: where only the result is wanted, and where its gradient is, too.
 
@@ -136,14 +140,20 @@ def _default(static: _Static, rois: int) -> tuple[Form, Form]:
     are many enough to be worth its copy of all pixels into one table. Its gradient, a scatter, is slow there, and XLA computes
     the result again for each use in a backward pass.
     benchmarks/roi_align.py measures that. Otherwise a batch may be spread over devices, which the loop would undo: the gather
-    for fixed samples, and for adaptive ones the products, whose cost does not depend on their number. GPUs and TPUs follow this
-    rule, too, and have not been measured.
+    for fixed samples, and for adaptive ones the products, whose cost does not depend on their number. GPUs follow this rule,
+    too, and have not been measured.
+
+    TPUs take the products for small maps as well. A RoI costs them by its cells' side times the levels' pixels, and the gather
+    with its scatter by the rows that it moves, `(2 * samples * cells)^2`: by XLA's own estimate about the same where the first
+    is `_PIXELS_A_ROW` times the second. The figures are in docs/benchmarks.md; nothing has run on a TPU.
     """
+    pixels = sum(height * width for height, width in static.sizes)
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
-        pixels = sum(height * width for height, width in static.sizes)
         many = 2 * rois * static.output_size**2 > pixels
         return ("gather" if static.sampling_ratio and many else "window"), "window"
-    return ("gather", "gather") if static.sampling_ratio else ("matmul", "matmul")
+    rows = (2 * static.sampling_ratio * static.output_size) ** 2
+    small = jax.default_backend() == "tpu" and static.output_size * pixels <= _PIXELS_A_ROW * rows
+    return ("gather", "gather") if static.sampling_ratio and not small else ("matmul", "matmul")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
