@@ -56,6 +56,13 @@ def _in_one_axis(function: Callable[..., Any], rank: int) -> Callable[..., Any]:
     return of_all
 
 
+def _map(function: Callable[..., Any], *operands: Any) -> Any:
+    """`jax.vmap`, but one image goes without its axis: CPUs are a little faster so."""
+    if len(jax.tree.leaves(operands)[0]) != 1:
+        return jax.vmap(function)(*operands)
+    return jax.tree.map(lambda x: x[None], function(*jax.tree.map(lambda x: x[0], operands)))
+
+
 def _areas(boxes: Float32[Array, "*b n 4"], pixel_offset: float = 0.0) -> Float32[Array, "*b n"]:
     """As `pairwise_iou` has them."""
     return jnp.asarray(rounded(box_area(boxes, pixel_offset)))
@@ -221,7 +228,7 @@ def exact_nms(
             keep = jnp.concatenate([keep, _greedy(free, rule.suppresses(block, block))])
         return keep
 
-    run = partial(dispatch, implementation, kernel=rule.kernel, plain=_in_one_axis(jax.vmap(plain), 2), obstacle=_obstacle(count))
+    run = partial(dispatch, implementation, kernel=rule.kernel, plain=_in_one_axis(partial(_map, plain), 2), obstacle=_obstacle(count))
     return jnp.zeros(count, bool).at[order].set(_for_all_images(run, jnp.asarray(boxes)[order], valid[order]))
 
 
@@ -322,7 +329,7 @@ def _best_of_classes(
         start = Kept(none, none, jnp.zeros(none.shape), jnp.zeros(none.shape, bool))
         candidates = jnp.where(scores > score_threshold, scores, -jnp.inf).reshape(batch, -1)
         # Another turn does not change an image that has all it can have.
-        return jax.lax.while_loop(unfinished, lambda state: jax.vmap(turn)(state, *operands), (candidates, start))[1]
+        return jax.lax.while_loop(unfinished, lambda state: _map(turn, state, *operands), (candidates, start))[1]
 
     def plain(kept: _Block, block: _Block) -> Bool[Array, "n"]:
         suppressed = rule.suppresses(kept.boxes, block.boxes) & (kept.classes[:, None] == block.classes)

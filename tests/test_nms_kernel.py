@@ -1,0 +1,225 @@
+"""NMS's kernels for GPUs: interpreted on short lists beside the plain path, bit by bit, and lowered for CUDA at real shapes.
+
+`test_nms.py` and `test_ops_yolact.py` hold the plain path to the originals; here the kernels are held to both.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from test_nms import RULES, pixel_boxes
+
+from benchmarks.kernel_shapes import NMS_SHAPES, ClassNmsShape, FastNmsShape, NmsShape
+from jaxseg.ops import nms
+from jaxseg.ops.kernels.nms import MOST_BOXES, quotient_reaches
+from jaxseg.ops.nms import class_nms, cross_class_fast_nms, exact_nms, fast_nms, labelled_nms
+
+# How a kernel is called in a module for CUDA.
+CALL = "mosaic_gpu_v2"
+# One of those that differ only in the batch.
+SHAPES = {dataclasses.replace(shape, name="", batch=0): shape for shape in NMS_SHAPES}.values()
+
+
+def both(function, *operands, **options):
+    """What the kernel gives for a batch, after it was found equal to what the plain path gives."""
+    results = [jax.jit(jax.vmap(partial(function, **options, implementation=name)))(*operands) for name in ("mosaic_gpu", "xla")]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    return results[0]
+
+
+def scores_with_ties(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return (rng.integers(20, size=shape) / 20).astype(np.float32)
+
+
+def chain(count: int) -> np.ndarray:
+    """Each box overlaps only its neighbours: by 1 / 3, or where pixels count inclusively by 5 / 13."""
+    left = np.arange(count, dtype=np.float32)[:, None] * 4
+    return np.concatenate([left, np.zeros_like(left), left + 8, np.full_like(left, 5)], 1)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.45, 1 / 3, 1.0, 1e-3])
+@pytest.mark.parametrize("above", [False, True])
+def test_the_comparison_with_the_threshold_is_that_of_the_rounded_quotient(threshold: float, above: bool) -> None:
+    """Compilers for GPUs approximate quotients; the kernels must not. All pairs here lie a few units of the last place apart."""
+    rng = np.random.default_rng(0)
+    least = np.float32(threshold)
+    if above:
+        least = np.nextafter(least, np.float32(2))
+    for b in (rng.integers(1, 100_000, 50_000), rng.random(50_000), np.exp2(rng.uniform(-60, 60, 50_000))):
+        b = b.astype(np.float32)
+        middle = (np.float64(least) + np.nextafter(least, np.float32(0))) / 2
+        a = ((b * middle).astype(np.float32).view(np.int32) + rng.integers(-3, 4, b.shape, np.int32)).view(np.float32)
+        a = np.concatenate([a, np.round(a), np.zeros_like(a), 2 * a])
+        b = np.tile(b, 4)
+        expected = a / b >= least
+        assert 0.1 < expected.mean() < 0.7
+        np.testing.assert_array_equal(quotient_reaches(jnp.asarray(a), jnp.asarray(b), least), expected)
+
+
+def test_a_threshold_of_zero() -> None:
+    a, b = jnp.array([0.0, 1e-3]), jnp.array([2.0, 2.0])
+    assert quotient_reaches(a, b, np.float32(0)).tolist() == [True, True]
+    assert quotient_reaches(a, b, np.nextafter(np.float32(0), np.float32(1))).tolist() == [False, True]
+
+
+def test_fast_nms(interpreted: None) -> None:
+    """In two tiles of 128: boxes without area and equal ones, tied scores, thresholds hit exactly, priors left out."""
+    rng = np.random.default_rng(0)
+    boxes, scores = pixel_boxes(rng, 2, 150, picture=25), scores_with_ties(rng, 2, 2, 150)
+    kept = both(fast_nms, boxes, scores, rng.random((2, 150)) < 0.9, iou_threshold=0.5, top_k=130, max_detections=200)
+    assert (kept.valid.sum(1) > 20).all()
+    assert (~kept.valid).any()
+
+
+def test_cross_class_fast_nms(interpreted: None) -> None:
+    """Fewer priors than `top_k`, and fewer than a tile."""
+    rng = np.random.default_rng(1)
+    boxes, scores = pixel_boxes(rng, 2, 60, picture=20) / 16, scores_with_ties(rng, 2, 3, 60)
+    kept = both(cross_class_fast_nms, boxes, scores, rng.random((2, 60)) < 0.8, iou_threshold=0.3, top_k=70)
+    assert (kept.valid.sum(1) > 10).all()
+    assert kept.valid.shape == (2, 70)
+
+
+@pytest.mark.parametrize("rule", ["strict", "mmcv_cpu", "mmcv_off1"])
+def test_exact_nms(rule: str, interpreted: None) -> None:
+    """Across words of 32 boxes and tiles of 128: the longest chain, its overlaps exactly at the threshold; crowds with ties, equal
+    boxes, empty ones and padding."""
+    rng = np.random.default_rng(0)
+    boxes = np.stack([chain(140), pixel_boxes(rng, 140, picture=30)])
+    scores = np.stack([np.linspace(1, 0, 140, dtype=np.float32), scores_with_ties(rng, 140)])
+    valid = np.stack([np.ones(140, bool), rng.random(140) < 0.9])
+    keep = both(exact_nms, boxes, scores, valid, iou_threshold=5 / 13 if rule == "mmcv_off1" else 1 / 3, **RULES[rule])
+    np.testing.assert_array_equal(keep[0], (rule == "strict") | (np.arange(140) % 2 == 0))
+    assert 20 < keep[1].sum() < 120
+
+
+def test_exact_nms_of_levels_of_images(interpreted: None) -> None:
+    """One launch for all, though `vmap` is nested and the levels of an image share what is valid."""
+    rng = np.random.default_rng(2)
+    boxes, scores, valid = pixel_boxes(rng, 2, 2, 40, picture=25), scores_with_ties(rng, 2, 2, 40), rng.random((2, 40)) < 0.8
+
+    def image(boxes: jax.Array, scores: jax.Array, valid: jax.Array, **options: object) -> jax.Array:
+        return jax.vmap(lambda b, s: exact_nms(b, s, valid, **options))(boxes, scores)
+
+    keep = both(image, boxes, scores, valid, iou_threshold=0.3)
+    assert 0 < keep.sum() < np.broadcast_to(valid[:, None], keep.shape).sum()
+    traced = jax.make_jaxpr(jax.vmap(partial(image, iou_threshold=0.3, implementation="mosaic_gpu")))(boxes, scores, valid)
+    assert str(traced).count("mpmd_map[") == 2
+
+
+@pytest.mark.parametrize("per_class", [True, False])
+def test_class_nms(per_class: bool, interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several turns, the detections so far in front of the next candidates; the images need different numbers of them."""
+    monkeypatch.setattr(nms, "BLOCK_SIZE", 30)
+    monkeypatch.setattr(nms, "KERNEL_ROWS", 60)
+    rng = np.random.default_rng(3)
+    boxes = pixel_boxes(rng, 2, 25, *([3] if per_class else []), picture=15)
+    scores = scores_with_ties(rng, 2, 25, 3) * np.array([1.0, 0.5], np.float32)[:, None, None]
+    rule = {"score_threshold": 0.2, "iou_threshold": 0.4, "pixel_offset": 1.0, "suppress_equal": True}
+    kept = both(class_nms, boxes, scores, max_detections=20, **rule)
+    assert (kept.valid.sum(1) > 10).all()
+    assert len(np.unique(kept.classes)) == 3
+
+
+def test_labelled_nms(interpreted: None) -> None:
+    """Boxes of different classes lie on each other and do not suppress; at the largest labels, too."""
+    rng = np.random.default_rng(4)
+    boxes, scores = pixel_boxes(rng, 1, 60, picture=10), scores_with_ties(rng, 1, 60)
+    labels = rng.integers(2, size=(1, 60)).astype(np.int32) + 2**24 - 2
+    kept = both(labelled_nms, boxes, scores, labels, score_threshold=0.1, iou_threshold=0.3, max_detections=50)
+    alone = both(labelled_nms, boxes, scores, labels * 0, score_threshold=0.1, iou_threshold=0.3, max_detections=50)
+    assert kept.valid.sum() > alone.valid.sum() > 3
+
+
+@pytest.mark.parametrize("rule", ["strict", "mmcv_cpu", "mmcv_off1"])
+def test_exact_nms_keeps_what_the_originals_keep(golden, rule: str, interpreted: None) -> None:
+    """The cases that are about ties, all in one launch."""
+    g = np.load(golden / "two_stage" / "nms.npz")
+    cases = ("ties", "identical", "degenerate", "exact_thr", "chain")
+    boxes, scores, valid = np.zeros((5, 80, 4), np.float32), np.zeros((5, 80), np.float32), np.zeros((5, 80), bool)
+    for i, case in enumerate(cases):
+        count = len(g[f"{case}_boxes"])
+        boxes[i, :count], scores[i, :count], valid[i, :count] = g[f"{case}_boxes"], g[f"{case}_scores"], True
+    keep = jax.jit(jax.vmap(partial(exact_nms, iou_threshold=0.5, implementation="mosaic_gpu", **RULES[rule])))(boxes, scores, valid)
+    for i, case in enumerate(cases):
+        np.testing.assert_array_equal(np.flatnonzero(keep[i]), np.sort(g[f"{case}_t50_{rule}"]), err_msg=case)
+
+
+def test_nothing_to_suppress() -> None:
+    """Kernels for no boxes are none."""
+    keep = exact_nms(np.zeros((0, 4), np.float32), jnp.zeros(0), np.zeros(0, bool), iou_threshold=0.5, implementation="mosaic_gpu")
+    assert keep.shape == (0,)
+    kept = fast_nms(
+        np.zeros((0, 4), np.float32),
+        jnp.zeros((3, 0)),
+        jnp.zeros(0, bool),
+        iou_threshold=0.5,
+        top_k=5,
+        max_detections=2,
+        implementation="mosaic_gpu",
+    )
+    assert kept.valid.tolist() == [False, False]
+
+
+def test_a_list_too_long_for_the_kernel_says_so() -> None:
+    count = MOST_BOXES + 1
+    arguments = (
+        jax.ShapeDtypeStruct((count, 4), jnp.float32),
+        jax.ShapeDtypeStruct((count,), jnp.float32),
+        jax.ShapeDtypeStruct((count,), bool),
+    )
+    with pytest.raises(ValueError, match='"mosaic_gpu" cannot do this: 32769 boxes of one list, and 32768 are the most; "xla" can'):
+        jax.eval_shape(partial(exact_nms, iou_threshold=0.5, implementation="mosaic_gpu"), *arguments)
+
+
+def test_each_device_suppresses_its_own_images(interpreted: None) -> None:
+    """Two devices, half of the images each: nothing is gathered for the kernel."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    half = NamedSharding(mesh, PartitionSpec("data"))
+    arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=half) for shape, dtype in (((4, 40, 4), jnp.float32), ((4, 40), jnp.float32))]
+
+    def image(boxes: jax.Array, scores: jax.Array) -> jax.Array:
+        return exact_nms(boxes, scores, scores > 0, iou_threshold=0.5, implementation="mosaic_gpu")
+
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(jax.vmap(image), out_shardings=half).lower(*arguments).compile().as_text()
+    assert "all-" not in compiled
+    # Two of the four lists on each: a word of bits for every box.
+    assert "s32[2,16,128]" in compiled
+    assert "s32[4,16,128]" not in compiled
+
+
+def lowered(function, *operands: np.ndarray) -> str:
+    """The module for CUDA of a batch."""
+    arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
+    return jax.export.export(jax.jit(jax.vmap(function)), platforms=["cuda"])(*arguments).mlir_module()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_lowers_for_cuda_at_real_shapes(shape: NmsShape) -> None:
+    """On a machine without a GPU, too: one kernel for Fast NMS, two for the others, whatever the batch."""
+    if isinstance(shape, FastNmsShape):
+        function, kernels = cross_class_fast_nms if shape.cross_class else fast_nms, 1
+    elif isinstance(shape, ClassNmsShape):
+        function, kernels = labelled_nms if shape.labelled else class_nms, 2
+    else:
+        function, kernels = exact_nms, 2
+    run = partial(function, **shape.arguments, implementation="mosaic_gpu")
+    if function is exact_nms:
+        run = jax.vmap(run)
+    operands = [x for x in shape.inputs(0) if x is not None]
+    assert lowered(run, *operands).count(CALL) == kernels
+
+
+def test_a_gradient_does_not_see_the_kernel() -> None:
+    """Training suppresses proposals on the way to its losses."""
+
+    def loss(boxes: jax.Array, scores: jax.Array) -> jax.Array:
+        fixed = jax.lax.stop_gradient((boxes, scores))
+        return (boxes.sum(1) * exact_nms(*fixed, fixed[1] > 0, iou_threshold=0.5, implementation="mosaic_gpu")).sum()
+
+    assert lowered(jax.grad(loss), np.zeros((2, 40, 4), np.float32), np.zeros((2, 40), np.float32)).count(CALL) == 2
