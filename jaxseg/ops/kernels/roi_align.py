@@ -33,10 +33,10 @@ PARAMETERS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.War
 
 def _groups(touched: Array, size: int) -> Array:
     """For a loop over the last axis in groups of so many: the first entry that is touched, and the turns to the last, `[..., 2]`."""
-    first = touched.argmax(-1)
-    end = touched.shape[-1] - touched[..., ::-1].argmax(-1)
-    turns = jnp.where(touched.any(-1), -(-(end - first) // size), 0)
-    return jnp.stack([first, turns], -1).astype(jnp.int32)
+    entries = jnp.arange(touched.shape[-1], dtype=jnp.int32)
+    first = jnp.where(touched, entries, touched.shape[-1]).min(-1)
+    end = jnp.where(touched, entries + 1, 0).max(-1)
+    return jnp.stack([first, (jnp.maximum(end - first, 0) + size - 1) // size], -1)
 
 
 def _longer(table: Array, count: int, axis: int = -1) -> Array:
@@ -192,7 +192,8 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: S
         _groups(jnp.moveaxis((table > 0).any(-1), 2, -1), size) for table, size in ((rows, CELL_ROWS), (columns, CELL_COLUMNS))
     )
     rows, columns = _longer(rows, CELL_ROWS - 1, 2), _longer(columns, CELL_COLUMNS - 1, 2)
-    words, tiles = _rois_of_tiles(levels, row_groups[..., 1] > 0, column_groups[..., 1] > 0, sizes)
+    tiles = _tiles(sizes)
+    words = _rois_of_tiles(levels, row_groups[..., 1] > 0, column_groups[..., 1] > 0, tiles)
     gradient = _in_chunks(gradient)
     *_, chunks, size = gradient.shape
 
@@ -231,10 +232,10 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: S
                 first = jax.lax.clz(word)
                 return word & (np.int32(2**31 - 1) >> first), add_roi(WORD * index + first, totals)
 
-            return jax.lax.while_loop(lambda state: state[0] != 0, add_first, (words[image, tile, index], totals))[1]
+            return jax.lax.while_loop(lambda state: state[0] != 0, add_first, (words[image, index, tile], totals))[1]
 
         zero = jnp.zeros(size, jnp.float32)
-        totals = jax.lax.fori_loop(0, words.shape[2], add_word, [[zero] * TILE] * TILE)
+        totals = jax.lax.fori_loop(0, words.shape[1], add_word, [[zero] * TILE] * TILE)
 
         def write(feature):
             _, height, width, _, _ = feature.shape
@@ -257,27 +258,29 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: S
     return tuple(feature.reshape(*feature.shape[:3], channels) for feature in features)
 
 
+def _tiles(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Level, row and column of each tile, `[tiles, 3]`.
+
+    The coarsest level comes first: most of its RoIs touch each of its tiles, so these should not start when all others are done.
+    """
+    numbered = list(enumerate(sizes))
+    return np.array(
+        [(level, *tile) for level, (height, width) in reversed(numbered) for tile in np.ndindex(-(-height // TILE), -(-width // TILE))],
+        np.int32,
+    )
+
+
 def _in_tiles(weights: Array) -> Array:
     """`[B, R, P, H]` as `[B, R, P, tiles, pixels of a tile]`: the weights of a tile's pixels are one load."""
     weights = _longer(weights, -weights.shape[-1] % TILE)
     return weights.reshape(*weights.shape[:-1], -1, TILE)
 
 
-def _rois_of_tiles(levels: Array, in_rows: Array, in_columns: Array, sizes: Sequence[tuple[int, int]]) -> tuple[Array, np.ndarray]:
-    """The RoIs that touch each tile, `[B, tiles, words]`, the first in the highest bit; level, row and column of each tile.
-
-    The coarsest level comes first: most of its RoIs touch each of its tiles, so these should not start when all others are done.
-    """
+def _rois_of_tiles(levels: Array, in_rows: Array, in_columns: Array, tiles: np.ndarray) -> Array:
+    """Which RoIs touch each tile, `[B, words, tiles]`, the first in the highest bit: leading zeros count those that do not."""
     images, rois = levels.shape
-    in_rows, in_columns, levels = (_longer(table, -rois % WORD, 1) for table in (in_rows, in_columns, levels))
+    level, row, column = tiles.T
+    touched = in_rows[..., row] & in_columns[..., column] & (levels[..., None] == level)
+    touched = _longer(touched, -rois % WORD, 1).reshape(images, -1, WORD, len(tiles))
     bits = jnp.uint32(1) << jnp.arange(WORD - 1, -1, -1, dtype=jnp.uint32)
-    words, tiles = [], []
-    for level in reversed(range(len(sizes))):
-        height, width = (-(-side // TILE) for side in sizes[level])
-        in_level = in_rows[:, :, :height] & (levels == level)[..., None]
-        touched = in_level[..., None] & in_columns[:, :, None, :width]
-        touched = touched.reshape(images, -1, WORD, height * width)
-        words.append(jnp.where(touched, bits[:, None], 0).sum(2, dtype=jnp.uint32))
-        tiles += [(level, row, column) for row, column in np.ndindex(height, width)]
-    packed = jnp.moveaxis(jnp.concatenate(words, -1), 1, -1)
-    return jax.lax.bitcast_convert_type(packed, jnp.int32), np.array(tiles, np.int32)
+    return jax.lax.bitcast_convert_type(jnp.where(touched, bits[:, None], 0).sum(2, dtype=jnp.uint32), jnp.int32)
