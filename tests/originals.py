@@ -13,6 +13,7 @@ import numpy as np
 import jaxseg
 from jaxseg.config import Config
 from jaxseg.data.masks import resize_binary_masks
+from jaxseg.models.yolact import YolactOutputs
 from jaxseg.structures import Batch, InputSpec, Targets
 
 FUNCTIONS = Path(__file__).parent / "data" / "yolact"
@@ -62,6 +63,14 @@ class Run:
         size = self.config.model.image_size
         images = self.arrays("feats")["image_bgr"][..., ::-1].astype(np.float32)
         return images if images.shape[1] == size else np.stack([cv2.resize(image, (size, size)) for image in images])
+
+    def check_outputs(self, outputs: YolactOutputs) -> None:
+        """Of the first image: the original's, of which some keep every n-th row only."""
+        meta, heads = self.json("meta"), self.arrays("heads")
+        np.testing.assert_allclose(outputs.box_deltas[0], heads["loc"], atol=5e-4)
+        np.testing.assert_allclose(outputs.mask_coefficients[0, :: meta["stride_mask"]], heads["mask"], atol=5e-4)
+        np.testing.assert_allclose(outputs.class_logits[0, :: meta["stride_conf"]], self.arrays("conf_raw")["conf_raw"], atol=5e-4)
+        np.testing.assert_allclose(outputs.prototypes[0], self.arrays("proto")["proto"], atol=5e-4)
 
 
 def load_run(golden: Path, name: str, **overrides: Any) -> Run:

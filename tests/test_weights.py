@@ -115,11 +115,7 @@ def test_outputs_through_a_pth_are_the_originals(golden, tmp_path):
     run = load_run(golden, "yolact_r50")
     write_zip(tmp_path / "weights.pth", load_rebuild(golden).yolact_state_dict(run.folder))
     outputs = jax.jit(run.model.apply)(jaxseg.load_weights(tmp_path / "weights.pth", run.config), run.images()[:1])
-    meta, heads = run.json("meta"), run.arrays("heads")
-    np.testing.assert_allclose(outputs.box_deltas[0], heads["loc"], atol=5e-4)
-    np.testing.assert_allclose(outputs.mask_coefficients[0, :: meta["stride_mask"]], heads["mask"], atol=5e-4)
-    np.testing.assert_allclose(outputs.class_logits[0, :: meta["stride_conf"]], run.arrays("conf_raw")["conf_raw"], atol=5e-4)
-    np.testing.assert_allclose(outputs.prototypes[0], run.arrays("proto")["proto"], atol=5e-4)
+    run.check_outputs(outputs)
 
 
 def test_old_names_and_surplus_entries_of_the_original(variables, state):
