@@ -209,10 +209,17 @@ class Bench:
     torchvision: Any
     bandwidth: float
 
-    def prepare(self, make: Callable[[], Case]) -> tuple[Case, dict[str, Any]]:
-        """The case, and its program of each implementation."""
-        case = make()
-        return case, {name: case.lower(name).compile() for name in self.implementations}
+    def prepare(self, make: Callable[[], Case], pool: concurrent.futures.Executor) -> concurrent.futures.Future:
+        """The case, and its program of each implementation: traced here, compiled by the pool."""
+        try:
+            case = make()
+            lowered = {name: case.lower(name) for name in self.implementations}
+        # Reported in its turn.
+        except Exception as error:
+            failed: concurrent.futures.Future = concurrent.futures.Future()
+            failed.set_exception(error)
+            return failed
+        return pool.submit(lambda: (case, {name: program.compile() for name, program in lowered.items()}))
 
     def run(self, title: str, case: Case, programs: dict[str, Any]) -> tuple[str, bool]:
         """Prints; gives the table's row, and whether the kernel was right."""
@@ -313,7 +320,7 @@ def main() -> None:
         waiting = make_cases(tuple(options.only), options.dtypes, options.plain)
         while waiting and time.perf_counter() - started < options.seconds:
             # Programs of a few cases compile, several at a time, before the first is timed.
-            prepared = [(title, pool.submit(bench.prepare, make)) for title, make in waiting[:CASES_AT_A_TIME]]
+            prepared = [(title, bench.prepare(make, pool)) for title, make in waiting[:CASES_AT_A_TIME]]
             waiting = waiting[CASES_AT_A_TIME:]
             concurrent.futures.wait([future for _, future in prepared])
             while prepared:
