@@ -67,7 +67,8 @@ def ours(config: Config, variables: Any, predictor: Predictor) -> Side:
     network, boxes, masks = (
         program(functools.partial(model.apply, method=method), variables) for method in (run_network, run_boxes, run_masks)
     )
-    anchors = model.anchors([jnp.zeros((1, *(-(-side // stride) for side in INPUT_SHAPE), 1)) for stride in model.strides], INPUT_SHAPE)
+    levels = [jnp.zeros((1, *(-(-side // stride) for side in INPUT_SHAPE), 1)) for stride in model.strides]
+    anchors = model.anchors(levels, jnp.zeros((1, *INPUT_SHAPE, 3)))
     proposals = jax.jit(lambda outputs, sizes: propose(outputs, anchors, sizes, c.rpn, c.conventions, c.implementation, train=False))
 
     def run(pictures: list[np.ndarray]) -> tuple[dict[str, float], int]:
@@ -163,18 +164,18 @@ def main() -> None:
     pictures = make_pictures(max(options.batch_sizes))
     model = calibrated(MaskRcnn(config.model.num_classes + 1), pictures[0])
     variables = jaxseg.load_weights({name: value.numpy() for name, value in model.state_dict().items()}, config)
-    predictors: dict[str, Predictor] = {}
+    predictors: list[Predictor] = []
 
     def make(config: Config) -> Side:
         predictor = Predictor(config, variables, batch_size=1 << (max(options.batch_sizes) - 1).bit_length())
-        predictors[config.model.implementation] = predictor
+        predictors.append(predictor)
         return ours(config, variables, predictor)
 
     sides = our_sides(config, make)
     print(f"{config.name} in {INPUT_SHAPE[0]} x {INPUT_SHAPE[1]}, pictures of 640 x 480, on {describe_device()}")
-    first, *others_of_ours = predictors.values()
-    if others_of_ours:
-        print(f"with the kernels and without: {compare(first(pictures), [vars(found) for found in others_of_ours[0](pictures)])}")
+    first, last = predictors[0], predictors[-1]
+    if first is not last:
+        print(f"with the kernels and, as the peer, without: {compare(first(pictures), [vars(found) for found in last(pictures)])}")
     else:
         print(f"peer: torch modules with {torch.get_num_threads()} threads")
         print("its NMS and RoIAlign are vectorised torch, where torchvision has compiled operators")
