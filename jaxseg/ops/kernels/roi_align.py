@@ -5,7 +5,8 @@ that of its column. A program is one group of 128 threads that share the channel
 memory, and follow the same RoI. Sums are float32.
 
 Sizes of tiles and groups are reasoned and not measured: what one turn of a loop loads is under way together, and what a program
-holds leaves a multiprocessor's registers to several of them.
+holds leaves a multiprocessor's registers to several of them. Rows and columns of cells share an index: through more than four the
+compiler does not see that a load is aligned, and splits it.
 """
 
 import functools
@@ -75,7 +76,7 @@ def pool_samples(features: Sequence[Array], levels: Array, rows: tuple[Array, Ar
     Returns:
         `[B, R, P, P, C]`, of the type of the features.
     """
-    taps = range(rows[0].shape[-1])
+    cells, taps = rows[0].shape[2], range(rows[0].shape[-1])
 
     def body(levels, row_pixels, row_weights, column_pixels, column_weights, *features_and_pooled):
         *features, pooled = features_and_pooled
@@ -89,10 +90,10 @@ def pool_samples(features: Sequence[Array], levels: Array, rows: tuple[Array, Ar
                 x_weights = [column_weights[image, roi, column, i] for i in taps]
                 pixels = [[feature[image, y_, x_, chunk].astype(jnp.float32) for y_ in y] for x_ in x]
                 total = _weighted_sum(x_weights, [_weighted_sum(y_weights, own) for own in pixels])
-                pooled[image, roi, row, column, chunk] = total.astype(pooled.dtype)
+                pooled[image, roi, row * cells + column, chunk] = total.astype(pooled.dtype)
                 return carry
 
-            jax.lax.fori_loop(0, pooled.shape[3], cell, 0)
+            jax.lax.fori_loop(0, cells, cell, 0)
 
         _on_own_level(levels[image, roi], features, pool)
 
@@ -113,6 +114,7 @@ def pool_pixels(features: Sequence[Array], levels: Array, rows: Array, columns: 
     """
     row_groups, column_groups = _groups(rows > 0, PIXEL_ROWS), _groups(columns > 0, PIXEL_COLUMNS)
     rows, columns = _longer(rows, PIXEL_ROWS - 1), _longer(columns, PIXEL_COLUMNS - 1)
+    cells = rows.shape[2]
 
     def body(levels, rows, row_groups, columns, column_groups, *features_and_pooled):
         *features, pooled = features_and_pooled
@@ -144,10 +146,10 @@ def pool_pixels(features: Sequence[Array], levels: Array, rows: Array, columns: 
                 return jax.lax.fori_loop(0, column_turns, add_columns, zero)
 
             total = jax.lax.switch(levels[image, roi], [functools.partial(sum_pixels, feature) for feature in features])
-            pooled[image, roi, row, column, chunk] = total.astype(pooled.dtype)
+            pooled[image, roi, row * cells + column, chunk] = total.astype(pooled.dtype)
             return carry
 
-        jax.lax.fori_loop(0, pooled.shape[3], cell, 0)
+        jax.lax.fori_loop(0, cells, cell, 0)
 
     return _pool(body, features, levels, (rows, row_groups, columns, column_groups))
 
@@ -162,7 +164,7 @@ def _pool(body: Callable[..., None], features: Sequence[Array], levels: Array, t
     *_, chunks, size = features[0].shape
     pooled = plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((*levels.shape, cells, cells, chunks, size), features[0].dtype),
+        out_type=jax.ShapeDtypeStruct((*levels.shape, cells * cells, chunks, size), features[0].dtype),
         grid=(levels.shape[0], chunks, levels.shape[1], cells),
         grid_names=GRID,
         compiler_params=PARAMETERS,
@@ -194,7 +196,7 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: S
     rows, columns = _longer(rows, CELL_ROWS - 1, 2), _longer(columns, CELL_COLUMNS - 1, 2)
     tiles = _tiles(sizes)
     words = _rois_of_tiles(levels, row_groups[..., 1] > 0, column_groups[..., 1] > 0, tiles)
-    gradient = _in_chunks(gradient)
+    gradient = _in_chunks(gradient.reshape(*levels.shape, cells * cells, channels))
     *_, chunks, size = gradient.shape
 
     def body(gradient, rows, row_groups, columns, column_groups, words, tiles, *features):
@@ -215,7 +217,7 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: S
                     p = [top + CELL_ROWS * group + i for i in range(CELL_ROWS)]
                     y_weights = [[rows[image, roi, p_, tile_row, i] for p_ in p] for i in range(TILE)]
                     p = [jnp.minimum(p_, cells - 1) for p_ in p]
-                    own = [[gradient[image, roi, p_, q_, chunk].astype(jnp.float32) for q_ in q] for p_ in p]
+                    own = [[gradient[image, roi, p_ * cells + q_, chunk].astype(jnp.float32) for q_ in q] for p_ in p]
                     along_x = [[_weighted_sum(weights, row) for row in own] for weights in x_weights]
                     return [
                         [_weighted_sum(weights, column, total) for total, column in zip(row, along_x, strict=True)]
