@@ -13,7 +13,7 @@ CPU and bfloat16 on a GPU, the same random weights on both sides. The sides take
 - boxes: RoIAlign, the box head, non-maximum suppression;
 - masks: RoIAlign and the mask head;
 - paste: boxes and binary masks at the size of the picture;
-- total: everything as a user runs it, measured on its own. Ours is one program then, and compiles its variables in.
+- total: everything as a user runs it, measured on its own. Ours is one program then, on a CPU with its variables compiled in.
 
 The torch side is benchmarks/rcnn_in_torch.py: what torchvision has compiled operators for, non-maximum suppression and RoIAlign, is
 vectorised torch there. It runs on the CPU only; for GPUs it only makes the weights. The script also compares what both sides find.

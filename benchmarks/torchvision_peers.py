@@ -50,7 +50,8 @@ def _peer(works: Sequence[Callable[[], Any]], note: str, *, capture: bool, compa
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # What other threads ask of the GPU meanwhile does not spoil it.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             kept = run()
 
         def replay() -> Any:
