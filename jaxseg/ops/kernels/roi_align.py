@@ -59,9 +59,8 @@ def _weighted_sum(weights: Sequence[Any], values: Sequence[Any], start: Any = No
     return start
 
 
-def _on_own_level(own: Any, levels: Sequence[Any], function: Callable[[Any], None]) -> None:
-    for level, ref in enumerate(levels):
-        pl.when(own == level)(functools.partial(function, ref))
+def _on_own_level(own: Any, levels: Sequence[Any], function: Callable[[Any], Any]) -> Any:
+    return jax.lax.switch(own, [functools.partial(function, level) for level in levels])
 
 
 def pool_samples(features: Sequence[Array], levels: Array, rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
@@ -145,7 +144,7 @@ def pool_pixels(features: Sequence[Array], levels: Array, rows: Array, columns: 
 
                 return jax.lax.fori_loop(0, column_turns, add_columns, zero)
 
-            total = jax.lax.switch(levels[image, roi], [functools.partial(sum_pixels, feature) for feature in features])
+            total = _on_own_level(levels[image, roi], features, sum_pixels)
             pooled[image, roi, row * cells + column, chunk] = total.astype(pooled.dtype)
             return carry
 
