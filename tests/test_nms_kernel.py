@@ -15,7 +15,8 @@ from test_nms import RULES, pixel_boxes
 
 from benchmarks.kernel_shapes import NMS_SHAPES, ClassNmsShape, FastNmsShape, NmsShape
 from jaxseg.ops import nms
-from jaxseg.ops.kernels.nms import MOST_BOXES, quotient_reaches
+from jaxseg.ops.boxes import quotient_reaches
+from jaxseg.ops.kernels.nms import MOST_BOXES
 from jaxseg.ops.nms import class_nms, cross_class_fast_nms, exact_nms, fast_nms, labelled_nms
 
 # How a kernel is called in a module for CUDA.
@@ -58,6 +59,14 @@ def test_the_comparison_with_the_threshold_is_that_of_the_rounded_quotient(thres
         expected = a / b >= least
         assert 0.1 < expected.mean() < 0.7
         np.testing.assert_array_equal(quotient_reaches(jnp.asarray(a), jnp.asarray(b), least), expected)
+
+
+@pytest.mark.parametrize(("platform", "divides"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_only_cpus_divide(platform: str, divides: bool) -> None:
+    """The plain path compares in the same way as the kernels, where quotients are approximations."""
+    boxes, scores = jax.ShapeDtypeStruct((40, 4), jnp.float32), jax.ShapeDtypeStruct((40,), jnp.float32)
+    plain = jax.jit(lambda boxes, scores: exact_nms(boxes, scores, scores > 0, iou_threshold=0.5, implementation="xla"))
+    assert ("stablehlo.divide" in jax.export.export(plain, platforms=[platform])(boxes, scores).mlir_module()) == divides
 
 
 def test_a_threshold_of_zero() -> None:

@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32
 
 from jaxseg.structures import AnyArray
@@ -42,6 +45,40 @@ def rounded(product: Float32[AnyArray, "*n"]) -> Float32[AnyArray, "*n"]:
     return jnp.where(jnp.isnan(product), jnp.nan, product)
 
 
+def quotient_reaches(a: Float32[AnyArray, "*n"], b: Float32[AnyArray, "*n"], least: np.float32) -> Bool[AnyArray, "*n"]:
+    """Whether a / b, rounded to float32, is at least `least`; for a >= 0 and b > 0.
+
+    Accelerators approximate quotients to one or two units of their last place, and overlaps of boxes on whole pixels often lie
+    exactly at a threshold. So this asks for the sign of a - m b, where m lies halfway between `least` and the float below it: no
+    quotient of two floats does. The factors are cut into halves of 12 bits, whose products have no rounding; where the sign is in
+    doubt, their differences have none either. Below 2^-100 products would lose bits.
+    """
+    if least < np.finfo(np.float32).tiny:
+        return a > 0 if least > 0 else a >= 0
+    high = _upper_half(least)
+    low = least - high
+    half_gap = (least - np.nextafter(least, np.float32(0))) / np.float32(2)
+    b_high = _upper_half(b)
+    b_low = b - b_high
+    return a - high * b_high - high * b_low - low * b_high - low * b_low > -half_gap * b
+
+
+def _upper_half(x: Any) -> Any:
+    """The first 12 of a float's 24 bits."""
+    if isinstance(x, np.float32):
+        return (x.view(np.int32) & np.int32(-4096)).view(np.float32)
+    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, jnp.int32) & -4096, jnp.float32)
+
+
+def intersection_and_union(
+    a: Float32[AnyArray, "*b n 4"], b: Float32[AnyArray, "*b m 4"], offset: float = 0.0
+) -> tuple[Float32[AnyArray, "*b n m"], Float32[AnyArray, "*b n m"]]:
+    """Areas that each of `a` shares with each of `b`, and that they cover together; `offset` = 1 counts pixels inclusively."""
+    intersection = rounded(pairwise_intersection(a, b, offset))
+    area_a, area_b = rounded(box_area(a, offset)), rounded(box_area(b, offset))
+    return intersection, area_a[..., :, None] + area_b[..., None, :] - intersection
+
+
 def pairwise_iou(
     a: Float32[AnyArray, "*b n 4"], b: Float32[AnyArray, "*b m 4"], *, offset: float = 0.0, empty: float = 0.0
 ) -> Float32[Array, "*b n m"]:
@@ -53,9 +90,7 @@ def pairwise_iou(
         offset: 1 counts pixels inclusively.
         empty: the answer for two boxes without any area, where the quotient is undefined.
     """
-    intersection = rounded(pairwise_intersection(a, b, offset))
-    area_a, area_b = rounded(box_area(a, offset)), rounded(box_area(b, offset))
-    union = area_a[..., :, None] + area_b[..., None, :] - intersection
+    intersection, union = intersection_and_union(a, b, offset)
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1.0), empty)
 
 

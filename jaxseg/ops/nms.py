@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
-from jaxseg.ops.boxes import box_area, pairwise_iou, rounded
+from jaxseg.ops.boxes import box_area, intersection_and_union, quotient_reaches, rounded
 from jaxseg.ops.implementation import Implementation, dispatch
 from jaxseg.ops.kernels import nms as kernels
+from jaxseg.ops.kernels.nms import Rule
 from jaxseg.structures import AnyArray
 
 
@@ -63,9 +64,21 @@ def _map(function: Callable[..., Any], *operands: Any) -> Any:
     return jax.tree.map(lambda x: x[None], function(*jax.tree.map(lambda x: x[0], operands)))
 
 
-def _areas(boxes: Float32[Array, "*b n 4"], pixel_offset: float = 0.0) -> Float32[Array, "*b n"]:
-    """As `pairwise_iou` has them."""
-    return jnp.asarray(rounded(box_area(boxes, pixel_offset)))
+def _suppresses(rule: Rule, a: Float32[Array, "*b n 4"], b: Float32[Array, "*b m 4"]) -> Bool[Array, "*b n m"]:
+    """Which of `a` suppress which of `b`."""
+
+    def divided(intersection: Array, union: Array) -> Array:
+        return intersection / jnp.where(union > 0, union, 1.0) >= rule.least_iou
+
+    intersection, union = intersection_and_union(a, b, rule.pixel_offset)
+    # CPUs divide exactly, and in less time.
+    reaches = jax.lax.platform_dependent(intersection, union, cpu=divided, default=partial(quotient_reaches, least=rule.least_iou))
+    return jnp.where(union > 0, reaches, bool(rule.empty >= rule.least_iou))
+
+
+def _areas(rule: Rule, boxes: Float32[Array, "*b n 4"]) -> Float32[Array, "*b n"]:
+    """As `intersection_and_union` has them."""
+    return jnp.asarray(rounded(box_area(boxes, rule.pixel_offset)))
 
 
 def _unsuppressed(boxes: Float32[Array, "*c k 4"], iou_threshold: float, implementation: Implementation | None) -> Bool[Array, "*c k"]:
@@ -73,14 +86,14 @@ def _unsuppressed(boxes: Float32[Array, "*c k 4"], iou_threshold: float, impleme
 
     Suppressed boxes suppress, too. Of two boxes without area the second goes, as the original's NaN overlap decides.
     """
+    rule = Rule(iou_threshold, empty=math.inf)
 
     def plain(boxes: Float32[Array, "*c k 4"]) -> Bool[Array, "*c k"]:
-        overlaps = pairwise_iou(boxes, boxes, empty=jnp.inf)
-        earlier = jnp.triu(jnp.ones(overlaps.shape[-2:], bool), 1)
-        return ~((overlaps > iou_threshold) & earlier).any(-2)
+        earlier = jnp.triu(jnp.ones((boxes.shape[-2],) * 2, bool), 1)
+        return ~(_suppresses(rule, boxes, boxes) & earlier).any(-2)
 
     def kernel(boxes: Float32[Array, "*c k 4"]) -> Bool[Array, "*c k"]:
-        return ~kernels.fast_suppressed(boxes, _areas(boxes), kernels.Rule(iou_threshold, empty=jnp.inf))
+        return ~kernels.fast_suppressed(boxes, _areas(rule, boxes), rule)
 
     return _for_all_images(partial(dispatch, implementation, kernel=kernel, plain=plain), boxes)
 
@@ -151,23 +164,11 @@ class _Block(NamedTuple):
     free: Bool[Array, "n"]
 
 
-class _Rule(NamedTuple):
-    """When a kept box suppresses a later one."""
-
-    iou_threshold: float
-    pixel_offset: float
-    suppress_equal: bool
-
-    def suppresses(self, a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]) -> Bool[Array, "n m"]:
-        overlaps = pairwise_iou(a, b, offset=self.pixel_offset)
-        return overlaps >= self.iou_threshold if self.suppress_equal else overlaps > self.iou_threshold
-
-    def kernel(
-        self, boxes: Float32[Array, "*b n 4"], candidates: Bool[Array, "*b n"], *labels: Int32[Array, "*b n"]
-    ) -> Bool[Array, "*b n"]:
-        """Which candidates stay, best first in each list; with labels, within each of them."""
-        rule = kernels.Rule(self.iou_threshold, self.suppress_equal, self.pixel_offset)
-        return kernels.greedy_kept(boxes, _areas(boxes, self.pixel_offset), candidates, *labels, rule=rule)
+def _kept_by_kernel(
+    rule: Rule, boxes: Float32[Array, "*b n 4"], candidates: Bool[Array, "*b n"], *labels: Int32[Array, "*b n"]
+) -> Bool[Array, "*b n"]:
+    """Which candidates stay, best first in each list; with labels, within each of them."""
+    return kernels.greedy_kept(boxes, _areas(rule, boxes), candidates, *labels, rule=rule)
 
 
 def _obstacle(count: int) -> str | None:
@@ -215,7 +216,7 @@ def exact_nms(
         suppress_equal: a box goes at exactly the threshold, too, as compiled CPU routines have it.
         implementation: see the module.
     """
-    rule, valid = _Rule(iou_threshold, pixel_offset, suppress_equal), jnp.asarray(valid)
+    rule, valid = Rule(iou_threshold, suppress_equal, pixel_offset), jnp.asarray(valid)
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf))
     count = scores.shape[0]
 
@@ -224,11 +225,12 @@ def exact_nms(
         keep = jnp.zeros(0, bool)
         for start in range(0, count, size):
             block, earlier = boxes[start : start + size], boxes[:start]
-            free = candidates[start : start + size] & ~(keep[:, None] & rule.suppresses(earlier, block)).any(0)
-            keep = jnp.concatenate([keep, _greedy(free, rule.suppresses(block, block))])
+            free = candidates[start : start + size] & ~(keep[:, None] & _suppresses(rule, earlier, block)).any(0)
+            keep = jnp.concatenate([keep, _greedy(free, _suppresses(rule, block, block))])
         return keep
 
-    run = partial(dispatch, implementation, kernel=rule.kernel, plain=_in_one_axis(partial(_map, plain), 2), obstacle=_obstacle(count))
+    kernel = partial(_kept_by_kernel, rule)
+    run = partial(dispatch, implementation, kernel=kernel, plain=_in_one_axis(partial(_map, plain), 2), obstacle=_obstacle(count))
     return jnp.zeros(count, bool).at[order].set(_for_all_images(run, jnp.asarray(boxes)[order], valid[order]))
 
 
@@ -259,7 +261,7 @@ def class_nms(
         suppress_equal: a box goes at exactly the threshold, too, as compiled CPU routines have it.
         implementation: see the module.
     """
-    rule = _Rule(iou_threshold, pixel_offset, suppress_equal)
+    rule = Rule(iou_threshold, suppress_equal, pixel_offset)
     return _best_of_classes(rule, score_threshold, max_detections, implementation, jnp.asarray(boxes), scores)
 
 
@@ -288,17 +290,17 @@ def labelled_nms(
         suppress_equal: see there.
         implementation: see the module.
     """
-    rule = _Rule(iou_threshold, pixel_offset, suppress_equal)
+    rule = Rule(iou_threshold, suppress_equal, pixel_offset)
     return _best_of_classes(rule, score_threshold, max_detections, implementation, jnp.asarray(boxes), scores, labels)
 
 
 def _best_of_classes(
-    rule: _Rule, score_threshold: float, max_detections: int, implementation: Implementation | None, *operands: Array
+    rule: Rule, score_threshold: float, max_detections: int, implementation: Implementation | None, *operands: Array
 ) -> Kept:
     """Block by block from the best score down, until there are enough.
 
     Args:
-        rule: see `_Rule`.
+        rule: see `kernels.nms.Rule`.
         score_threshold: only larger scores take part.
         max_detections: rows of the answer.
         implementation: see the module.
@@ -332,14 +334,14 @@ def _best_of_classes(
         return jax.lax.while_loop(unfinished, lambda state: _map(turn, state, *operands), (candidates, start))[1]
 
     def plain(kept: _Block, block: _Block) -> Bool[Array, "n"]:
-        suppressed = rule.suppresses(kept.boxes, block.boxes) & (kept.classes[:, None] == block.classes)
+        suppressed = _suppresses(rule, kept.boxes, block.boxes) & (kept.classes[:, None] == block.classes)
         free = block.free & ~(kept.free[:, None] & suppressed).any(0)
-        return _greedy(free, rule.suppresses(block.boxes, block.boxes) & (block.classes[:, None] == block.classes))
+        return _greedy(free, _suppresses(rule, block.boxes, block.boxes) & (block.classes[:, None] == block.classes))
 
     def kernel(kept: _Block, block: _Block) -> Bool[Array, "n"]:
         # What is kept stays again.
         boxes, classes, free = (jnp.concatenate(pair) for pair in zip(kept, block, strict=True))
-        return _for_all_images(rule.kernel, boxes, free, classes)[max_detections:]
+        return _for_all_images(partial(_kept_by_kernel, rule), boxes, free, classes)[max_detections:]
 
     size = max(BLOCK_SIZE, KERNEL_ROWS - max_detections)
     run = partial(

@@ -1,7 +1,7 @@
 """Non-maximum suppression on NVIDIA GPUs: Pallas kernels for Mosaic GPU.
 
-A program is one group of 128 threads, and each thread has a box. Overlaps are float32 in the order of operations of
-`ops.boxes.pairwise_iou`, each product and the quotient rounded, so that every comparison has the plain path's answer.
+A program is one group of 128 threads, and each thread has a box. Areas are float32 in the order of operations of
+`ops.boxes.intersection_and_union`, each product rounded, so that every comparison has the plain path's answer.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
+
+from jaxseg.ops.boxes import quotient_reaches, rounded
 
 # Boxes of a program, one for each thread.
 TILE = 128
@@ -43,6 +45,12 @@ class Rule(NamedTuple):
     pixel_offset: float = 0.0
     empty: float = 0.0
 
+    @property
+    def least_iou(self) -> np.float32:
+        """The smallest overlap that suppresses."""
+        threshold = np.float32(self.iou_threshold)
+        return threshold if self.suppress_equal else np.nextafter(threshold, np.float32(np.inf))
+
 
 class _Box(NamedTuple):
     """Of one box, or of one in each thread; the area as the plain path rounds it."""
@@ -59,43 +67,12 @@ def _suppresses(rule: Rule, a: _Box, b: _Box) -> jax.Array:
     """1 where a box suppresses the other, else 0. Symmetric in the boxes, down to the last bit."""
     width = jnp.maximum(jnp.minimum(a.x2, b.x2) - jnp.maximum(a.x1, b.x1) + rule.pixel_offset, 0.0)
     height = jnp.maximum(jnp.minimum(a.y2, b.y2) - jnp.maximum(a.y1, b.y1) + rule.pixel_offset, 0.0)
-    product = width * height
-    # A select between the product and the difference: compilers may not merge them into one instruction with one rounding.
-    intersection = jnp.where(jnp.isnan(product), jnp.nan, product)
+    intersection = rounded(width * height)
     union = a.area + b.area - intersection
-    least = np.float32(rule.iou_threshold)
-    if not rule.suppress_equal:
-        least = np.nextafter(least, np.float32(np.inf))
-    reaches = quotient_reaches(intersection, union, least).astype(jnp.int32)
-    suppresses = jnp.where(union > 0, reaches, int(rule.empty >= least))
+    # Integers, for Mosaic GPU has not all operations on booleans.
+    reaches = quotient_reaches(intersection, union, rule.least_iou).astype(jnp.int32)
+    suppresses = jnp.where(union > 0, reaches, int(rule.empty >= rule.least_iou))
     return suppresses if a.label is None else jnp.where(a.label == b.label, suppresses, 0)
-
-
-def quotient_reaches(a: jax.Array, b: jax.Array, least: np.float32) -> jax.Array:
-    """Whether a / b, rounded to float32, is at least `least`; for a >= 0 and b > 0.
-
-    The quotient of these compilers is off by up to two units of its last place. So this asks for the sign of a - m b,
-    where m lies halfway between `least` and the float below: no quotient of two floats does. The factors are cut into halves
-    of 12 bits, whose products have no rounding; where the sign is in doubt, their differences have none either.
-    Below 2^-100 products would lose bits, and above 2^127 overflow.
-    """
-    if least <= 0:
-        return a >= 0
-    if least < np.finfo(np.float32).tiny:
-        return a > 0
-    high = _upper_half(least)
-    low = least - high
-    half_gap = (least - np.nextafter(least, np.float32(0))) / np.float32(2)
-    b_high = _upper_half(b)
-    b_low = b - b_high
-    return a - high * b_high - high * b_low - low * b_high - low * b_low > -half_gap * b
-
-
-def _upper_half(x):
-    """The first 12 of a float's 24 bits."""
-    if isinstance(x, np.float32):
-        return (x.view(np.int32) & np.int32(-4096)).view(np.float32)
-    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, jnp.int32) & -4096, jnp.float32)
 
 
 def _round_up(count: int, multiple: int) -> int:
