@@ -95,7 +95,7 @@ def test_many_rois_that_share_pixels(interpreted: None) -> None:
     centers, sides = rng.uniform(0, 16, (1, rois, 2)), np.exp(rng.uniform(0, 2.5, (1, rois, 2)))
     boxes = jnp.asarray(np.concatenate([centers - sides / 2, centers + sides / 2], -1), jnp.float32)
     levels, gradient = jnp.zeros((1, rois), jnp.int32), jax.random.normal(jax.random.key(2), (1, rois, 2, 2, 128))
-    static = module._Static(sizes=((4, 6),), strides=(4,), output_size=2, sampling_ratio=0, aligned=True)
+    static = module._Static(sizes=((4, 4),), strides=(4,), output_size=2, sampling_ratio=0, aligned=True)
     kernel = jax.jit(functools.partial(module._kernel_spread, static))
     pulled = kernel(gradient, boxes, levels)
     assert_near(list(pulled), module._matmul_spread(static, gradient, boxes, levels), 1e-6)
