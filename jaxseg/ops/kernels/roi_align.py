@@ -195,10 +195,12 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: S
     rows, columns = _longer(rows, CELL_ROWS - 1, 2), _longer(columns, CELL_COLUMNS - 1, 2)
     tiles = _tiles(sizes)
     words = _rois_of_tiles(levels, row_groups[..., 1] > 0, column_groups[..., 1] > 0, tiles)
+    # Most words are empty, and a program would wait for each.
+    used_words = _packed(words != 0)
     gradient = _in_chunks(gradient.reshape(*levels.shape, cells * cells, channels))
     *_, chunks, size = gradient.shape
 
-    def body(gradient, rows, row_groups, columns, column_groups, words, tiles, *features):
+    def body(gradient, rows, row_groups, columns, column_groups, used_words, words, tiles, *features):
         image, chunk, tile = map(jax.lax.axis_index, ("image", "chunk", "tile"))
         level, tile_row, tile_column = (tiles[tile, i] for i in range(3))
         y, x = ([TILE * start + i for i in range(TILE)] for start in (tile_row, tile_column))
@@ -227,16 +229,15 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: S
 
             return jax.lax.fori_loop(0, column_turns, add_columns, totals)
 
-        def add_word(index, totals):
-            def add_first(state):
-                word, totals = state
-                first = jax.lax.clz(word)
-                return word & (np.int32(2**31 - 1) >> first), add_roi(WORD * index + first, totals)
+        def add_words(group, totals):
+            def add_word(bit, totals):
+                word = WORD * group + bit
+                return _for_each_bit(words[image, word, tile], lambda bit, totals: add_roi(WORD * word + bit, totals), totals)
 
-            return jax.lax.while_loop(lambda state: state[0] != 0, add_first, (words[image, index, tile], totals))[1]
+            return _for_each_bit(used_words[image, group, tile], add_word, totals)
 
         zero = jnp.zeros(size, jnp.float32)
-        totals = jax.lax.fori_loop(0, words.shape[1], add_word, [[zero] * TILE] * TILE)
+        totals = jax.lax.fori_loop(0, used_words.shape[1], add_words, [[zero] * TILE] * TILE)
 
         def write(feature):
             _, height, width, _, _ = feature.shape
@@ -255,18 +256,14 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: S
         grid=(images, chunks, len(tiles)),
         grid_names=("image", "chunk", "tile"),
         compiler_params=PARAMETERS,
-    )(gradient, rows, row_groups, columns, column_groups, words, jnp.asarray(tiles))
+    )(gradient, rows, row_groups, columns, column_groups, used_words, words, jnp.asarray(tiles))
     return tuple(feature.reshape(*feature.shape[:3], channels) for feature in features)
 
 
 def _tiles(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Level, row and column of each tile, `[tiles, 3]`.
-
-    The coarsest level comes first: most of its RoIs touch each of its tiles, so these should not start when all others are done.
-    """
-    numbered = list(enumerate(sizes))
+    """Level, row and column of each tile, `[tiles, 3]`."""
     return np.array(
-        [(level, *tile) for level, (height, width) in reversed(numbered) for tile in np.ndindex(-(-height // TILE), -(-width // TILE))],
+        [(level, *tile) for level, (height, width) in enumerate(sizes) for tile in np.ndindex(-(-height // TILE), -(-width // TILE))],
         np.int32,
     )
 
@@ -278,10 +275,25 @@ def _in_tiles(weights: Array) -> Array:
 
 
 def _rois_of_tiles(levels: Array, in_rows: Array, in_columns: Array, tiles: np.ndarray) -> Array:
-    """Which RoIs touch each tile, `[B, words, tiles]`, the first in the highest bit: leading zeros count those that do not."""
-    images, rois = levels.shape
+    """Which RoIs touch each tile, `_packed`."""
     level, row, column = tiles.T
-    touched = in_rows[..., row] & in_columns[..., column] & (levels[..., None] == level)
-    touched = _longer(touched, -rois % WORD, 1).reshape(images, -1, WORD, len(tiles))
+    return _packed(in_rows[..., row] & in_columns[..., column] & (levels[..., None] == level))
+
+
+def _packed(flags: Array) -> Array:
+    """`[B, n, tiles]` as the bits of `[B, words, tiles]`, the first the highest: leading zeros count what is not set."""
+    flags = _longer(flags, -flags.shape[1] % WORD, 1)
+    flags = flags.reshape(flags.shape[0], -1, WORD, flags.shape[-1])
     bits = jnp.uint32(1) << jnp.arange(WORD - 1, -1, -1, dtype=jnp.uint32)
-    return jax.lax.bitcast_convert_type(jnp.where(touched, bits[:, None], 0).sum(2, dtype=jnp.uint32), jnp.int32)
+    return jax.lax.bitcast_convert_type(jnp.where(flags, bits[:, None], 0).sum(2, dtype=jnp.uint32), jnp.int32)
+
+
+def _for_each_bit(word: Any, function: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """`function(index, carry)` for each bit that is set, the highest first."""
+
+    def visit(state):
+        word, carry = state
+        first = jax.lax.clz(word)
+        return word & (np.int32(2**31 - 1) >> first), function(first, carry)
+
+    return jax.lax.while_loop(lambda state: state[0] != 0, visit, (word, carry))[1]
