@@ -1,0 +1,135 @@
+"""What XLA's compiler for TPUs says of a program, on a machine without any: memory, and how long it thinks the program takes.
+
+The compiler notes estimated cycles on most operations. `compile_for` adds them up, a loop as often as it turns. It estimates nothing
+for gathers and scatters of rows; those count as many cycles a row as its final schedule has (of 256 float32 numbers, v5e, the table in
+vector memory). Waiting for memory elsewhere, and how operations overlap, is not in it: compare forms with it, and trust no figure alone.
+"""
+
+import importlib.util
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+TOPOLOGIES = {"v5e": "v5e:2x2", "v4": "v4:2x2x1"}
+# Cycles a second: the bfloat16 operations a second of the vendor's sheet (197 and 275 T) over those of the matrix units in a cycle, 4 on
+# v5e and 8 on v4, of 128 x 128 multiplications and additions.
+CLOCK = {"v5e": 197e12 / (4 * 128 * 128 * 2), "v4": 275e12 / (8 * 128 * 128 * 2)}
+BYTES_PER_SECOND = {"v5e": 819e9, "v4": 1228e9}
+GATHER_CYCLES, SCATTER_CYCLES = 4, 17
+
+
+class Cost(NamedTuple):
+    """Of one call on one chip."""
+
+    seconds: float
+    temporary_bytes: int
+    gathered_rows: int
+    scattered_rows: int
+    compile_seconds: float
+
+
+def require_libtpu() -> None:
+    """Ends the program in one sentence where there is no compiler for TPUs."""
+    if importlib.util.find_spec("libtpu") is None:
+        sys.exit("This compiles for TPUs, which takes libtpu (Linux on x86-64): pip install libtpu")
+    # No chip is used: nothing to ask of a cloud, and other processes may compile, too.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+
+def chip(generation: str) -> Any:
+    """A device of "v5e" or "v4" to compile for."""
+    from jax.experimental import topologies
+
+    return topologies.get_topology_desc(TOPOLOGIES[generation], platform="tpu").devices[0]
+
+
+def compile_for(generation: str, function: Callable[..., Any], *arguments: Any, turns: int = 1) -> Cost:
+    """The cost of `function` on one chip; loops that end when their data says so turn `turns` times, all together."""
+    sharding = SingleDeviceSharding(chip(generation))
+    started = time.perf_counter()
+    compiled = jax.jit(function, in_shardings=sharding, out_shardings=sharding).lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - started
+    cycles, gathered, scattered = _add_up(_computations(compiled.as_text()), "ENTRY", turns)
+    cycles += GATHER_CYCLES * gathered + SCATTER_CYCLES * scattered
+    temporary_bytes = compiled.memory_analysis().temp_size_in_bytes
+    return Cost(cycles / CLOCK[generation], temporary_bytes, gathered, scattered, compile_seconds)
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """The lines of each computation of a program by its name; "ENTRY" is where it starts."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
+            lines = found["ENTRY" if header[1] else header[2]] = []
+        else:
+            lines.append(line)
+    return found
+
+
+def _called(line: str, role: str) -> str:
+    """The computation that an operation calls as its `body`, its `condition` or its `calls`."""
+    found = re.search(rf"{role}=%?([\w.\-]+)", line)
+    assert found, line
+    return found[1]
+
+
+def _add_up(computations: dict[str, list[str]], name: str, turns: int) -> tuple[int, int, int]:
+    """Estimated cycles, gathered rows and scattered rows of a computation and the loops in it."""
+    total = (0, 0, 0)
+    lines = computations[name]
+    loops = [line for line in lines if " while(" in line]
+    open_ended = sum(_limit(computations, line) is None for line in loops)
+    for line in lines:
+        estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
+        # Where the compiler has no estimate, it writes the largest number there is.
+        more = (int(estimate[1]) if estimate and int(estimate[1]) < 2**40 else 0, 0, 0)
+        if line in loops:
+            limit = _limit(computations, line)
+            count = turns / open_ended if limit is None else limit
+            inner = _add_up(computations, _called(line, "body"), turns)
+            more = (int(count * inner[0]), int(count * inner[1]), int(count * inner[2]))
+        elif "kind=kCustom" in line:
+            more = (more[0], *_moved_rows(computations, _called(line, "calls")))
+        total = (total[0] + more[0], total[1] + more[1], total[2] + more[2])
+    return total
+
+
+def _limit(computations: dict[str, list[str]], loop: str) -> int | None:
+    """How often a loop turns, where its condition compares a counter with a number."""
+    condition = computations[_called(loop, "condition")]
+    numbers = [int(number[1]) for line in condition if (number := re.search(r"s32\[\]\S* constant\((\d+)\)", line))]
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def _moved_rows(computations: dict[str, list[str]], name: str) -> tuple[int, int]:
+    """Rows of 128 numbers or more that a fused computation gathers, and rows that it scatters."""
+    gathered = scattered = 0
+    lines = computations[name]
+    for line in lines:
+        if " fusion(" in line:
+            inner = _moved_rows(computations, _called(line, "calls"))
+            gathered, scattered = gathered + inner[0], scattered + inner[1]
+        elif gather := re.search(r"= (\S+) gather\(.*slice_sizes=\{([\d,]+)\}", line):
+            length = math.prod(int(size) for size in gather[2].split(","))
+            gathered += _size(gather[1]) // length if length >= 128 else 0
+        elif scatter := re.search(r" scatter\(%[\w.\-]+, %([\w.\-]+),", line):
+            (indices,) = [text for text in lines if re.match(rf"\s+(ROOT )?%{re.escape(scatter[1])} = ", text)]
+            scattered += _size(indices.split(" = ")[1])
+    # What a scatter reads in the order of its rows is part of its own cost.
+    return (0, scattered) if scattered else (gathered, 0)
+
+
+def _size(shape: str) -> int:
+    """Elements of the array whose type a line begins with."""
+    found = re.match(r"\w+\[([\d,]*)\]", shape)
+    assert found, shape
+    return math.prod(int(side) for side in found[1].split(",") if side)

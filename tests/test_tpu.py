@@ -1,0 +1,143 @@
+"""RoIAlign and NMS compiled for chips of Cloud TPU v5e and v4, on a machine without any: nothing here runs on a TPU.
+
+What concerns one image has to stay on its device, in memory that fits, and in the form of RoIAlign that XLA estimates to be the faster.
+Needs libtpu, the compiler; left out where it is absent.
+"""
+
+import functools
+import importlib.util
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxseg.ops import roi_align as module
+from jaxseg.ops.devices import each_image, on_mesh
+from jaxseg.ops.nms import class_nms, exact_nms, fast_nms
+from jaxseg.ops.roi_align import roi_align
+
+# Two a chip of v5e; v4 counts its cores as devices and has one on each.
+IMAGES = 8
+TOPOLOGIES = ["v5e:2x2", "v4:2x2x1"]
+POOLING = {"sampling_ratio": 2, "aligned": False}
+
+
+@pytest.fixture(params=TOPOLOGIES)
+def slice_of_tpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mesh:
+    """Four chips to compile for, in a process that takes itself for one with TPUs."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("no libtpu, which compiles for TPUs: pip install libtpu")
+    from jax.experimental import topologies
+
+    # No chip is used: nothing to ask of a cloud, and the tests' other processes may compile, too.
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    devices = topologies.get_topology_desc(request.param, platform="tpu").devices
+    monkeypatch.setattr(module.jax, "default_backend", lambda: "tpu")
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def compiled(function: Callable[..., Any], mesh: Mesh, *arguments: Any) -> Any:
+    """The program for a batch that is spread over the devices."""
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.jit(on_mesh(function, mesh), in_shardings=split, out_shardings=split).lower(*arguments).compile()
+
+
+def assert_images_stay_apart(program: Any) -> None:
+    assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", program.as_text())
+
+
+def pooling(sizes: tuple[tuple[int, int], ...], channels: int, rois: int, cells: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """RoIAlign with its gradient, both bfloat16, and arguments without values."""
+    features = tuple(jax.ShapeDtypeStruct((IMAGES, *size, channels), jnp.bfloat16) for size in sizes)
+    boxes = jax.ShapeDtypeStruct((IMAGES, rois, 4), jnp.float32)
+    levels = jax.ShapeDtypeStruct((IMAGES, rois), jnp.int32)
+    gradient = jax.ShapeDtypeStruct((IMAGES, rois, cells, cells, channels), jnp.bfloat16)
+    strides = [4 * 2**level for level in range(len(sizes))]
+
+    def both_ways(features: tuple[jax.Array, ...], boxes: jax.Array, levels: jax.Array, gradient: jax.Array) -> Any:
+        pooled, pull_back = jax.vjp(
+            lambda features: roi_align(features, boxes, levels, strides=strides, output_size=cells, **POOLING), features
+        )
+        return pooled, pull_back(gradient)
+
+    return both_ways, (features, boxes, levels, gradient)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cells", "sampling_ratio", "form"),
+    [
+        (((64, 96), (32, 48), (16, 24), (8, 12)), 7, 2, "matmul"),
+        (((50, 84),), 14, 2, "matmul"),
+        (((200, 336), (100, 168), (50, 84), (25, 42)), 7, 2, "gather"),
+        (((200, 336), (100, 168), (50, 84), (25, 42)), 14, 2, "gather"),
+        (((200, 336), (100, 168), (50, 84), (25, 42)), 7, 0, "matmul"),
+    ],
+)
+def test_the_form_for_a_tpu(
+    monkeypatch: pytest.MonkeyPatch, sizes: tuple[tuple[int, int], ...], cells: int, sampling_ratio: int, form: str
+) -> None:
+    """Products for the maps of a 256 x 384 image and for C4, gathers for a pyramid of 800 x 1344; other backends keep their own rule."""
+    static = module._Static(sizes, tuple(4 * 2**level for level in range(len(sizes))), cells, sampling_ratio, False)
+    monkeypatch.setattr(module.jax, "default_backend", lambda: "tpu")
+    assert module._default(static, 512) == (form, form)
+    monkeypatch.setattr(module.jax, "default_backend", lambda: "gpu")
+    assert set(module._default(static, 512)) == {"gather" if sampling_ratio else "matmul"}
+
+
+@pytest.mark.slow
+def test_roi_align_of_small_maps(slice_of_tpus: Mesh) -> None:
+    function, arguments = pooling(((50, 84),), 128, 32, 7)
+    program = compiled(function, slice_of_tpus, *arguments)
+    assert_images_stay_apart(program)
+    # Nothing moves row by row.
+    assert not re.search(r"bf16\S+ gather\(| scatter\(", program.as_text())
+    # Between the two products lie 2 x 32 RoIs of 7 x 84 pixels and 128 channels, 19 MB: they stay in vector memory.
+    assert program.memory_analysis().temp_size_in_bytes < 16e6
+
+
+@pytest.mark.slow
+def test_roi_align_of_large_maps(slice_of_tpus: Mesh) -> None:
+    function, arguments = pooling(((200, 336), (100, 168)), 128, 64, 7)
+    program = compiled(function, slice_of_tpus, *arguments)
+    assert_images_stay_apart(program)
+    text = program.as_text()
+    assert " scatter(" in text
+    assert " convolution(" not in text
+    # Two images on a chip of v5e: a table of their features is 43 MB, of their gradient in float32 86 MB.
+    assert program.memory_analysis().temp_size_in_bytes < 130e6
+
+
+# With bounds that no matrix of all overlaps keeps to: 26 MB, 160 MB and more.
+NMS = {
+    "fast": (
+        functools.partial(fast_nms, iou_threshold=0.5, top_k=200, max_detections=100),
+        [((19248, 4), jnp.float32), ((80, 19248), jnp.float32), ((19248,), jnp.bool_)],
+        16e6,
+    ),
+    "exact": (
+        jax.vmap(functools.partial(exact_nms, iou_threshold=0.7)),
+        [((5, 2000, 4), jnp.float32), ((5, 2000), jnp.float32), ((5, 2000), jnp.bool_)],
+        16e6,
+    ),
+    "classes": (
+        functools.partial(class_nms, score_threshold=0.05, iou_threshold=0.5, max_detections=100),
+        [((1000, 80, 4), jnp.float32), ((1000, 80), jnp.float32)],
+        16e6,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NMS)
+def test_nms(slice_of_tpus: Mesh, name: str) -> None:
+    function, shapes, bound = NMS[name]
+    arguments = [jax.ShapeDtypeStruct((IMAGES, *shape), dtype) for shape, dtype in shapes]
+    program = compiled(each_image(function), slice_of_tpus, *arguments)
+    assert_images_stay_apart(program)
+    assert program.memory_analysis().temp_size_in_bytes < bound
