@@ -170,6 +170,19 @@ def test_no_boxes() -> None:
     assert pooled.shape == (2, 0, 2, 2, 128)
 
 
+@pytest.mark.parametrize("cells", [7, 14])
+def test_samples_are_counted_exactly_where_division_is_not(cells: int) -> None:
+    """On GPUs a quotient may be wrong by two units in the last place: a cell of 3 pixels still has 3 samples."""
+    whole = np.arange(1, 400, dtype=np.float32)
+    sizes = np.stack([whole * cells, np.nextafter(whole * cells, np.inf), np.nextafter(whole * cells, 0)])
+    quotient = sizes / np.float32(cells)
+    for step in (-2, -1, 0, 1, 2):
+        rough = jnp.asarray(quotient + step * np.spacing(quotient))
+        count = module._pixels_of_cell(jnp.asarray(sizes), rough, cells)
+        np.testing.assert_array_equal(count, np.ceil(sizes.astype(np.float64) / cells))
+    np.testing.assert_array_equal(module._pixels_of_cell(jnp.array([0.0, -1e-3, -40.0]), jnp.array([0.0, -1e-4, -6.0]), cells), 0.0)
+
+
 def test_what_the_kernel_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match='"mosaic_gpu" cannot do this: 96 channels are no multiple of 128; "xla" can'):
         KERNEL(pyramid(96), BOXES, LEVELS)
