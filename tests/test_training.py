@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import tiny_training
 from compilation import compiled_programs
+from jax.experimental.compilation_cache import compilation_cache
 from tiny_training import CONFIG, TinyData, TinyDetector, params_of, records, run_in_own_process, tiny_parts, train_tiny, wait_for_step
 
 from jaxseg.config import MIRROR_ONLY, ConfigError, RcnnConfig, load_config, override
@@ -28,6 +30,26 @@ from jaxseg.training.metrics import MovingAverages
 from jaxseg.weights.run_folder import read_run
 
 STEPS = CONFIG.train.steps
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory) -> Iterator[None]:
+    """Most runs here have the same step: it is compiled for the first of them. (A run in its own process compiles for itself.)"""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+
+    def use(options: dict) -> None:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        # They count from the next program on.
+        compilation_cache.reset_cache()
+
+    before = {name: getattr(jax.config, name) for name in options}
+    use(options)
+    yield
+    use(before)
 
 
 @pytest.fixture(scope="module")
