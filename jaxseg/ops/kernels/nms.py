@@ -224,10 +224,10 @@ def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
                     keep, *live = state
                     box = word * WORD + bit
                     # All bits where the box stays, or none: its bit goes to the sign, and back.
-                    stays = live[0] << (WORD - 1 - bit) >> (WORD - 1)
-                    # Steps wait for each other from `stays` to `live`. Products are made before: compilers leave them there.
+                    alive = live[0] << (WORD - 1 - bit) >> (WORD - 1)
+                    # Steps wait for each other from `alive` to `live`. Products are made before: compilers leave them there.
                     goes = [near[other, box] * free[box] for other in range(word, WORDS)]
-                    return keep | (free[box] << bit & stays), *(old & ~(new & stays) for old, new in zip(live, goes, strict=True))
+                    return keep | (free[box] << bit & alive), *(old & ~(new & alive) for old, new in zip(live, goes, strict=True))
 
                 keep, _, *live = jax.lax.fori_loop(0, WORD, turn, (jnp.int32(0), *live), unroll=WORD)
                 kept[tile * WORDS + word] = keep
