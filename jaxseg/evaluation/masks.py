@@ -1,8 +1,6 @@
 """From a detector's output to the picture: masks and boxes at image size, run lengths and polygons. NumPy, on the host."""
 
 import functools
-import math
-import mmap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -43,22 +41,10 @@ def masks_at_image_size(soft_masks: np.ndarray, image_size: tuple[int, int], cov
     """
     soft_masks = np.asarray(soft_masks, np.float32)
     rows, columns = (_interpolation(soft_masks.shape[1 + axis], image_size[axis], covered[axis]) for axis in (0, 1))
-    masks = empty_masks(len(soft_masks), image_size)
+    masks = np.zeros((len(soft_masks), *image_size), bool)
     for soft, mask in zip(soft_masks, masks, strict=True):
         threshold_resized(soft, rows, columns, np.greater, out=mask)
     return masks
-
-
-def empty_masks(count: int, image_size: tuple[int, int]) -> np.ndarray:
-    """bool `[count, H, W]`, all False.
-
-    Of `np.zeros`, Linux has to clear every page before small masks lie in them: NumPy asks for huge pages, and malloc gives
-    memory that was in use. Here a page is made when it is first looked at.
-    """
-    size = count * math.prod(image_size)
-    # Memory of our own behind no file; it may not be empty.
-    memory = mmap.mmap(-1, max(size, 1), access=mmap.ACCESS_COPY)
-    return np.frombuffer(memory, bool, size).reshape(count, *image_size)
 
 
 def threshold_resized(soft: np.ndarray, rows: Taps, columns: Taps, exceeds: Callable[..., np.ndarray], out: np.ndarray) -> None:

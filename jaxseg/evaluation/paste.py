@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxseg.evaluation.masks import Taps, empty_masks, threshold_resized
+from jaxseg.evaluation.masks import Taps, threshold_resized
 
 
 def paste_masks(soft_masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int], frame: Literal["box", "integer_box"]) -> np.ndarray:
@@ -26,7 +26,7 @@ def paste_masks(soft_masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int
     Returns:
         bool `[D, H, W]`; False for boxes that are not finite.
     """
-    masks = empty_masks(len(soft_masks), image_size)
+    masks = np.zeros((len(soft_masks), *image_size), bool)
     taps, exceeds = (_sampled, np.greater_equal) if frame == "box" else (_stretched, np.greater)
     for soft, box, mask in zip(np.asarray(soft_masks, np.float32), np.asarray(boxes, np.float32), masks, strict=True):
         if not np.isfinite(box).all():
