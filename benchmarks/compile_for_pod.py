@@ -49,8 +49,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--images_per_device", type=int, default=8)
     overrides, others = parse_config_flags(arguments)
     options = parser.parse_args(others)
-    # RoIAlign asks how many devices there are, and has another form for a single CPU.
-    jax.config.update("jax_num_cpu_devices", 2)
     devices = topologies.get_topology_desc(options.topology, platform="tpu").devices
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     batch_size = options.images_per_device * mesh.size

@@ -23,7 +23,7 @@ def _no_wish(monkeypatch):
 
 def _gpus(monkeypatch, *capabilities: str) -> None:
     devices = [SimpleNamespace(device_kind=f"GPU {i}", compute_capability=c) for i, c in enumerate(capabilities)]
-    monkeypatch.setattr(implementation.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(implementation, "platform", lambda: "gpu")
     monkeypatch.setattr(implementation.jax, "local_devices", lambda: devices)
 
 

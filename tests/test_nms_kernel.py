@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from kernel_shapes import NMS_SHAPES, ClassNmsShape, FastNmsShape, NmsShape
 from test_nms import RULES, pixel_boxes
 
-from benchmarks.kernel_shapes import NMS_SHAPES, ClassNmsShape, FastNmsShape, NmsShape
 from jaxseg.ops import nms
 from jaxseg.ops.boxes import quotient_reaches
 from jaxseg.ops.kernels.nms import MOST_BOXES

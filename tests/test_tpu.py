@@ -29,7 +29,7 @@ POOLING = {"sampling_ratio": 2, "aligned": False}
 
 @pytest.fixture(params=TOPOLOGIES)
 def slice_of_tpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mesh:
-    """Four chips to compile for, in a process that takes itself for one with TPUs."""
+    """Four chips to compile for."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("no libtpu, which compiles for TPUs: pip install libtpu")
     from jax.experimental import topologies
@@ -38,7 +38,6 @@ def slice_of_tpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     devices = topologies.get_topology_desc(request.param, platform="tpu").devices
-    monkeypatch.setattr(module.jax, "default_backend", lambda: "tpu")
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
@@ -84,9 +83,9 @@ def test_the_form_for_a_tpu(
 ) -> None:
     """Products for the maps of a 256 x 384 image and for C4, gathers for a pyramid of 800 x 1344; other backends keep their own rule."""
     static = module._Static(sizes, tuple(4 * 2**level for level in range(len(sizes))), cells, sampling_ratio, False)
-    monkeypatch.setattr(module.jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(module, "platform", lambda: "tpu")
     assert module._default(static, 512) == (form, form)
-    monkeypatch.setattr(module.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(module, "platform", lambda: "gpu")
     assert set(module._default(static, 512)) == {"gather" if sampling_ratio else "matmul"}
 
 

@@ -4,6 +4,7 @@ XLA's partitioner sees this by itself in most operations, but not in kernels, so
 each device, or let the devices wait for each other at every turn.
 """
 
+import contextvars
 import functools
 import math
 from collections.abc import Callable
@@ -13,17 +14,27 @@ import jax
 from jax.sharding import AxisType, Mesh, PartitionSpec, use_abstract_mesh
 
 T = TypeVar("T")
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 def on_mesh(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
-    """The function, to be compiled for a mesh, so that `on_each_device` within it knows the devices."""
+    """The function, to be compiled for a mesh, so that `on_each_device` and `platform` within it know the devices."""
 
     @functools.wraps(function)
     def within(*arguments: Any) -> T:
-        with use_abstract_mesh(mesh.abstract_mesh):
-            return function(*arguments)
+        token = _PLATFORM.set(mesh.devices.flat[0].platform)
+        try:
+            with use_abstract_mesh(mesh.abstract_mesh):
+                return function(*arguments)
+        finally:
+            _PLATFORM.reset(token)
 
     return within
+
+
+def platform() -> str:
+    """What is compiled for, "cpu", "gpu" or "tpu": the devices of `on_mesh`, or else those that this process computes on."""
+    return _PLATFORM.get() or jax.default_backend()
 
 
 def on_each_device(function: Callable[..., T], group: int = 1) -> Callable[..., T]:

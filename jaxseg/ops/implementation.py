@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import jax
 
-from jaxseg.ops.devices import on_each_device
+from jaxseg.ops.devices import on_each_device, platform
 
 Implementation = Literal["auto", "xla", "mosaic_gpu"]
 NAMES: tuple[str, ...] = get_args(Implementation)
@@ -40,8 +40,8 @@ def named(implementation: str | None) -> str | None:
 
 def missing_gpu() -> str | None:
     """Why this process has no GPU that the kernels run on, or None where it has."""
-    if jax.default_backend() != "gpu":
-        return f"this process computes on {jax.default_backend()}"
+    if platform() != "gpu":
+        return f"this process computes on {platform()}"
     for device in jax.local_devices():
         capability = str(getattr(device, "compute_capability", "unknown"))
         if not re.fullmatch(r"\d+\.\d+", capability):

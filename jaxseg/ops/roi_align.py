@@ -4,11 +4,10 @@ Sampling and averaging are separable: the result is `rows @ features @ columns^T
 bilinear weights of each cell's samples, whatever their number. Three plain forms with the same results build on that ("xla" is the
 best of them by a rule, see `_default`), and `jaxseg.ops.kernels.roi_align` ("mosaic_gpu", see `jaxseg.ops.implementation`):
 
-- "gather": adds up the pixels around each sample. Needs a fixed number of samples; keeps images of a batch apart, so that
-  a batch spread over devices stays there.
+- "gather": adds up the pixels around each sample. Needs a fixed number of samples.
 - "matmul": two matrix products with whole levels. The cost grows with the levels' area, not with the samples.
 - "window": a loop over RoIs, two small products with the pixels under each. The least arithmetic and no scatter, but
-  sequential, and across all images: for one CPU.
+  sequential: for CPUs.
 """
 
 import functools
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from jaxseg.ops.boxes import box_area, rounded
+from jaxseg.ops.devices import platform
 from jaxseg.ops.implementation import NAMES, ImplementationError, dispatch, named
 from jaxseg.ops.kernels import roi_align as kernels
 from jaxseg.structures import AnyArray
@@ -134,25 +134,24 @@ _PIXELS_A_ROW = 200
 
 
 def _default(static: _Static, rois: int) -> tuple[Form, Form]:
-    """The forms in this process, for so many RoIs an image: where only the result is wanted, and where its gradient is, too.
+    """The forms for so many RoIs an image on this platform: where only the result is wanted, and where its gradient is, too.
 
-    One CPU device: the loop over RoIs; for fixed samples also the gather, which XLA fuses into one pass there, where the cells
+    CPUs: the loop over RoIs; for fixed samples also the gather, which XLA fuses into one pass there, where the cells
     are many enough to be worth its copy of all pixels into one table. Its gradient, a scatter, is slow there, and XLA computes
     the result again for each use in a backward pass.
-    benchmarks/roi_align.py measures that. Otherwise a batch may be spread over devices, which the loop would undo: the gather
-    for fixed samples, and for adaptive ones the products, whose cost does not depend on their number. GPUs follow this rule,
-    too, and have not been measured.
+    benchmarks/roi_align.py measures that. Elsewhere a loop has to wait for each turn: the gather for fixed samples, and for adaptive
+    ones the products, whose cost does not depend on their number. This has not been measured on GPUs.
 
     TPUs take the products for small maps as well. A RoI costs them by its cells' side times the levels' pixels, and the gather
     with its scatter by the rows that it moves, `(2 * samples * cells)^2`: by XLA's own estimate about the same where the first
     is `_PIXELS_A_ROW` times the second. The figures are in docs/benchmarks.md; nothing has run on a TPU.
     """
     pixels = sum(height * width for height, width in static.sizes)
-    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+    if platform() == "cpu":
         many = 2 * rois * static.output_size**2 > pixels
         return ("gather" if static.sampling_ratio and many else "window"), "window"
     rows = (2 * static.sampling_ratio * static.output_size) ** 2
-    small = jax.default_backend() == "tpu" and static.output_size * pixels <= _PIXELS_A_ROW * rows
+    small = platform() == "tpu" and static.output_size * pixels <= _PIXELS_A_ROW * rows
     return ("gather", "gather") if static.sampling_ratio and not small else ("matmul", "matmul")
 
 
@@ -386,6 +385,8 @@ def _extent(static: _Static, axis: _Axis, length: int) -> _Extent:
 
 def _fold_windows(static: _Static, level: int, boxes: Array, levels: Array, step: Callable[[Array, _Window], Array], carry: Array) -> Array:
     """`step` over the windows that cover the RoIs of one level, one after the other."""
+    if not levels.size:
+        return carry
     rois_per_image = boxes.shape[1]
     boxes, levels = boxes.reshape(-1, 4), levels.reshape(-1)
     axes, lengths = _axes(static, boxes, levels), static.sizes[level]
