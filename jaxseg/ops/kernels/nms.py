@@ -123,8 +123,9 @@ def fast_suppressed(boxes: jax.Array, areas: jax.Array, rule: Rule) -> jax.Array
     found = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct((len(columns), parts, padded), jnp.int32),
-        grid=(len(columns), padded // TILE, parts),
-        grid_names=("group", "tile", "part"),
+        # The last axis alone may be longer than 65,535.
+        grid=(padded // TILE, parts, len(columns)),
+        grid_names=("tile", "part", "group"),
         compiler_params=PARAMETERS,
     )(columns)
     return (found != 0).any(1)[:, : areas.shape[-1]].reshape(areas.shape)
@@ -180,8 +181,8 @@ def _compare(columns: jax.Array, rule: Rule) -> jax.Array:
     return plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct((lists, _round_up(count // WORD, GROUP), count), jnp.int32),
-        grid=(lists, count // WORD, count // TILE),
-        grid_names=("group", "word", "tile"),
+        grid=(count // WORD, count // TILE, lists),
+        grid_names=("word", "tile", "group"),
         compiler_params=PARAMETERS,
     )(columns)
 
