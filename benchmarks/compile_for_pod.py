@@ -14,6 +14,7 @@ import collections
 import re
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,10 @@ from jaxseg.data.targets import no_targets
 from jaxseg.structures import Batch, InputSpec
 from jaxseg.training.optimizer import make_optimizer
 from jaxseg.training.sharding import AXIS
-from jaxseg.training.step import create_state, make_train_step
+from jaxseg.training.step import TrainState, create_state, make_train_step
+
+# A line of a compiled program by which devices tell each other something.
+COLLECTIVE = re.compile(r"^.* (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(.*$", re.MULTILINE)
 
 
 def abstract_batch(config: jaxseg.Config, spec: InputSpec, image_size: tuple[int, int]) -> Batch:
@@ -41,6 +45,16 @@ def abstract_batch(config: jaxseg.Config, spec: InputSpec, image_size: tuple[int
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((config.train.batch_size, *x.shape), x.dtype), one)
 
 
+def abstract_step(config: jaxseg.Config, mesh: Mesh) -> tuple[Any, TrainState]:
+    """The training step, and the shapes and dtypes of its state."""
+    model = jaxseg.build_model(config)
+    variables = jax.eval_shape(lambda: jaxseg.init_variables(model, config))
+    trained = jaxseg.models.trainable(config, variables["params"])
+    optimizer = make_optimizer(config.train, trained)
+    state = jax.eval_shape(lambda: create_state(jaxseg.init_variables(model, config), optimizer, config.train))
+    return make_train_step(model, optimizer, trained, config.train, mesh), state
+
+
 def main(arguments: list[str]) -> None:
     """Compiles and prints."""
     parser = argparse.ArgumentParser(description="Compiles the training step for a TPU slice.")
@@ -53,21 +67,16 @@ def main(arguments: list[str]) -> None:
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     batch_size = options.images_per_device * mesh.size
     config = jaxseg.load_config(options.config, {"train.batch_size": batch_size, "model.dtype": "bfloat16", **overrides})
-    model = jaxseg.build_model(config)
-    variables = jax.eval_shape(lambda: jaxseg.init_variables(model, config))
-    trained = jaxseg.models.trainable(config, variables["params"])
-    optimizer = make_optimizer(config.train, trained)
-    state = jax.eval_shape(lambda: create_state(jaxseg.init_variables(model, config), optimizer, config.train))
-    step = make_train_step(model, optimizer, trained, config.train, mesh)
-    kinds = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    step, state = abstract_step(config, mesh)
     print(f"{config.name}, {options.images_per_device} images on each of {mesh.size} devices of {options.topology}, bfloat16")
-    for height, width in model.input_spec.image_sizes:
+    spec = jaxseg.build_model(config).input_spec
+    for height, width in spec.image_sizes:
         started = time.perf_counter()
-        compiled = step.lower(state, abstract_batch(config, model.input_spec, (height, width))).compile()
+        compiled = step.lower(state, abstract_batch(config, spec, (height, width))).compile()
         memory = compiled.memory_analysis()
         print(f"{height}x{width}, compiled in {time.perf_counter() - started:.0f} s")
         print(f"a device: {memory.argument_size_in_bytes / 1e9:.2f} GB arguments, {memory.temp_size_in_bytes / 1e9:.2f} GB temporary")
-        print(f"collectives: {dict(collections.Counter(re.findall(kinds, compiled.as_text())))}")
+        print(f"collectives: {dict(collections.Counter(match[1] for match in COLLECTIVE.finditer(compiled.as_text())))}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from jaxtyping import install_import_hook
 # Every shape and dtype in a signature of these rooms is checked while the tests run.
 install_import_hook(["jaxseg.ops", "jaxseg.models"], "beartype.beartype")
 
+import jax
 import pytest
+from jax.sharding import AxisType, Mesh
 
 from jaxseg.ops.implementation import missing_gpu
 
@@ -48,6 +50,14 @@ def use_detector(monkeypatch):
 
     yield use
     detect._detect_program.cache_clear()
+
+
+@pytest.fixture
+def two_devices() -> Mesh:
+    """A mesh that batches are split over; tests on a machine with one GPU are left out."""
+    if jax.device_count() < 2:
+        pytest.skip("one device")
+    return jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
 
 
 @pytest.fixture

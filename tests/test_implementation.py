@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxseg
 from jaxseg.config import ConfigError
@@ -105,10 +105,9 @@ def test_the_config_names_it():
 
 
 @pytest.mark.parametrize("images", [4, 3])
-def test_on_a_mesh_each_device_does_its_part_of_the_batch(images):
+def test_on_a_mesh_each_device_does_its_part_of_the_batch(two_devices, images):
     """A callback stands in for a kernel: to the partitioner both are black boxes."""
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    split = NamedSharding(mesh, PartitionSpec("data"))
+    split = NamedSharding(two_devices, PartitionSpec("data"))
     seen = []
 
     def double(x: np.ndarray) -> np.ndarray:
@@ -121,8 +120,8 @@ def test_on_a_mesh_each_device_does_its_part_of_the_batch(images):
     def program(x: jax.Array) -> jax.Array:
         return dispatch("mosaic_gpu", x + 1, kernel=kernel, plain=lambda x: 2 * x)
 
-    even = images % mesh.size == 0
-    compiled = jax.jit(on_mesh(program, mesh), in_shardings=split if even else None)
+    even = images % two_devices.size == 0
+    compiled = jax.jit(on_mesh(program, two_devices), in_shardings=split if even else None)
     x = np.arange(images * 3, dtype=np.float32).reshape(images, 3)
     np.testing.assert_array_equal(compiled(x), 2 * (x + 1))
     # Where the batch cannot be shared out, one device has to do it all.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kernel_shapes import NMS_SHAPES, ClassNmsShape, FastNmsShape, NmsShape
 from test_nms import RULES, pixel_boxes
 
@@ -189,18 +189,15 @@ def test_a_list_too_long_for_the_kernel_says_so() -> None:
         jax.eval_shape(partial(exact_nms, iou_threshold=0.5, implementation="mosaic_gpu"), *arguments)
 
 
-def test_each_device_suppresses_its_own_images(interpreted: None) -> None:
+def test_each_device_suppresses_its_own_images(interpreted: None, two_devices: Mesh) -> None:
     """Two devices, half of the images each: nothing is gathered for the kernel."""
-    if jax.device_count() < 2:
-        pytest.skip("one device")
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-    half = NamedSharding(mesh, PartitionSpec("data"))
+    half = NamedSharding(two_devices, PartitionSpec("data"))
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=half) for shape, dtype in (((4, 40, 4), jnp.float32), ((4, 40), jnp.float32))]
 
     def image(boxes: jax.Array, scores: jax.Array) -> jax.Array:
         return exact_nms(boxes, scores, scores > 0, iou_threshold=0.5, implementation="mosaic_gpu")
 
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(two_devices):
         compiled = jax.jit(jax.vmap(image), out_shardings=half).lower(*arguments).compile().as_text()
     assert "all-" not in compiled
     # Two of the four lists on each: a word of bits for every box.

@@ -294,7 +294,6 @@ class RetinaNetConfig:
     max_detections: int = 100
     batch_norm: Literal["train", "eval", "frozen"] = "frozen"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    # Of RoIAlign and non-maximum suppression: "auto" takes the kernels on NVIDIA GPUs that run them and plain JAX ("xla") elsewhere.
     implementation: Literal["auto", "xla", "mosaic_gpu"] = "auto"
     # All anchors learn, those that reach out of the picture, too.
     conventions: Conventions = dataclasses.replace(MASKRCNN_BENCHMARK, anchor_border=-1.0)

@@ -1,0 +1,27 @@
+"""A Mask R-CNN small enough to compile within a minute: overrides of the real one."""
+
+TINY = {
+    "model.backbone.stage_sizes": (1, 1, 1, 1),
+    "model.backbone.width": 4,
+    "model.fpn_channels": 8,
+    "model.input.shorter_side": (64,),
+    "model.input.longer_side": 96,
+    "model.anchor_sizes": ((8,), (16,), (32,), (64,), (128,)),
+    "model.rpn.pre_nms_train": 50,
+    "model.rpn.pre_nms_test": 50,
+    "model.rpn.post_nms_train": 50,
+    "model.rpn.post_nms_test": 50,
+    "model.roi.samples": 32,
+    "model.roi.box_features": 16,
+    "model.roi.mask_channels": 8,
+    "model.roi.mask_convolutions": 1,
+    "model.roi.mask_crop_size": 32,
+    "data.max_objects": 40,
+    "data.workers": 0,
+    "train.batch_size": 4,
+    "train.epochs": 1,
+    "train.decay_epochs": (),
+    "train.log_every": 1,
+    "train.draw_images": 4,
+    "eval.batch_size": 4,
+}
