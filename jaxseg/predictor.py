@@ -24,14 +24,11 @@ from jaxseg.evaluation.detect import (
 )
 from jaxseg.evaluation.masks import MASK_THRESHOLD, encode_rle, polygons
 from jaxseg.ops.masks import resize_masks
+from jaxseg.pictures import ImageError
 from jaxseg.structures import AnyArray, Detections
 
 # On accelerators masks over the whole picture are resized on a canvas of a multiple of this many pixels, so that few sizes are compiled.
 _CANVAS_STEP = 128
-
-
-class ImageError(ValueError):
-    """A picture that cannot be used; the message says what is wrong and what would be right."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,10 +11,12 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 from numpy import ndarray
 from pycocotools import mask as coco_mask
 
+from jaxseg.errors import UserError
+
 logger = logging.getLogger("jaxseg")
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A dataset, or one file of it, that cannot be used; the message names the file and what is wrong."""
 
 

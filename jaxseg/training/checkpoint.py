@@ -7,7 +7,6 @@ A run folder holds `config.json`, `checkpoints/<step>/` and `evaluations.json` (
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN, PreservationPolicy
 
 from jaxseg.config import Config, ConfigError, load_config, to_dict
+from jaxseg.files import write_text
 from jaxseg.training.optimizer import Tree
 from jaxseg.training.step import TrainState
 from jaxseg.weights.run_folder import CHECKPOINTS, CONFIG, EVALUATIONS, CheckpointError, best_step, read_evaluations
@@ -33,16 +33,6 @@ _FREE_KEYS = (
     *("model.roi.score_threshold", "model.roi.nms_iou", "model.roi.max_detections"),
     *("model.score_threshold", "model.pre_nms", "model.nms_iou", "model.max_detections"),
 )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is either the old one or the new one, whenever the process ends."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class Checkpoints:
@@ -150,7 +140,7 @@ class Checkpoints:
         """Notes the AP of a step, from which the best is chosen; NaN, where there was nothing to find, counts as 0."""
         self.average_precision[step] = 0.0 if math.isnan(average_precision) else average_precision
         if jax.process_index() == 0:
-            write_atomically(self._folder / EVALUATIONS, json.dumps(self.average_precision, indent=1))
+            write_text(self._folder / EVALUATIONS, json.dumps(self.average_precision, indent=1))
 
     def close(self) -> None:
         """Waits for the last save and raises what went wrong in the background."""
@@ -214,7 +204,7 @@ def check_same_run(run_folder: Path, config: Config) -> list[str]:
 
 def save_config(run_folder: Path, config: Config) -> None:
     """Writes config.json, which `jaxseg.load_config` reads."""
-    write_atomically(run_folder / CONFIG, json.dumps(to_dict(config), indent=2) + "\n")
+    write_text(run_folder / CONFIG, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxseg.config import Config, TrainConfig, show
 from jaxseg.data.coco import InstanceDataset, open_dataset, resolve_classes
 from jaxseg.data.pipeline import training_iterator
+from jaxseg.errors import UserError
 from jaxseg.evaluation.coco_metrics import main_metric
 from jaxseg.models import build_model, init_variables, trainable
 from jaxseg.ops.implementation import require_implementation
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 _LAG = 2
 
 
-class TrainingError(ValueError):
+class TrainingError(UserError):
     """Training that cannot go on; the message says what to try."""
 
 

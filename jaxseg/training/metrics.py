@@ -13,7 +13,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
-from jaxseg.training.checkpoint import write_atomically
+from jaxseg.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class MetricsWriter:
     def __init__(self, run_folder: Path, finished_steps: int):
         path = run_folder / METRICS
         if path.is_file():
-            write_atomically(path, "".join(line for line in path.read_text().splitlines(keepends=True) if _is_until(line, finished_steps)))
+            write_text(path, "".join(line for line in path.read_text().splitlines(keepends=True) if _is_until(line, finished_steps)))
         self._file = path.open("a")
         self._board = SummaryWriter(str(run_folder), purge_step=finished_steps + 1)
 

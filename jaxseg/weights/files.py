@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from jaxseg import files
+from jaxseg.errors import UserError
 
-class WeightsError(ValueError):
+
+class WeightsError(UserError):
     """Weights that cannot be read, or that do not fit the model; the message says what is wrong and what would be right."""
 
 
@@ -17,14 +20,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         WeightsError: where it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with files.replacing(path) as file:
             yield file
-        temporary.replace(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be written ({error.strerror or error}); choose another file.") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

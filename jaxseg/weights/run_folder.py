@@ -13,12 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxseg.errors import UserError
+
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 EVALUATIONS = "evaluations.json"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message names the folder and what would be right."""
 
 
