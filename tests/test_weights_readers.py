@@ -362,7 +362,7 @@ def safetensors_header(entry: object) -> bytes:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of Git LFS"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "none of the formats"),
         (archive_of("a.txt", b"text"), "a zip archive of something else"),
-        (of_objects(), "cut short or damaged.*allow_pickle"),
+        (of_objects(), "its a.npy is an array of object; weights are arrays of plain numbers"),
         (pickle.dumps([1, 2, 3]), "it holds a list, not weights by name"),
         (pickle.dumps({"a": {"b": 1}}), "its entry 'a' is no tensor"),
         (pickle.dumps({1: np.ones(1)}), "its entry 1 is no tensor"),

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Names that an error lists of each kind.
 _LISTED = 10
+_SKIP = "--config.init.skip_mismatched=True starts those fresh and keeps the rest, as for other classes."
+_WHOLE = "Take the configuration that these weights were trained with; train.py can start from them for other classes."
 
 
 def load_weights(
@@ -79,7 +81,7 @@ def load_weights(
             f"{names[path]}  {np.shape(entries[names[path]])}  {origin.their_shape(config.model, path, wanted[path].shape)}"
             for path in mismatched
         ]
-        raise WeightsError(_explain(named, config, origin, [names[path] for path in absent], left_over, shapes))
+        raise WeightsError(_explain(named, config, origin, [names[path] for path in absent], left_over, shapes, to_train=not whole))
     fresh = [path for path in wanted if path not in found or path in mismatched]
     # A copy of each: what a file is mapped to must not live on in the variables.
     filled = {path: jax.device_put(np.array(found[path], np.float32, order="C")) for path in wanted if path not in fresh}
@@ -111,7 +113,8 @@ def load_detector(
     if config_file is None and not path.is_file():
         raise ConfigError(f"There is no {path}; give a run folder of train.py, or say --config FILE for weights in a file.")
     config = load_config(config_file or path, overrides)
-    return config, load_weights(checkpoint, config, step=step, whole=True)
+    # What starts fresh learns in training; here it would be taken for what was learned.
+    return config, load_weights(checkpoint, config, step=step, skip_mismatched=False, whole=True)
 
 
 def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +148,14 @@ def _refuse(source: str | None, config: Config, origin: Origin, disagreements: S
 
 
 def _explain(
-    source: str | None, config: Config, origin: Origin, absent: Sequence[str], left_over: Sequence[str], shapes: Sequence[str]
+    source: str | None,
+    config: Config,
+    origin: Origin,
+    absent: Sequence[str],
+    left_over: Sequence[str],
+    shapes: Sequence[str],
+    *,
+    to_train: bool,
 ) -> str:
     def rows(title: str, lines: Sequence[str]) -> list[str]:
         more = [f"  ... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
@@ -160,6 +170,6 @@ def _explain(
             *rows("Missing there, with the nearest name without a place here", missing),
             *rows("There, and without a place here", left_over),
             *rows("Other shapes, there and here", shapes),
-            *(["--config.init.skip_mismatched=True starts those fresh and keeps the rest, as for other classes."] if shapes else []),
+            *([_SKIP if to_train else _WHOLE] if shapes else []),
         ]
     )

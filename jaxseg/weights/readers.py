@@ -1,5 +1,7 @@
 """Files of weights, whoever wrote them, as a flat mapping from their own names to arrays."""
 
+import io
+import math
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -9,10 +11,11 @@ from typing import Any
 import flax
 import numpy as np
 
+from jaxseg.errors import shortened
 from jaxseg.weights import pytorch, run_folder
 from jaxseg.weights.files import WeightsError
 from jaxseg.weights.safetensors import read_safetensors
-from jaxseg.weights.unpickle import Array, Malformed, Tensor, unpickle
+from jaxseg.weights.unpickle import Array, Malformed, Tensor, plain, reason, sizes, unpickle
 
 # Under which a file may keep the weights beside other things: trainers' checkpoints, the model zoos of detectron2 and Detectron.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "blobs")
@@ -22,13 +25,15 @@ _IMPOSTORS = {
     b"<": "it is a web page, not weights; download it again, perhaps after signing in",
     b"version https://git-lfs": "it is a pointer of Git LFS, not weights; fetch it with `git lfs pull`",
 }
+# Characters in the head of an array, about 120 in NumPy's; and of a tensor's name.
+_MAX_HEAD, _MAX_NAME = 1000, 500
 
 
 def read_weights(path: str | Path, *, step: str | int = "best") -> dict[str, np.ndarray]:
     """The arrays of a file or run folder, by their names there. The format is told from the content, not from the name.
 
     Arrays of `.pth` and `.safetensors` files are views of the file, mapped into memory: take what is needed, and copy it.
-    Nothing that a pickle asks for is run.
+    Nothing that a pickle asks for is run, and no file, however it was made, takes more than four times its size and 100 MB of memory.
 
     Args:
         path: of a file in one of the formats of the README, or of a run folder.
@@ -41,7 +46,7 @@ def read_weights(path: str | Path, *, step: str | int = "best") -> dict[str, np.
     path = Path(path)
     if path.is_dir():
         return flax.traverse_util.flatten_dict(run_folder.read_run(path, step), sep="/")
-    if not path.exists():
+    if not path.is_file():
         raise WeightsError(f"There are no weights at {path}; give {_FORMATS}.")
     try:
         return _arrays(_read(path))
@@ -51,6 +56,9 @@ def read_weights(path: str | Path, *, step: str | int = "best") -> dict[str, np.
         raise WeightsError(f"{path} cannot be loaded: it is damaged and describes {error}.") from None
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror or error}).") from None
+    # What is damaged raises what the module that reads it likes.
+    except Exception as error:
+        raise WeightsError(f"{path} cannot be loaded: it is cut short or damaged ({reason(error)}).") from None
 
 
 def _read(path: Path) -> Any:
@@ -75,20 +83,29 @@ def _read(path: Path) -> Any:
 
 
 def _read_archive(path: Path) -> Any:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if any(name.split("/")[1:] == ["data.pkl"] for name in names):
-                return pytorch.read_zip(path, archive)
-            if not names or not all(name.endswith(".npy") for name in names):
-                raise WeightsError("it is a zip archive of something else; one of torch.save holds data.pkl, one of NumPy .npy files.")
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except WeightsError:
-        raise
-    # A damaged archive raises what the module that reads it likes; so does an array of objects.
-    except Exception as error:
-        raise WeightsError(f"it is cut short or damaged, or encrypted ({error or type(error).__name__}).") from None
+    with pytorch.open_archive(path) as archive:
+        names = archive.namelist()
+        if any(name.split("/")[1:] == ["data.pkl"] for name in names):
+            return pytorch.read_zip(path, archive)
+        if not names or not all(name.endswith(".npy") for name in names):
+            raise WeightsError("it is a zip archive of something else; one of torch.save holds data.pkl, one of NumPy .npy files.")
+        pytorch.check_unpacked(path, sum(info.file_size for info in archive.infolist()))
+        return {info.filename.removesuffix(".npy"): _array(archive, info) for info in archive.infolist()}
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """An entry of a .npz. NumPy reads the head only, for it trusts the sizes there."""
+    data = pytorch.unpacked(archive, info)
+    head = io.BytesIO(data[: 2 * _MAX_HEAD].data)
+    if np.lib.format.read_magic(head) != (1, 0):
+        raise WeightsError(f"its {plain(info.filename)} is no array of plain numbers.")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(head, max_header_size=_MAX_HEAD)
+    if dtype.kind not in "biufcSU" or not dtype.itemsize:
+        raise WeightsError(f"its {plain(info.filename)} is an array of {plain(str(dtype))}; weights are arrays of plain numbers.")
+    count = math.prod(sizes(shape))
+    if count * dtype.itemsize > data.size - head.tell():
+        raise WeightsError(f"it is damaged: the numbers of {plain(info.filename)} are too few.")
+    return np.frombuffer(data, dtype, count, head.tell()).reshape(shape, order="F" if fortran else "C")
 
 
 def _arrays(tree: Any) -> dict[str, np.ndarray]:
@@ -101,6 +118,8 @@ def _arrays(tree: Any) -> dict[str, np.ndarray]:
     for name, value in tree.items():
         value = value.array() if isinstance(value, Tensor | Array) else value
         if not isinstance(name, str) or not isinstance(value, np.ndarray):
-            raise WeightsError(f"its entry {name!r} is no tensor; a file of weights holds tensors by name.")
+            raise WeightsError(f"its entry {shortened(name)} is no tensor; a file of weights holds tensors by name.")
+        if len(name) > _MAX_NAME or not name.isprintable():
+            raise WeightsError(f"its entry {shortened(name)} has no name of a tensor, which is short and can be printed.")
         arrays[name] = value
     return arrays

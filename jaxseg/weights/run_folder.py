@@ -2,10 +2,13 @@
 
 A run folder holds `config.json`, `checkpoints/<step>/` and `evaluations.json` (AP by step: of masks, or of boxes where
 the detector has no masks). A checkpoint has the items
-`variables` and `ema`, which are all that detecting needs, and others for going on with training.
+`variables` and `ema`, which are all that detecting needs, and others for going on with training; and `checksums.json`, for a disk
+or a copy may change a bit that nothing else would notice.
 """
 
 import json
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,52 @@ import jax
 import numpy as np
 
 from jaxseg.errors import UserError
+from jaxseg.files import read_json
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 EVALUATIONS = "evaluations.json"
+CHECKSUMS = "checksums.json"
+# Bytes of a file that are looked at together.
+_PORTION = 1 << 20
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message names the folder and what would be right."""
+
+
+class DamagedError(Exception):
+    """A file of a checkpoint is not what was saved."""
+
+
+def write_checksums(checkpoint: Path) -> None:
+    """Notes the CRC-32 of every file of a checkpoint's items, in a file of the checkpoint."""
+    files = sorted(path for path in checkpoint.glob("*/**/*") if path.is_file())
+    sums = {path.relative_to(checkpoint).as_posix(): _checksum(path) for path in files}
+    (checkpoint / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+
+
+def check_files(checkpoint: Path, items: Sequence[str]) -> None:
+    """Compares the files of some items with the checksums; checkpoints from before there were any pass.
+
+    Raises:
+        DamagedError: a file is missing or differs.
+    """
+    if not (checkpoint / CHECKSUMS).is_file():
+        return
+    sums = read_json(checkpoint / CHECKSUMS, CheckpointError)
+    for name, expected in sums.items():
+        path = checkpoint / name
+        if name.partition("/")[0] in items and (not path.is_file() or _checksum(path) != expected):
+            raise DamagedError(f"its file {name} is not what was saved, by its checksum")
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while portion := file.read(_PORTION):
+            value = zlib.crc32(portion, value)
+    return value
 
 
 def best_step(steps: Sequence[int], average_precision: Mapping[int, float]) -> int | None:
@@ -30,9 +71,19 @@ def best_step(steps: Sequence[int], average_precision: Mapping[int, float]) -> i
 
 
 def read_evaluations(run_folder: Path) -> dict[int, float]:
-    """AP by step, as far as the run was evaluated."""
+    """AP by step, as far as the run was evaluated.
+
+    Raises:
+        CheckpointError: the file that holds them is damaged.
+    """
     path = run_folder / EVALUATIONS
-    return {int(step): float(value) for step, value in json.loads(path.read_text()).items()} if path.is_file() else {}
+    values = read_json(path, CheckpointError) if path.is_file() else {}
+    good = isinstance(values, dict) and all(
+        step.isdecimal() and isinstance(value, int | float) and math.isfinite(value) for step, value in values.items()
+    )
+    if not good:
+        raise CheckpointError(f"{path} is damaged: it does not hold an AP by step; remove it, and the run is evaluated anew.")
+    return {int(step): float(value) for step, value in values.items()}
 
 
 def read_run(run_folder: str | Path, step: str | int = "best") -> dict[str, Any]:
@@ -46,7 +97,7 @@ def read_run(run_folder: str | Path, step: str | int = "best") -> dict[str, Any]
         `{"params": ..., "batch_stats": ...}` in NumPy arrays.
 
     Raises:
-        CheckpointError: where there is no such checkpoint.
+        CheckpointError: where there is no such checkpoint, or it cannot be read.
     """
     # Orbax takes a while to import, and a file of weights needs none of it.
     import orbax.checkpoint as ocp
@@ -65,12 +116,28 @@ def read_run(run_folder: str | Path, step: str | int = "best") -> dict[str, Any]
     handler = ocp.StandardCheckpointHandler()
 
     def read(item: str) -> Any:
+        check_files(chosen, [item])
         saved = handler.metadata(chosen / item).tree
         # A template of NumPy arrays makes each process read for itself, whatever devices wrote.
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
         return handler.restore(chosen / item, args=ocp.args.StandardRestore(template))
 
-    variables = dict(read("variables"))
-    if (chosen / "ema").is_dir():
-        variables["params"] = read("ema")
+    try:
+        variables = dict(read("variables"))
+        if (chosen / "ema").is_dir():
+            variables["params"] = read("ema")
+    # The storage below Orbax raises what it likes for a file that is cut short.
+    except Exception as error:
+        others = [str(number) for number in steps if number != names[str(step)]]
+        remedy = f"--step takes another, of {', '.join(others)}" if others else "there is no other one"
+        raise CheckpointError(f"{chosen} cannot be read ({why(error)}); {remedy}.") from None
     return variables
+
+
+def why(error: Exception) -> str:
+    """What an error of the storage says, in a few words: the full disk, where there is one in its many lines."""
+    text = str(error)
+    if "No space left on device" in text:
+        return "there is no space left on the disk"
+    first = text.splitlines()[0][:200] if text else "no reason is given"
+    return first if isinstance(error, DamagedError | CheckpointError | OSError) else f"{type(error).__name__}: {first}"

@@ -8,11 +8,14 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxseg.errors import shortened
 from jaxseg.weights.files import WeightsError, replacing
+from jaxseg.weights.unpickle import Malformed, plain, sizes, wholes
 
 _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -28,31 +31,52 @@ _DTYPES: dict[str, np.dtype] = {
 }
 
 
+# Of a header, which has about 120 bytes for each tensor; as Python objects it can take 40 times as many.
+_MAX_HEADER = 2**21
+
+
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file, views of it.
 
     Raises:
         WeightsError: in a sentence that begins with "it".
     """
-    mapped = np.memmap(path, np.uint8, "r")
-    (length,) = struct.unpack("<Q", bytes(mapped[:8]))
-    numbers = mapped[8 + length :]
+    mapped = np.asarray(np.memmap(path, np.uint8, "r"))
     try:
-        header = json.loads(bytes(mapped[8 : 8 + length]))
+        header, numbers = _split(mapped)
         header.pop("__metadata__", None)
-        arrays = {}
-        for name, entry in header.items():
-            dtype, shape, (start, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-            if not 0 <= start <= end <= numbers.size or end - start != math.prod(shape) * dtype.itemsize:
-                raise WeightsError(f"it is cut short or damaged: the numbers of {name} are not there.")
-            arrays[name] = numbers[start:end].view(dtype).reshape(shape)
+        return {name: _array(name, entry, numbers) for name, entry in header.items()}
+    except WeightsError:
+        raise
     except KeyError as error:
-        raise WeightsError(f"it is damaged, or has numbers of a type that is not read: {error}.") from None
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, WeightsError):
-            raise
+        raise WeightsError(f"it is damaged, or has numbers of a type that is not read: {shortened(error.args[0])}.") from None
+    except (ValueError, TypeError, AttributeError, RecursionError, Malformed):
         raise WeightsError("it is cut short or damaged: its header is not valid.") from None
-    return arrays
+
+
+def _split(mapped: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """The header and the numbers behind it."""
+    length = int.from_bytes(bytes(mapped[:8]), "little")
+    if length > mapped.size - 8:
+        raise WeightsError("it is cut short or damaged: its header does not end.")
+    if length > _MAX_HEADER:
+        raise WeightsError(f"it has a header of {length / 1e6:,.1f} MB, too long for weights; 2 MB are room for over ten thousand tensors.")
+    return json.loads(bytes(mapped[8 : 8 + length]), object_pairs_hook=_object), mapped[8 + length :]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, which has each name once."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise WeightsError("it is damaged: a name is in its header twice.")
+    return made
+
+
+def _array(name: str, entry: Any, numbers: np.ndarray) -> np.ndarray:
+    dtype, shape, (start, end) = _DTYPES[entry["dtype"]], sizes(entry["shape"]), wholes(entry["data_offsets"])
+    if not start <= end <= numbers.size or end - start != math.prod(shape) * dtype.itemsize:
+        raise WeightsError(f"it is cut short or damaged: the numbers of {plain(name)} are not there.")
+    return numbers[start:end].view(dtype).reshape(shape)
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
