@@ -1,16 +1,20 @@
 """Evaluates a detector, draws what it finds in pictures, or times it: python eval.py --checkpoint RUN_OR_FILE [--images PICTURES]"""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
+from jaxseg.command_line import run_command
 from jaxseg.commands import run
 from jaxseg.config import parse_config_flags
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command; 0 when all is done, 2 when the user's input cannot be used."""
+    """Runs the command; 0 when all is done, else what `run_command` says."""
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="eval.py",
         usage="python eval.py --checkpoint RUN_OR_FILE [--config FILE] [--images PICTURES] [options]",
@@ -27,18 +31,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--top_k", type=int, help="keep so many objects of a picture, 0 keeps all (default: 0; for drawings 15)")
     parser.add_argument("--nms", choices=("fast", "cross_class", "greedy"), help="of YOLACT, instead of the config's")
     parser.add_argument("--limit", type=int, default=0, help="look at the first so many pictures, 0 at all (default)")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    try:
-        overrides, others = parse_config_flags(arguments)
-        options = parser.parse_args(others)
-        logging.getLogger("jaxseg").setLevel(logging.INFO)
-        run(overrides=overrides, **vars(options))
-    except ValueError as error:
-        if not type(error).__module__.startswith("jaxseg."):
-            raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    overrides, others = parse_config_flags(arguments)
+    run(overrides=overrides, **vars(parser.parse_args(others)))
 
 
 if __name__ == "__main__":

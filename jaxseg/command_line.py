@@ -16,6 +16,9 @@ _DISK_ERRNOS = {
     for name in ("EACCES", "EDQUOT", "EEXIST", "EIO", "EISDIR", "ENAMETOOLONG", "ENOENT", "ENOSPC", "ENOTDIR", "EPERM", "EROFS", "EMFILE")
 }
 
+# Of a full disk, Orbax and its event loops log each array by itself with its stack, 800 lines around the sentence that counts.
+_TALKATIVE = ("absl", "asyncio")
+
 
 def run_command(body: Callable[[], int | None], *, log_to_stdout: bool = False) -> int:
     """Runs a command's body with jaxseg's log as plain lines, and answers every end that a user can cause with one sentence.
@@ -34,6 +37,8 @@ def run_command(body: Callable[[], int | None], *, log_to_stdout: bool = False) 
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout if log_to_stdout else sys.stderr, force=True)
     logging.getLogger("jaxseg").setLevel(logging.INFO)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return body() or 0
     except UserError as error:

@@ -7,10 +7,16 @@ class UserError(ValueError):
     """Something that the user gave cannot be used; the message is one sentence on what is wrong and what would be right."""
 
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxtuple = _REPR.maxlist = 100
+_REPR.maxlevel = 3
+
+
 def shortened(value: object) -> str:
-    """`repr` of a value from a file, a few dozen characters of it however large, deep or odd the value is."""
+    """`repr` of a value that a user gave, bounded however large, deep or odd the value is."""
     try:
-        return reprlib.repr(value)
+        return _REPR.repr(value)[:500]
     # Python refuses to print whole numbers of over 4,300 digits.
     except ValueError:
         return f"a {type(value).__name__} of very many digits"

@@ -182,7 +182,7 @@ def tiny_parts(data: TinyData):
         "init_variables": init_tiny,
         "trainable": trainable_tiny,
         "open_dataset": lambda config, split: data,
-        "resolve_classes": lambda config: config,
+        "resolve_classes": lambda config, dataset: config,
         "training_iterator": data.iterator,
     }
     with contextlib.ExitStack() as stack:

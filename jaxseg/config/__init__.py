@@ -1,6 +1,7 @@
 """Typed configuration: dataclasses, files with a `get_config()`, and dotted overrides."""
 
 from jaxseg.config.experiment import (
+    MAX_STEPS,
     MIRROR_ONLY,
     RCNN_1X,
     AugmentConfig,
@@ -29,13 +30,14 @@ from jaxseg.config.rcnn import (
     RoiConfig,
     RpnConfig,
 )
-from jaxseg.config.values import ConfigError, from_dict, show, to_dict
+from jaxseg.config.values import ConfigError, from_dict, show, show_differences, to_dict
 
 __all__ = [
     "DARKNET53",
     "DETECTRON2",
     "IMAGENET_RESNET50",
     "MASKRCNN_BENCHMARK",
+    "MAX_STEPS",
     "MIRROR_ONLY",
     "MMDETECTION",
     "MSRA_RESNET50",
@@ -67,5 +69,6 @@ __all__ = [
     "override",
     "parse_config_flags",
     "show",
+    "show_differences",
     "to_dict",
 ]

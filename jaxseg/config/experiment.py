@@ -6,9 +6,9 @@ A config file is short: it says how an experiment differs from the defaults belo
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +17,16 @@ from jaxseg.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from jaxseg.config.models import YolactConfig
 from jaxseg.config.rcnn import RcnnConfig, RetinaNetConfig
 from jaxseg.config.values import ConfigError, from_dict, replace_key, require
+from jaxseg.errors import shortened
+from jaxseg.files import read_json
 
 ModelConfig = YolactConfig | RcnnConfig | RetinaNetConfig
+
+# Steps are counted in 32 bits, and seeds have as many.
+MAX_STEPS = 2**31 - 1
+MAX_SEED = 2**32 - 1
+# Of one host; more is a typing error.
+MAX_WORKERS = 1024
 
 # The folder that holds the jaxseg package.
 REPOSITORY = Path(__file__).parents[2]
@@ -67,8 +75,10 @@ class DataConfig:
 
     def validate(self, key: str) -> None:
         require(self.max_objects >= 1, f"{key}.max_objects", self.max_objects, "at least 1")
-        for name in ("workers", "limit_images"):
-            require(getattr(self, name) >= 0, f"{key}.{name}", getattr(self, name), "0 or more")
+        require(0 <= self.workers <= MAX_WORKERS, f"{key}.workers", self.workers, f"0 to {MAX_WORKERS} processes")
+        require(self.limit_images >= 0, f"{key}.limit_images", self.limit_images, "0 or more")
+        repeated = [name for name, count in collections.Counter(self.class_names).items() if count > 1]
+        require(not repeated, f"{key}.class_names", self.class_names, f"distinct names; {shortened(repeated)} stands there more than once")
         require(
             len(self.class_names) == len(self.category_ids),
             f"{key}.category_ids",
@@ -142,22 +152,27 @@ class TrainConfig:
     draw_images: int = 4
 
     def validate(self, key: str) -> None:
-        for name in ("batch_size", "steps", "log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
+        for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             require(getattr(self, name) >= 1, f"{key}.{name}", getattr(self, name), "at least 1")
-        for name in ("seed", "weight_decay", "warmup_steps", "warmup_learning_rate", "autoscale_batch_size", "clip_norm"):
+        require(1 <= self.steps <= MAX_STEPS, f"{key}.steps", self.steps, f"at least 1 and at most {MAX_STEPS}")
+        require(0 <= self.seed <= MAX_SEED, f"{key}.seed", self.seed, f"0 or more and at most {MAX_SEED}")
+        for name in ("warmup_steps", "epochs"):
+            require(0 <= getattr(self, name) <= MAX_STEPS, f"{key}.{name}", getattr(self, name), f"0 or more and at most {MAX_STEPS}")
+        for name in ("weight_decay", "warmup_learning_rate", "autoscale_batch_size", "clip_norm"):
             require(getattr(self, name) >= 0, f"{key}.{name}", getattr(self, name), "0 or more")
-        for name in ("evaluate_every", "evaluate_images", "draw_images", "epochs"):
+        for name in ("evaluate_every", "evaluate_images", "draw_images"):
             require(getattr(self, name) >= 0, f"{key}.{name}", getattr(self, name), "0 or more")
         for name in ("learning_rate", "bias_rate_factor"):
             require(getattr(self, name) > 0, f"{key}.{name}", getattr(self, name), "above 0")
-        require(0 <= self.warmup_factor <= 1, f"{key}.warmup_factor", self.warmup_factor, "between 0 and 1")
+        for name in ("warmup_factor", "decay_factor"):
+            require(0 <= getattr(self, name) <= 1, f"{key}.{name}", getattr(self, name), "between 0 and 1")
         for name in ("momentum", "ema_decay"):
             require(0 <= getattr(self, name) < 1, f"{key}.{name}", getattr(self, name), "at least 0 and under 1")
         require(
-            list(self.decay_steps) == sorted(set(self.decay_steps)),
+            list(self.decay_steps) == sorted(set(self.decay_steps)) and all(0 <= step <= MAX_STEPS for step in self.decay_steps),
             f"{key}.decay_steps",
             self.decay_steps,
-            "distinct steps in ascending order",
+            f"distinct steps from 0 to {MAX_STEPS} in ascending order",
         )
         within = all(0 < epoch < self.epochs for epoch in self.decay_epochs)
         require(
@@ -242,10 +257,10 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         near = sorted(p.name for p in (path.parent if path.parent.is_dir() else REPOSITORY / "configs").glob("*.py"))
         raise ConfigError(f"There is no config file {path}; the files beside it are: {', '.join(near) or 'none'}.")
     if found.suffix == ".json":
-        try:
-            config = from_dict(Config, json.loads(found.read_text()))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{found} is not valid JSON: {error}.") from None
+        content = read_json(found, ConfigError)
+        if not isinstance(content, Mapping):
+            raise ConfigError(f"{found} holds a {type(content).__name__}; a saved configuration is an object with keys and values.")
+        config = from_dict(Config, content)
     else:
         config = _run_config_file(found)
     overrides = dict(overrides or {})

@@ -10,10 +10,15 @@ Where the network's input has several shapes (`jaxseg.data.shape_groups`), each 
 import dataclasses
 import functools
 import logging
+import math
+import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from typing import Any, Self
 
 import cv2
@@ -24,7 +29,7 @@ from absl import flags
 from jaxtyping import Int64
 from numpy import ndarray
 
-from jaxseg.config import AugmentConfig, Config
+from jaxseg.config import AugmentConfig, Config, ConfigError
 from jaxseg.data.coco import open_dataset
 from jaxseg.data.dataset import DataError, InstanceDataset, Sample
 from jaxseg.data.placement import training_picture
@@ -32,6 +37,7 @@ from jaxseg.data.resize import fit_picture
 from jaxseg.data.shape_groups import ShapeGroups, ShapeStreams, shuffled_slots
 from jaxseg.data.targets import View, no_targets, to_targets, visible_objects
 from jaxseg.data.transforms import draw_augmentation, to_uint8, warp_image
+from jaxseg.memory import require_memory
 from jaxseg.structures import Batch, InputSpec, Targets
 
 logger = logging.getLogger("jaxseg")
@@ -43,6 +49,10 @@ LOGGED_IMAGES = 20
 # Batches a worker process, or the thread that stands in for it, makes ahead.
 BATCHES_AHEAD = 2
 EVALUATION_THREADS = 4
+# They reach a whole group of processes: Ctrl-C, a closed terminal, the end of a job.
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+# Deaths of worker processes, with no batch in between, after which the run gives up.
+WORKER_RESTARTS = 3
 
 
 @dataclasses.dataclass
@@ -137,9 +147,7 @@ class TrainingIterator:
         return self
 
     def __next__(self) -> Batch:
-        if self._batches is None:
-            self._batches = iter(self._pipeline())
-        element = next(self._batches)
+        element = self._next_element()
         self._images_seen += self._batch_size
         self._note(element["broken"], element["left_out"])
         arrays = element["arrays"]
@@ -147,6 +155,37 @@ class TrainingIterator:
             # Out of the memory shared with the worker, which is gone when this array is: devices may keep what they are given.
             arrays = jax.tree.map(np.array, arrays)
         return Batch(**{**arrays, "targets": Targets(**arrays["targets"])})
+
+    def _next_element(self) -> Any:
+        """The next batch; worker processes that died, for instance for want of memory, are started again at the same place."""
+        for _ in range(WORKER_RESTARTS):
+            try:
+                return self._first_element() if self._batches is None else next(self._batches)
+            except RuntimeError as error:
+                # What Grain says of a process that ended by a signal.
+                if "terminated unexpectedly" not in str(error):
+                    raise
+                reason = str(error).split(". ")[0]
+                logger.warning("%s; the worker processes of the data start again at the same batch.", reason)
+                self.close()
+        raise DataError(
+            f"The worker processes of the data ended {WORKER_RESTARTS} times in a row ({reason}), "
+            f"perhaps for want of memory; try fewer of them than data.workers = {self._workers}."
+        )
+
+    def _first_element(self) -> Any:
+        """Starts the stream; its threads and processes do not hear what ends the run, which decides itself what happens to them."""
+        self._batches = iter(self._pipeline())
+        if not self._workers:
+            return next(self._batches)
+        # It would make the thread below hear again.
+        resource_tracker.ensure_running()
+        # Which signals are heard is handed on to threads, and from these to processes, when they are made.
+        starter = ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, _ENDING_SIGNALS))
+        try:
+            return starter.submit(next, self._batches).result()
+        finally:
+            starter.shutdown(wait=False)
 
     def get_state(self) -> dict[str, int]:
         """Where the stream is: the images that all processes together have been given."""
@@ -213,6 +252,22 @@ class TrainingIterator:
                     self._loader.max_objects,
                 )
             self.overfull_images[index] = max(surplus, self.overfull_images.get(index, 0))
+
+
+def check_batch_memory(spec: InputSpec, batch_size: int, max_objects: int, key: str, *, bytes_per_color: int = 1) -> None:
+    """Raises ConfigError where one batch of this process would not fit into half of the machine's memory.
+
+    Args:
+        spec: the sizes the detector wants.
+        batch_size: images of this process.
+        max_objects: rows of ground truth an image.
+        key: of the configuration, that says how many images.
+        bytes_per_color: 1 in training, 4 in evaluation.
+    """
+    masks = max_objects * math.prod(spec.mask_size or (0,)) // 8
+    semantic = spec.num_classes * math.prod(spec.semantic_size or (0,)) // 8
+    image = max(map(math.prod, spec.image_sizes)) * 3 * bytes_per_color + masks + semantic
+    require_memory(batch_size * image, f"A batch of {batch_size} images ({key})", "use fewer or smaller ones", ConfigError, 0.5)
 
 
 def training_iterator(
@@ -322,9 +377,16 @@ def _collate(examples: list[_Example]) -> Batch:
 
 def _start_worker(index: int, count: int) -> None:
     """Before the first batch of worker `index` of `count`."""
-    # The run's own process decides what Ctrl-C means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # The workers are the threads.
     cv2.setNumThreads(0)
     # Should anything in here ask for a device, it must not be the accelerator that the run holds.
     jax.config.update("jax_platforms", "cpu")
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the run's own process is gone, however that ended: nobody else would tell it to."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -4,10 +4,13 @@ A run folder holds `config.json`, `checkpoints/<step>/` and `evaluations.json` (
 `variables`, `ema`, `optimizer` and `data`, so that detecting needs the first two only.
 """
 
+import contextlib
+import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,20 @@ from orbax.checkpoint.checkpoint_managers import LatestN, PreservationPolicy
 
 from jaxseg.config import Config, ConfigError, load_config, to_dict
 from jaxseg.files import write_text
+from jaxseg.memory import in_units
 from jaxseg.training.optimizer import Tree
 from jaxseg.training.step import TrainState
-from jaxseg.weights.run_folder import CHECKPOINTS, CONFIG, EVALUATIONS, CheckpointError, best_step, read_evaluations
+from jaxseg.weights.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    EVALUATIONS,
+    CheckpointError,
+    best_step,
+    check_files,
+    read_evaluations,
+    why,
+    write_checksums,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +64,25 @@ class Checkpoints:
             self._folder / CHECKPOINTS,
             # What a killed process left half-written has a name of its own, and goes now.
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_LastAndBest(keep, self.average_precision), cleanup_tmp_directories=True
+                preservation_policy=_LastAndBest(keep, self.average_precision),
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             ),
             item_handlers={"variables": arrays(), "ema": arrays(), "optimizer": arrays(), "data": text()},
         )
+        self._saving = -1
 
     def save(self, state: TrainState, data_state: Any) -> None:
-        """Saves the state under its step, with the data iterator's position: JSON, the same for all processes."""
+        """Saves the state under its step, with the data iterator's position: JSON, the same for all processes.
+
+        Raises:
+            CheckpointError: it, or the one before, cannot be written.
+        """
         step = int(state.step)
+        self._wait()
         if step in self._manager.all_steps():
             return
+        self._saving = step
         items: dict[str, ocp.args.CheckpointArgs] = {
             "variables": ocp.args.StandardSave({"params": state.params, "batch_stats": state.batch_stats}),
             "optimizer": ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step, "rng": state.rng}),
@@ -67,7 +90,37 @@ class Checkpoints:
         }
         if state.ema_params is not None:
             items["ema"] = ocp.args.StandardSave(state.ema_params)
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        with self._told():
+            self._check_space(state)
+            self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def _check_space(self, state: TrainState) -> None:
+        """Asks before writing, for the threads that write would each tell of a full disk in their own way."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise OSError(f"there is no space left on the disk: it takes {in_units(needed)}, and {in_units(free)} are free")
+
+    def _seal(self) -> None:
+        """Adds the checksums: called in the background, when all of a checkpoint is written and it has its temporary name yet."""
+        if jax.process_index() == 0:
+            for folder in (self._folder / CHECKPOINTS).glob(f"{self._saving}.*"):
+                write_checksums(folder)
+
+    def _wait(self) -> None:
+        with self._told():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Says in one sentence that a checkpoint cannot be written."""
+        try:
+            yield
+        except Exception as error:
+            raise CheckpointError(
+                f"The checkpoint of step {self._saving} cannot be written to {self._folder / CHECKPOINTS} ({why(error)}); "
+                "the same command goes on from the one before, when that is put right."
+            ) from error
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Any] | None:
         """The newest checkpoint that can be read, or None where there is none.
@@ -92,7 +145,7 @@ class Checkpoints:
             # The storage below Orbax raises what it likes for a file that is cut short.
             except Exception as error:
                 folder = self._folder / CHECKPOINTS / str(step)
-                reason = f"{folder} cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+                reason = f"{folder} cannot be read ({why(error)})"
                 if jax.process_count() > 1 or step == steps[-1]:
                     raise CheckpointError(f"{reason}; move that folder away to go on without it.") from error
                 logger.warning("%s; it is renamed to %s.unreadable, and the run goes on from the one before it", reason, step)
@@ -110,6 +163,7 @@ class Checkpoints:
         folder = self._folder / CHECKPOINTS / str(step)
         variables = {"params": abstract.params, "batch_stats": abstract.batch_stats}
         optimizer = {"opt_state": abstract.opt_state, "step": abstract.step, "rng": abstract.rng}
+        check_files(folder, ("variables", "ema", "optimizer", "data"))
         metadata = self._manager.item_metadata(step)
         _check_shapes(folder, metadata["variables"].tree, variables, "the model of this configuration")
         _check_shapes(
@@ -143,9 +197,17 @@ class Checkpoints:
             write_text(self._folder / EVALUATIONS, json.dumps(self.average_precision, indent=1))
 
     def close(self) -> None:
-        """Waits for the last save and raises what went wrong in the background."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the last save.
+
+        Raises:
+            CheckpointError: it went wrong in the background.
+        """
+        try:
+            self._wait()
+        finally:
+            # After a save that failed it raises that again.
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
 
 class _LastAndBest(PreservationPolicy):
@@ -190,7 +252,8 @@ def check_same_run(run_folder: Path, config: Config) -> list[str]:
     if not path.is_file():
         return []
     old, new = _flat(to_dict(load_config(path))), _flat(to_dict(config))
-    differing = [key for key in new if old.get(key) != new[key]]
+    # What is saved says of the last what it is for the next, see `save_config`.
+    differing = [key for key in new if old.get(key) != new[key] and key != "init.skip_mismatched"]
     refused = [key for key in differing if not key.startswith(_FREE_KEYS)]
     if refused:
         # Another kind of model has other keys.
@@ -203,7 +266,11 @@ def check_same_run(run_folder: Path, config: Config) -> list[str]:
 
 
 def save_config(run_folder: Path, config: Config) -> None:
-    """Writes config.json, which `jaxseg.load_config` reads."""
+    """Writes config.json, which `jaxseg.load_config` reads.
+
+    It does not carry `init.skip_mismatched` on, which was for the weights that this run started from, and for no others.
+    """
+    config = dataclasses.replace(config, init=dataclasses.replace(config.init, skip_mismatched=False))
     write_text(run_folder / CONFIG, json.dumps(to_dict(config), indent=2) + "\n")
 
 

@@ -1,6 +1,7 @@
 """Training from start to end: start-up lines, steps, records, evaluations, checkpoints, and going on after any kind of stop."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -10,18 +11,21 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxseg.config import Config, TrainConfig, show
+from jaxseg.config import MAX_STEPS, Config, ConfigError, TrainConfig, show, show_differences
 from jaxseg.data.coco import InstanceDataset, open_dataset, resolve_classes
-from jaxseg.data.pipeline import training_iterator
+from jaxseg.data.pipeline import check_batch_memory, training_iterator
 from jaxseg.errors import UserError
 from jaxseg.evaluation.coco_metrics import main_metric
 from jaxseg.models import build_model, init_variables, trainable
 from jaxseg.ops.implementation import require_implementation
+from jaxseg.structures import Batch
 from jaxseg.training.checkpoint import Checkpoints, check_same_run, save_config
-from jaxseg.training.interruption import Agreement, Interruption
+from jaxseg.training.interruption import Agreement, Interrupted, Interruption
 from jaxseg.training.metrics import MetricsWriter, MovingAverages, progress_line
 from jaxseg.training.optimizer import Tree, autoscaled, in_steps, make_optimizer
+from jaxseg.training.run_lock import locked
 from jaxseg.training.sharding import check_batch_size, make_mesh, replicated, to_global
 from jaxseg.training.step import TrainState, create_state, make_train_step
 from jaxseg.training.validation import Validation
@@ -39,23 +43,23 @@ class TrainingError(UserError):
 
 @dataclasses.dataclass
 class _Pending:
-    """A step under way on the devices, and what the host knows about it; no times, where they would tell of compiling."""
+    """A step under way on the devices, and what the host knows about it; `data_time` is how long it waited for the batch."""
 
     step: int
     scalars: dict[str, jax.Array]
     stop: jax.Array
     indices: np.ndarray
-    times: dict[str, float]
+    data_time: float
 
 
 def train(config: Config, workdir: str | Path) -> dict[str, float]:
     """Trains what `config` describes in the run folder `workdir`, and goes on from there if it holds a run.
 
-    Every process of a run calls it. SIGTERM or Ctrl-C saves a checkpoint and returns.
+    Every process of a run calls it. SIGTERM, Ctrl-C or a closed terminal saves a checkpoint and returns.
 
     Args:
         config: the experiment; empty class names are read from the training annotations.
-        workdir: run folder; the processes of a run share it.
+        workdir: run folder; the processes of a run share it. Another training in it is refused while this one lasts.
 
     Returns:
         averages of the last 100 steps (`loss/<name>`, ...), and the metrics of the last evaluation (`val/mask/AP`, ...), if any.
@@ -63,26 +67,30 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     Raises:
         ConfigError, DataError, WeightsError, CheckpointError, TrainingError: in one sentence, what is wrong and what would be right.
     """
-    config = resolve_classes(config)
-    return _Run(config, Path(workdir).absolute()).train()
+    mesh = make_mesh()
+    check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
+    require_implementation(config.model.implementation, "config.model.implementation")
+    local_batch = config.train.batch_size // jax.process_count()
+    check_batch_memory(build_model(config).input_spec, local_batch, config.data.max_objects, "config.train.batch_size")
+    dataset = open_dataset(config, "train")
+    config = resolve_classes(config, dataset)
+    workdir = Path(workdir).absolute()
+    changes = check_same_run(workdir, config)
+    with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        return _Run(config, workdir, mesh, dataset, changes).train()
 
 
 class _Run:
-    """The parts of one run, wired together."""
+    """The parts of one run, wired together; `changes` are what differs from the run that its folder holds."""
 
-    def __init__(self, config: Config, workdir: Path):
-        self.config, self.workdir = config, workdir
-        self.mesh = make_mesh()
-        check_batch_size(config.train.batch_size, self.mesh, "config.train.batch_size")
-        require_implementation(config.model.implementation, "config.model.implementation")
-        changes = check_same_run(workdir, config)
-        self.dataset: InstanceDataset = open_dataset(config, "train")
+    def __init__(self, config: Config, workdir: Path, mesh: Mesh, dataset: InstanceDataset, changes: list[str]):
+        self.config, self.workdir, self.mesh, self.dataset = config, workdir, mesh, dataset
         validation_set = open_dataset(config, "val") if config.train.evaluate_every else None
-        if jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
 
         # Rates and steps for this batch size.
         self.schedule = in_steps(autoscaled(config.train), len(self.dataset))
+        if self.schedule.steps > MAX_STEPS:
+            raise ConfigError(f"config.train.epochs = {config.train.epochs} are {self.schedule.steps} steps; {MAX_STEPS} are the most.")
         self.model = build_model(config)
         abstract_params = jax.eval_shape(lambda: init_variables(self.model, config))["params"]
         self.trained: Tree = trainable(config, abstract_params)
@@ -103,9 +111,12 @@ class _Run:
         self.checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
         self.state = self._restored_or_new_state()
         self.step = int(self.state.step)
-        # Shapes of images that the step is compiled for, and the step up to which times tell of compiling.
+        self.first_step = self.step + 1
+        # Shapes of images that the step is compiled for, and the last step whose time would tell of compiling.
         self.shapes: set[tuple[int, ...]] = set()
-        self.timed_after = self.step
+        self.untimed_until = self.step
+        # When the step before was seen to be done; None where something else came in between.
+        self.finished_at: float | None = None
         self.writer = MetricsWriter(workdir, self.step) if jax.process_index() == 0 else None
         if jax.process_index() == 0:
             save_config(workdir, config)
@@ -120,7 +131,8 @@ class _Run:
         sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
         learning = sum(size for size, learns in zip(sizes, jax.tree.leaves(self.trained), strict=True) if learns)
         if jax.process_index() == 0:
-            logger.info("%s", show(self.config))
+            keys = len(show(self.config).splitlines())
+            logger.info("%s\n(all %d keys are in config.json of the run folder)", show_differences(self.config), keys)
         logger.info("run folder %s", self.workdir)
         logger.info(
             "process %d of %d: %d of %d devices (%s)",
@@ -156,30 +168,40 @@ class _Run:
     def _first_variables(self) -> dict[str, Tree]:
         if self.config.init.weights:
             logger.info("starts from weights")
-            return load_weights(self.config.init.weights, self.config)
+            return load_weights(self.config.init.weights, self.config, skip_mismatched=self.config.init.skip_mismatched)
         logger.info("starts from nothing")
         return init_variables(self.model, self.config, self.config.train.seed)
 
     def train(self) -> dict[str, float]:
         try:
             with Interruption() as interruption:
-                self._evaluate_if_due()
-                while self.step < self.schedule.steps and not self._advance(interruption):
+                self._evaluate_if_due(interruption)
+                while self.step < self.schedule.steps and not self._wanted_alone(interruption) and not self._advance(interruption):
                     pass
                 self._record_all()
-                if self.step < self.schedule.steps:
-                    self._save()
-                    logger.info("stopped at step %d of %d; the same command goes on from here", self.step, self.schedule.steps)
-                else:
-                    logger.info("trained %d steps", self.step)
-                if self.iterator.broken_images:
-                    logger.warning("%d training images could not be used and were replaced by others", len(self.iterator.broken_images))
+                self._end(interruption)
         finally:
-            self.iterator.close()
-            self.checkpoints.close()
-            if self.writer:
-                self.writer.close()
+            with contextlib.ExitStack() as ends:
+                if self.writer:
+                    ends.callback(self.writer.close)
+                ends.callback(self.checkpoints.close)
+                ends.callback(self.iterator.close)
         return self.averages.means() | self.last_evaluation
+
+    def _end(self, interruption: Interruption) -> None:
+        """Saves, where that is not done, and tells how the run ended."""
+        if self.step < self.schedule.steps or self._wanted_alone(interruption):
+            self._save()
+            logger.info("stopped at step %d of %d; the same command goes on from here", self.step, self.schedule.steps)
+        else:
+            logger.info("trained %d steps", self.step)
+        if self.iterator.broken_images:
+            logger.warning("%d training images could not be used and were replaced by others", len(self.iterator.broken_images))
+
+    @staticmethod
+    def _wanted_alone(interruption: Interruption) -> bool:
+        """Whether to stop now: a process alone needs no agreement."""
+        return interruption.wanted and jax.process_count() == 1
 
     def _advance(self, interruption: Interruption) -> bool:
         """One step, with what is due after it; tells whether the run's processes want to stop."""
@@ -188,36 +210,50 @@ class _Run:
             batch = next(self.iterator)
         except Exception:
             # A scheduler that stops a job may have ended the data's worker processes already.
-            if interruption.wanted and jax.process_count() == 1:
+            if self._wanted_alone(interruption):
                 return True
+            self._rescue()
             raise
-        fetched = time.perf_counter()
-        if batch.images.shape not in self.shapes:
-            self.shapes.add(batch.images.shape)
-            # This step compiles, and the next are over before the devices have begun them.
-            self.timed_after = self.step + _LAG
-        self.state, scalars = self.step_function(self.state, to_global(batch, self.mesh))
-        self.step += 1
-        times: dict[str, float] = {}
-        self.pending.append(_Pending(self.step, scalars, self.agreement.ask(interruption.wanted), np.asarray(batch.indices), times))
-        stop = self._record(self.pending.popleft()) if len(self.pending) > _LAG else False
-        if self.step > self.timed_after:
-            times |= {"data_time": fetched - started, "step_time": time.perf_counter() - started}
+        data_time = time.perf_counter() - started
+        scalars = self._start_step(batch)
+        self.pending.append(_Pending(self.step, scalars, self.agreement.ask(interruption.wanted), np.asarray(batch.indices), data_time))
+        stop = self._record(self.pending.popleft(), timed=True) if len(self.pending) > _LAG else False
         if self.step % self.config.train.checkpoint_every == 0 or self.step == self.schedule.steps or self._evaluation_is_due():
             stop |= self._record_all()
             self._save()
             if not stop:
-                self._evaluate_if_due()
-        # Alone, a process needs no agreement.
-        return stop or (interruption.wanted and jax.process_count() == 1)
+                self._evaluate_if_due(interruption)
+        return stop or self._wanted_alone(interruption)
+
+    def _start_step(self, batch: Batch) -> dict[str, jax.Array]:
+        """Starts a step on the devices; says so where it has to be compiled first."""
+        self.step += 1
+        shape, started = batch.images.shape, time.perf_counter()
+        if shape not in self.shapes:
+            logger.info("compiling the training step for images of %d x %d; it can take minutes", *shape[1:3])
+        self.state, scalars = self.step_function(self.state, to_global(batch, self.mesh))
+        if shape not in self.shapes:
+            logger.info("compiled in %.0f s", time.perf_counter() - started)
+            self.shapes.add(shape)
+            # The devices were done with the steps before, and nobody looked at the clock.
+            self.untimed_until = self.step
+        return scalars
+
+    def _rescue(self) -> None:
+        """Saves what is whole before the run ends by an error of its data; of several processes none can save alone."""
+        if jax.process_count() == 1:
+            self._record_all()
+            self._save()
+            logger.info("saved at step %d of %d before the end", self.step, self.schedule.steps)
 
     def _record_all(self) -> bool:
         stop = False
         while self.pending:
-            stop |= self._record(self.pending.popleft())
+            stop |= self._record(self.pending.popleft(), timed=False)
+        self.finished_at = None
         return stop
 
-    def _record(self, pending: _Pending) -> bool:
+    def _record(self, pending: _Pending, *, timed: bool) -> bool:
         """Waits for a step, tells about it, and answers whether the processes wanted to stop then."""
         values = {name: float(value) for name, value in jax.device_get(pending.scalars).items()}
         if values.pop("skipped"):
@@ -225,12 +261,22 @@ class _Run:
         else:
             self.skipped_in_a_row = 0
         rate = {"learning_rate": values.pop("learning_rate")}
-        self.averages.add(values | pending.times)
-        if self.writer and (pending.step % self.config.train.log_every == 0 or pending.step == self.schedule.steps):
-            means = self.averages.means() | rate
+        self.averages.add(values | (self._times(pending) if timed else {}))
+        means = self.averages.means() | rate
+        due = pending.step % self.config.train.log_every == 0 or pending.step == self.schedule.steps
+        if self.writer and (due or pending.step == self.first_step):
             logger.info("%s", progress_line(pending.step, self.schedule.steps, means))
+        if self.writer and due:
             self.writer.write(pending.step, means)
         return bool(pending.stop)
+
+    def _times(self, pending: _Pending) -> dict[str, float]:
+        """How long a step took, that is done now: the time since the one before was. None where that would tell of compiling."""
+        now = time.perf_counter()
+        before, self.finished_at = self.finished_at, now
+        if before is None or pending.step <= self.untimed_until:
+            return {}
+        return {"step_time": now - before, "data_time": pending.data_time}
 
     def _tell_skipped(self, pending: _Pending) -> None:
         self.skipped_in_a_row += 1
@@ -249,11 +295,17 @@ class _Run:
         every = self.config.train.evaluate_every
         return bool(every) and self.step > 0 and (self.step % every == 0 or self.step >= self.schedule.steps)
 
-    def _evaluate_if_due(self) -> None:
-        """Evaluates the checkpoint just saved or restored, unless that was done already."""
+    def _evaluate_if_due(self, interruption: Interruption) -> None:
+        """Evaluates the checkpoint just saved or restored, unless that was done already; a signal breaks it off."""
         if self.validation is None or not self._evaluation_is_due() or self.step in self.checkpoints.average_precision:
             return
-        self.last_evaluation, pictures = self.validation(self.step, self.state.evaluation_variables)
+        try:
+            # Several processes would wait for the one that broke off.
+            with interruption.breaking_off() if jax.process_count() == 1 else contextlib.nullcontext():
+                self.last_evaluation, pictures = self.validation(self.step, self.state.evaluation_variables)
+        except Interrupted:
+            logger.info("the evaluation of step %d is broken off; the next start makes it", self.step)
+            return
         if self.writer:
             self.writer.write(self.step, self.last_evaluation)
             for name, picture in pictures.items():
@@ -264,7 +316,9 @@ class _Run:
 def _decays(schedule: TrainConfig) -> str:
     if schedule.schedule == "cosine":
         return "falling along a cosine to 0"
-    return f"times {schedule.decay_factor:g} at {', '.join(map(str, schedule.decay_steps)) or 'no step'}"
+    if not schedule.decay_steps:
+        return "constant"
+    return f"times {schedule.decay_factor:g} at {', '.join(map(str, schedule.decay_steps))}"
 
 
 def _scaling(train: TrainConfig) -> str:

@@ -1,6 +1,7 @@
 """What a run tells while it trains: averages over the last steps on the console, in metrics.jsonl and in TensorBoard."""
 
 import collections
+import contextlib
 import datetime
 import json
 import logging
@@ -74,8 +75,11 @@ class MetricsWriter:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line `{"step": ..., name: value, ...}`; a value that is not finite is null there."""
         finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step} | finite) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step} | finite) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from None
         for name, number in finite.items():
             if number is not None:
                 self._board.add_scalar(name, number, step)
@@ -88,9 +92,11 @@ class MetricsWriter:
         self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=encoded)]), step)
 
     def close(self) -> None:
-        """Flushes and closes both."""
-        self._file.close()
-        self._board.close()
+        """Flushes and closes both; what a full disk did not take was told when it was written."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
 
 
 def _is_until(line: str, step: int) -> bool:

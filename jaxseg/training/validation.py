@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import jax
 import numpy as np
 from flax import linen as nn
@@ -15,8 +14,9 @@ from jaxseg.config import Config
 from jaxseg.data.dataset import DataError, InstanceDataset
 from jaxseg.data.pipeline import evaluation_batches
 from jaxseg.evaluation.coco_metrics import threshold_table
-from jaxseg.evaluation.detect import DeviceDetector, Selection, prepare, select, start_batches, to_picture
+from jaxseg.evaluation.detect import DRAWN, DeviceDetector, prepare, select, start_batches, to_crops
 from jaxseg.evaluation.evaluate import evaluate
+from jaxseg.pictures import write_picture
 from jaxseg.training.metrics import losses_text
 from jaxseg.training.optimizer import Tree
 from jaxseg.training.sharding import to_global
@@ -26,8 +26,6 @@ from jaxseg.visualization import draw
 logger = logging.getLogger(__name__)
 
 PICTURES = "pictures"
-# Detections under this are not drawn, as users of the original mostly choose.
-_DRAWN_SCORE = 0.15
 
 
 class Validation:
@@ -92,11 +90,12 @@ class Validation:
         for batch in start_batches(detector, prepared, (self._batch_size,)):
             detections = jax.device_get(batch.detections)
             for row, (index, sizes) in enumerate(zip(batch.indices, batch.sizes, strict=True)):
-                found = select(detections, row, Selection(score_threshold=_DRAWN_SCORE))
-                boxes, masks = to_picture(found, sizes, detector.spec)
-                picture = draw(images.pop(index), boxes, masks, found.classes, found.scores, self._dataset.class_names)
+                found = select(detections, row, DRAWN)
+                boxes, masks = to_crops(found, sizes, detector.spec)
+                crops = None if masks is None else list(masks)
+                picture = draw(images.pop(index), boxes, crops, found.classes, found.scores, self._dataset.class_names)
                 name = str(self._dataset.image_ids[index])
-                cv2.imwrite(str(self._folder / f"{step:07d}_{name}.jpg"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+                write_picture(self._folder / f"{step:07d}_{name}.jpg", picture)
                 drawn[name] = picture
         return drawn
 

@@ -1,0 +1,71 @@
+"""One training at a time in a run folder: two would mix their records, and each remove the other's checkpoints."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from jaxseg.config import ConfigError
+from jaxseg.files import is_file_name
+
+logger = logging.getLogger(__name__)
+
+LOCK = "train.lock"
+
+
+@contextlib.contextmanager
+def locked(run_folder: Path) -> Iterator[None]:
+    """Makes a run folder, if need be, and holds it for this process.
+
+    The operating system takes the lock back when the process ends, however it ends: what a killed run leaves is never in the way.
+
+    Raises:
+        ConfigError: another process trains in the folder, and the message names its host and number; or it cannot be written to.
+    """
+    if not is_file_name(str(run_folder)):
+        raise ConfigError(f"--workdir {str(run_folder)!r} is no name that a folder can have.")
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        file = _lock(run_folder / LOCK)
+        file.truncate(0)
+        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        print(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "started": started}), file=file, flush=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir {run_folder} cannot be used as a run folder ({error.strerror}); choose another.") from None
+    with file:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (run_folder / LOCK).unlink()
+
+
+def _lock(path: Path) -> TextIO:
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ConfigError(f"{path.parent} is in use: {_holder(path)}; wait for its end, or choose another --workdir.") from None
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s); make sure that no other training uses this folder", path.parent, error.strerror)
+        # The one who held it may have removed the file between opening and locking.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        return f"process {holder['process']} on {holder['host']} trains there since {holder['started']}"
+    # The other process may be writing this very moment.
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process trains there"
