@@ -1,25 +1,27 @@
 """What the flags of eval.py ask for: the detector they name, its metrics, its drawings, its times."""
 
+import contextlib
 import dataclasses
 import glob
 import json
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import cv2
 import jax
 import numpy as np
 
 from jaxseg.config import Config, ConfigError
 from jaxseg.data.coco import open_dataset, resolve_classes
 from jaxseg.evaluation.coco_metrics import class_table, threshold_table
-from jaxseg.evaluation.detect import Selection, with_nms
+from jaxseg.evaluation.detect import DRAWN, Selection, with_nms
 from jaxseg.evaluation.evaluate import evaluate
 from jaxseg.evaluation.timing import time_detection, timing_table
-from jaxseg.predictor import ImageError, Predictor, as_json
+from jaxseg.files import is_file_name
+from jaxseg.pictures import ImageError, read_picture, write_picture
+from jaxseg.predictor import Predictor, as_json
 from jaxseg.training.sharding import initialize_distributed
 from jaxseg.visualization import draw
 from jaxseg.weights.load import load_detector
@@ -28,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 _PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _BENCHMARK_PICTURES = 8
-# What is worth drawing.
-DRAWN = Selection(score_threshold=0.15, top_k=15)
 
 
 def run(
@@ -66,7 +66,8 @@ def run(
     if benchmark:
         print(time_pictures(*detector, images, limit=limit, selection=selection))
     elif images is not None:
-        predict_files(Predictor(*detector, **dataclasses.asdict(selection)), find_pictures(images)[: limit or None], output)
+        predictor = Predictor(*detector, **dataclasses.asdict(selection), masks="crop")
+        predict_files(predictor, find_pictures(images)[: limit or None], output)
     else:
         tables = measure(*detector, output, limit=limit, selection=selection)
         if jax.process_index() == 0:
@@ -121,7 +122,7 @@ def time_pictures(config: Config, variables: Any, images: str | None, *, limit: 
         dataset = open_dataset(config, "val")
         pictures = [dataset[i].image for i in range(min(limit, len(dataset)))]
     else:
-        pictures = [picture for path in find_pictures(images)[:limit] if (picture := read_picture(path)) is not None]
+        pictures = [picture for _, picture in _readable(find_pictures(images)[:limit], lambda path: None)]
         if not pictures:
             raise ImageError(f"None of the first {limit} files of {images} is a picture that OpenCV can read.")
     sizes = sorted({1, config.eval.batch_size})
@@ -129,16 +130,28 @@ def time_pictures(config: Config, variables: Any, images: str | None, *, limit: 
 
 
 def find_pictures(pattern: str) -> list[Path]:
-    """The files that a file name, a folder (its pictures, by their endings) or a glob names, in order of name.
+    """The files that a file name, a folder (its pictures, by their endings, without those of folders below it) or a glob names.
+
+    Returns:
+        them in order of name. What lies in folders below is told in the log.
 
     Raises:
         ImageError: there is none.
     """
     path = Path(pattern)
+    if not is_file_name(pattern):
+        raise ImageError(f"--images {pattern!r} is no name that a file can have.")
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in _PICTURE_SUFFIXES)
+        everything = sorted(file for file in path.rglob("*") if file.suffix.lower() in _PICTURE_SUFFIXES)
+        found = [file for file in everything if file.parent == path]
+        below = f"{len(everything) - len(found)} pictures lie in folders below {path}; --images '{path}/**/*' takes them, too"
         if not found:
-            raise ImageError(f"The folder {path} holds no pictures; their names end in one of {', '.join(sorted(_PICTURE_SUFFIXES))}.")
+            endings = ", ".join(sorted(_PICTURE_SUFFIXES))
+            raise ImageError(
+                f"The folder {path} holds no pictures; their names end in one of {endings}.{f' {below}.' if everything else ''}"
+            )
+        if len(everything) > len(found):
+            logger.warning("%s.", below)
         return found
     found = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
     if not found:
@@ -146,19 +159,27 @@ def find_pictures(pattern: str) -> list[Path]:
     return found
 
 
-def read_picture(path: Path) -> np.ndarray | None:
-    """A picture file as uint8 `[H, W, 3]`, RGB, turned as its EXIF says; None where OpenCV cannot read it."""
-    return cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+def _readable(paths: Iterable[Path], skip: Callable[[Path], None]) -> Iterator[tuple[Path, np.ndarray]]:
+    """The pictures that can be read, RGB, with their paths; the others are told in the log and given to `skip`."""
+    for path in paths:
+        try:
+            picture = read_picture(path)
+        except ImageError as error:
+            logger.warning("%s It is skipped.", error)
+            skip(path)
+        else:
+            yield path, picture
 
 
 def predict_files(predictor: Predictor, paths: Sequence[Path], output: Path) -> list[Path]:
     """Detects in picture files; writes a drawing of each as PNG, and detections.json with everything found.
 
     detections.json holds `images`, each with `file_name`, `height`, `width` and `detections` (`box` as x1, y1, x2, y2,
-    `class`, `name`, `score`, `rle`, `polygons`), and `skipped`, the names of files that are no readable picture.
+    `class`, `name`, `score`, `rle`, `polygons`), and `skipped`, the names of files that are no readable picture. It is written
+    picture by picture: what is found before an interruption is in it.
 
     Args:
-        predictor: says what to keep.
+        predictor: says what to keep; with `masks="crop"`.
         paths: picture files, in any format OpenCV reads.
         output: a folder, made if need be.
 
@@ -167,34 +188,65 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], output: Path) -> 
 
     Raises:
         ImageError: a drawing would overwrite one of the pictures, or none of the files can be read.
+        OSError: a file cannot be written, for instance on a full disk.
     """
     drawings = _drawing_paths(paths, output)
     _make_folder(output)
     read: deque[tuple[Path, np.ndarray]] = deque()
-    skipped: list[str] = []
+    written = []
+    with _DetectionsFile(output / "detections.json") as detections:
 
-    def pictures() -> Iterator[np.ndarray]:
-        for path in paths:
-            image = read_picture(path)
-            if image is None:
-                logger.warning("%s is no picture that OpenCV can read; it is skipped.", path)
-                skipped.append(str(path))
-            else:
-                read.append((path, image))
-                yield image
+        def pictures() -> Iterator[np.ndarray]:
+            for path, picture in _readable(paths, detections.skip):
+                read.append((path, picture))
+                yield picture
 
-    entries, written = [], []
-    for prediction in predictor.stream(pictures()):
-        path, image = read.popleft()
-        drawing = draw(image, prediction.boxes, prediction.masks, prediction.classes, prediction.scores, predictor.class_names)
-        cv2.imwrite(str(drawings[path]), cv2.cvtColor(drawing, cv2.COLOR_RGB2BGR))
-        written.append(drawings[path])
-        entries.append({"file_name": str(path), "height": image.shape[0], "width": image.shape[1], "detections": as_json(prediction)})
-        logger.info("%s: %d objects -> %s", path, len(prediction), drawings[path])
+        for found in predictor.stream(pictures()):
+            path, image = read.popleft()
+            write_picture(drawings[path], draw(image, found.boxes, found.masks, found.classes, found.scores, predictor.class_names))
+            written.append(drawings[path])
+            height, width = found.image_size
+            detections.add({"file_name": str(path), "height": height, "width": width, "detections": as_json(found)})
+            logger.info("%s: %d objects -> %s", path, len(found), drawings[path])
     if not written:
         raise ImageError(f"None of the {len(paths)} files is a picture that OpenCV can read, beginning with {paths[0]}.")
-    (output / "detections.json").write_text(json.dumps({"images": entries, "skipped": skipped}) + "\n")
     return written
+
+
+class _DetectionsFile:
+    """detections.json while it grows: after each picture it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._skipped, self._empty = path, list[str](), True
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("wb")
+        self._file.write(b'{"images": [')
+        self._end()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # What could not be written was told when it was.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """The entry of a picture."""
+        self._file.write((b"" if self._empty else b",\n") + json.dumps(entry).encode())
+        self._empty = False
+        self._end()
+
+    def skip(self, path: Path) -> None:
+        """A file that is no picture."""
+        self._skipped.append(str(path))
+        self._end()
+
+    def _end(self) -> None:
+        """Writes what comes after the entries, and goes back before it."""
+        place = self._file.tell()
+        self._file.write(f'], "skipped": {json.dumps(self._skipped)}}}\n'.encode())
+        self._file.flush()
+        self._file.seek(place)
 
 
 def _drawing_paths(paths: Sequence[Path], output: Path) -> dict[Path, Path]:

@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, overload
+from pathlib import Path
+from typing import Any, Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 
 from jaxseg.config import Config, ConfigError
 from jaxseg.evaluation.detect import (
@@ -19,16 +22,22 @@ from jaxseg.evaluation.detect import (
     prepare,
     select,
     start_batches,
-    to_picture,
+    to_crops,
     with_nms,
 )
-from jaxseg.evaluation.masks import MASK_THRESHOLD, encode_rle, polygons
+from jaxseg.evaluation.masks import MASK_THRESHOLD, decode_rle, encode_crops, polygons, whole_masks
+from jaxseg.memory import require_memory
 from jaxseg.ops.masks import resize_masks
-from jaxseg.pictures import ImageError
-from jaxseg.structures import AnyArray, Detections
+from jaxseg.pictures import ImageError, read_picture
+from jaxseg.structures import AnyArray, Detections, MaskCrop
 
 # On accelerators masks over the whole picture are resized on a canvas of a multiple of this many pixels, so that few sizes are compiled.
 _CANVAS_STEP = 128
+# Pixels of such a canvas, of which a hundred masks in float32 take 6 GB.
+_LARGEST_CANVAS = 1 << 24
+
+MaskForm = Literal["full", "rle", "crop"]
+Picture = np.ndarray | PIL.Image.Image | str | Path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,17 +46,20 @@ class Prediction:
 
     Attributes:
         boxes: float32 `[n, 4]`, `x1, y1, x2, y2` in pixels of the picture, clipped to it.
-        masks: bool `[n, H, W]`; None where the detector has no masks.
+        masks: in the form that `Predictor` was asked for: bool `[n, H, W]`; n run lengths in COCO's compressed form,
+            `{"size": [H, W], "counts": text}`; or n parts of masks, `MaskCrop`. None where the detector has no masks.
         scores: float32 `[n]`, 0..1.
         classes: int32 `[n]`, 0 .. C-1.
         names: the name of each object's class.
+        image_size: height and width of the picture.
     """
 
     boxes: np.ndarray
-    masks: np.ndarray | None
+    masks: Any
     scores: np.ndarray
     classes: np.ndarray
     names: tuple[str, ...]
+    image_size: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -67,6 +79,8 @@ class Predictor:
         top_k: keep at most so many of a picture; 0 keeps all.
         nms: of YOLACT, instead of `config.model.detection.nms`: "fast", "cross_class" or "greedy".
         batch_size: the largest batch, a power of two; 0 takes the largest one up to `config.eval.batch_size`.
+        masks: their form, see `Prediction`. "full" masks take a byte a pixel of the picture each; "rle" (run lengths) and "crop"
+            (the part around the object) take as much as the object, whatever the picture's size.
 
     Raises:
         ConfigError: for an option out of range.
@@ -81,12 +95,16 @@ class Predictor:
         top_k: int = 0,
         nms: Literal["fast", "cross_class", "greedy"] | None = None,
         batch_size: int = 0,
+        masks: MaskForm = "full",
     ) -> None:
+        if masks not in get_args(MaskForm):
+            raise ConfigError(f"masks = {masks!r} is not one of {', '.join(map(repr, get_args(MaskForm)))}.")
         if batch_size < 0 or batch_size & (batch_size - 1):
             raise ConfigError(f"batch_size = {batch_size} is no power of two; use 1, 2, 4, 8, ...")
         config = with_nms(config, nms)
         self.class_names = config.data.class_names or tuple(f"class {k}" for k in range(config.model.num_classes))
         self._selection = Selection(score_threshold, top_k)
+        self._mask_form: MaskForm = masks
         batch_size = batch_size or 1 << (config.eval.batch_size.bit_length() - 1)
         self._batch_sizes = [1 << i for i in range(batch_size.bit_length())]
         device = jax.local_devices()[0]
@@ -98,25 +116,26 @@ class Predictor:
         self._patience = len(spec.image_sizes) * batch_size
 
     @overload
-    def __call__(self, images: np.ndarray) -> Prediction: ...
+    def __call__(self, images: Picture) -> Prediction: ...
 
     @overload
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Prediction]: ...
+    def __call__(self, images: Sequence[Picture]) -> list[Prediction]: ...
 
-    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> Prediction | list[Prediction]:
-        """The objects of one picture, or of each in a list.
+    def __call__(self, images: Any) -> Prediction | list[Prediction]:
+        """The objects of one picture, or of each in a list or tuple.
 
         Args:
-            images: uint8 `[H, W, 3]`, RGB; grey `[H, W]` and RGBA `[H, W, 4]` are converted, alpha is dropped.
+            images: uint8 `[H, W, 3]`, RGB; grey `[H, W]` and RGBA `[H, W, 4]` are converted, alpha is dropped. Or a picture of
+                Pillow's, in any mode, with its pixels as they are; or the path of a file, turned as its EXIF orientation says.
 
         Raises:
-            ImageError: for anything else, before anything is detected.
+            ImageError: for anything else, before anything is detected; or "full" masks of a picture would not fit into memory.
         """
         if not isinstance(images, list | tuple):
             return next(self.stream([rgb_image(images)]))
         return list(self.stream([rgb_image(image, f"Picture {i}") for i, image in enumerate(images)]))
 
-    def stream(self, images: Iterable[np.ndarray]) -> Iterator[Prediction]:
+    def stream(self, images: Iterable[Picture]) -> Iterator[Prediction]:
         """The objects of each of many pictures, which are asked for as they are needed: nothing keeps all of them.
 
         Raises:
@@ -133,30 +152,46 @@ class Predictor:
                 yield finished.pop(given)()
                 given += 1
 
-    def _submit(self, images: Iterable[np.ndarray]) -> Iterator[tuple[Started, list[jax.Array] | None]]:
+    def _submit(self, images: Iterable[Picture]) -> Iterator[tuple[Started, list[jax.Array] | None]]:
         """Starts detection batch by batch: what is found, and masks packed at canvas size."""
         pictures = (prepare(i, rgb_image(image, f"Picture {i}"), self._detector.spec) for i, image in enumerate(images))
         for batch in start_batches(self._detector, pictures, self._batch_sizes, self._patience):
             masks, packed = batch.detections.masks, None
-            if self._masks_on_device and masks is not None:
+            # Of very large pictures the host makes the masks, one by one.
+            largest = max(math.prod(_canvas(sizes.picture)) for sizes in batch.sizes)
+            if self._masks_on_device and masks is not None and largest <= _LARGEST_CANVAS:
                 packed = [_packed_row(masks, row, sizes.picture) for row, sizes in enumerate(batch.sizes)]
             yield batch, packed
 
     def _finish(self, detections: Detections, row: int, sizes: Sizes, packed: jax.Array | None) -> Prediction:
         selected = select(detections, row, self._selection)
-        boxes, masks = to_picture(selected, sizes, self._detector.spec)
+        boxes, crops = to_crops(selected, sizes, self._detector.spec)
         if packed is not None:
             # The rows are in order of score, so the wanted ones come first.
-            bits = np.asarray(packed)[: len(selected.scores)]
-            height, width = sizes.picture
-            masks = np.unpackbits(bits, axis=2, count=_canvas(sizes.picture)[1])[:, :height, :width].astype(bool)
+            crops = _unpacked(np.asarray(packed)[: len(selected.scores)], sizes.picture)
         return Prediction(
             boxes=boxes,
-            masks=masks,
+            masks=None if crops is None else self._formed(crops, sizes.picture, len(boxes)),
             scores=selected.scores,
             classes=selected.classes,
             names=tuple(self.class_names[k] for k in selected.classes),
+            image_size=sizes.picture,
         )
+
+    def _formed(self, crops: Iterator[MaskCrop], size: tuple[int, int], count: int) -> Any:
+        """The masks of a picture of this height and width in the form that is asked for."""
+        if self._mask_form == "crop":
+            return list(crops)
+        if self._mask_form == "rle":
+            return encode_crops(crops, size)
+        what = f"{count} masks of {size[1]} x {size[0]} pixels (width x height)"
+        require_memory(count * math.prod(size), what, 'Predictor(..., masks="rle") or masks="crop" needs little', ImageError, 0.5)
+        return whole_masks(crops, size, count)
+
+
+def _unpacked(bits: np.ndarray, size: tuple[int, int]) -> Iterator[MaskCrop]:
+    for rows in bits:
+        yield MaskCrop(0, 0, np.unpackbits(rows, axis=1, count=_canvas(size)[1])[: size[0], : size[1]].astype(bool))
 
 
 def _canvas(size: tuple[int, int]) -> tuple[int, int]:
@@ -180,16 +215,24 @@ def rgb_image(image: Any, whose: str = "The picture") -> np.ndarray:
     """A picture as uint8 `[H, W, 3]`: grey is repeated, an alpha channel is dropped, all else is refused.
 
     Args:
-        image: an array.
+        image: an array, a picture of Pillow's, or the path of a file.
         whose: the subject of the error's sentence.
 
     Raises:
-        ImageError: it is no uint8 array of a picture's shape, or is empty.
+        ImageError: it is no uint8 array of a picture's shape, or is empty; or no picture is in the file.
     """
-    right = "it must be a uint8 array [height, width, 3], RGB 0..255 (grey [height, width] and RGBA are converted)"
-    if not hasattr(image, "__array__"):
+    if isinstance(image, str | Path):
+        return read_picture(image)
+    right = (
+        "it must be a uint8 array [height, width, 3], RGB 0..255 (grey [height, width] and RGBA are converted), a Pillow image or a path"
+    )
+    try:
+        # Modes such as palettes and CMYK are no colours yet.
+        array = np.asarray(image.convert("RGB") if isinstance(image, PIL.Image.Image) else image)
+    except (ValueError, TypeError, OSError) as error:
+        raise ImageError(f"{whose} is no array ({str(error).splitlines()[0][:100]}); {right}.") from None
+    if not hasattr(image, "__array__") and not hasattr(image, "__array_interface__"):
         raise ImageError(f"{whose} is a {type(image).__name__}; {right}.")
-    array = np.asarray(image)
     if array.dtype != np.uint8:
         raise ImageError(f"{whose} has dtype {array.dtype}; {right}.")
     if array.ndim == 2:
@@ -200,7 +243,7 @@ def rgb_image(image: Any, whose: str = "The picture") -> np.ndarray:
 
 
 def as_json(prediction: Prediction) -> list[dict[str, Any]]:
-    """The objects of one picture as plain dicts and numbers, masks both as run lengths and as polygons."""
+    """The objects of one picture as plain dicts and numbers, masks of any form both as run lengths and as polygons."""
     rows: list[dict[str, Any]] = [
         {"box": box, "class": number, "name": name, "score": score}
         for box, number, name, score in zip(
@@ -209,5 +252,13 @@ def as_json(prediction: Prediction) -> list[dict[str, Any]]:
     ]
     if prediction.masks is None:
         return rows
-    rles = encode_rle(prediction.masks)
-    return [{**row, "rle": rle, "polygons": polygons(mask)} for row, rle, mask in zip(rows, rles, prediction.masks, strict=True)]
+    crops = [_as_crop(mask) for mask in prediction.masks]
+    rles = encode_crops(crops, prediction.image_size)
+    outlines = [polygons(crop.bits, (crop.left, crop.top)) for crop in crops]
+    return [{**row, "rle": rle, "polygons": outline} for row, rle, outline in zip(rows, rles, outlines, strict=True)]
+
+
+def _as_crop(mask: Any) -> MaskCrop:
+    if isinstance(mask, MaskCrop):
+        return mask
+    return MaskCrop(0, 0, decode_rle([mask])[0] if isinstance(mask, dict) else mask)

@@ -5,7 +5,7 @@ so that one compiled program serves every picture. Shapes below are for one imag
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from flax import struct
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
@@ -13,6 +13,19 @@ from numpy import ndarray
 
 # Host code fills these with NumPy arrays, jitted code sees JAX arrays.
 AnyArray = Array | ndarray
+
+
+class MaskCrop(NamedTuple):
+    """A binary mask of a picture, as a part of the picture outside of which the mask has no pixel.
+
+    Attributes:
+        top, left: the first row and column of the part.
+        bits: bool `[h, w]`.
+    """
+
+    top: int
+    left: int
+    bits: ndarray
 
 
 @dataclasses.dataclass(frozen=True)

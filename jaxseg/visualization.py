@@ -11,6 +11,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from jaxseg.structures import MaskCrop
+
 MASK_ALPHA = 0.45
 # Material Design's hues at strength 500. Stepping by 5 through 19 of them keeps neighbours in rank apart.
 # fmt: off
@@ -33,7 +35,7 @@ def color_of(index: int) -> tuple[int, int, int]:
 def draw(
     image: np.ndarray,
     boxes: np.ndarray,
-    masks: np.ndarray | None,
+    masks: np.ndarray | Sequence[MaskCrop] | None,
     classes: np.ndarray,
     scores: np.ndarray | None,
     class_names: Sequence[str],
@@ -46,7 +48,7 @@ def draw(
     Args:
         image: uint8 `[H, W, 3]`, RGB.
         boxes: `[n, 4]`, `x1, y1, x2, y2` in pixels of the image, best first (the first is drawn last, on top).
-        masks: bool `[n, H, W]`, or None for boxes alone.
+        masks: bool `[n, H, W]`, or n parts of such masks, or None for boxes alone.
         classes: `[n]`, 0 .. C-1.
         scores: `[n]`, or None for ground truth.
         class_names: C names.
@@ -69,7 +71,7 @@ def draw(
     colors = [color_of(int(classes[i]) if color_by == "class" else i) for i in range(len(boxes))]
     if masks is not None:
         for mask, color in reversed(list(zip(masks, colors, strict=True))):
-            _blend(canvas, mask, color, factor)
+            _blend(canvas, mask if isinstance(mask, MaskCrop) else _cropped(mask), color, factor)
     for i in reversed(range(len(boxes))):
         name = class_names[int(classes[i])]
         label = name if scores is None else f"{name}: {scores[i]:.2f}"
@@ -101,11 +103,16 @@ def draw_grid(images: Sequence[np.ndarray], *, columns: int = 0, gap: int = 4) -
     return grid
 
 
-def _blend(canvas: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], factor: int) -> None:
-    """Mixes the colour into the pixels of the mask, in place; looks only at the part of the canvas the mask covers."""
+def _cropped(mask: np.ndarray) -> MaskCrop:
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    inside = mask[y : y + height, x : x + width].repeat(factor, axis=0).repeat(factor, axis=1)
-    part = canvas[y * factor : (y + height) * factor, x * factor : (x + width) * factor]
+    return MaskCrop(y, x, mask[y : y + height, x : x + width])
+
+
+def _blend(canvas: np.ndarray, mask: MaskCrop, color: tuple[int, int, int], factor: int) -> None:
+    """Mixes the colour into the pixels of the mask, in place; looks only at the part of the canvas the mask covers."""
+    inside = mask.bits.repeat(factor, axis=0).repeat(factor, axis=1)
+    y, x = mask.top * factor, mask.left * factor
+    part = canvas[y : y + inside.shape[0], x : x + inside.shape[1]]
     part[inside] = np.rint(part[inside] * (1 - MASK_ALPHA) + np.array(color) * MASK_ALPHA).astype(np.uint8)
 
 

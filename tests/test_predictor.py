@@ -175,7 +175,7 @@ def test_grey_and_alpha_are_converted(detector):
         (np.zeros((0, 5, 3), np.uint8), r"shape \[0, 5, 3\]"),
         (np.zeros((3, 5, 5), np.uint8), r"shape \[3, 5, 5\]"),
         (np.zeros((1, 5, 5, 3), np.uint8), r"shape \[1, 5, 5, 3\]"),
-        ("cat.jpg", "is a str"),
+        (3.5, "is a float"),
         (None, "is a NoneType"),
     ],
 )

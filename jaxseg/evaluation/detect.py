@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -12,12 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.config import Config, ConfigError, YolactConfig, override
 from jaxseg.data.resize import fit_picture
-from jaxseg.evaluation.masks import boxes_at_image_size, masks_at_image_size, scaled_boxes
-from jaxseg.evaluation.paste import paste_masks
+from jaxseg.evaluation.masks import boxes_at_image_size, crops_at_image_size, scaled_boxes, whole_masks
+from jaxseg.evaluation.paste import paste_crops
 from jaxseg.models import build_model
 from jaxseg.ops.devices import on_mesh
 from jaxseg.ops.implementation import require_implementation
-from jaxseg.structures import Detections, InputSpec
+from jaxseg.structures import Detections, InputSpec, MaskCrop
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -42,6 +46,10 @@ class Selection:
             raise ConfigError(f"score_threshold = {self.score_threshold} is out of range; it must be between 0 and 1.")
         if self.top_k < 0:
             raise ConfigError(f"top_k = {self.top_k} is out of range; it must be 0 (all) or more.")
+
+
+# What is worth drawing, as users of the original mostly choose: of a young detector, too, whose many scores are all alike.
+DRAWN = Selection(score_threshold=0.15, top_k=15)
 
 
 class Selected(NamedTuple):
@@ -127,8 +135,10 @@ class DeviceDetector:
         self._split = NamedSharding(mesh, PartitionSpec("data"))
         self._variables = jax.device_put(jax.tree.map(_local, variables), NamedSharding(mesh, PartitionSpec()))
         program = _detect_program(config, mesh)
-        bound = functools.partial(program, self._variables)
-        self._program = jax.jit(bound) if fixed and len(self.spec.image_sizes) == 1 else bound
+        self._run: Callable[..., Detections] = functools.partial(program.run, self._variables)
+        self._compiled_for = program.compiled_for
+        if fixed and len(self.spec.image_sizes) == 1:
+            self._run, self._compiled_for = jax.jit(self._run), set()
 
     def __call__(self, images: np.ndarray, image_sizes: np.ndarray) -> Detections:
         """Starts detection and returns without waiting for it.
@@ -137,11 +147,25 @@ class DeviceDetector:
             images: float32 `[B, h, w, 3]`, RGB 0..255, of one of `spec.image_sizes`; B is a multiple of `devices`.
             image_sizes: int32 `[B, 2]`, height and width that each picture has within them.
         """
-        return self._program(*jax.device_put((images, image_sizes), self._split))
+        compiles, started = images.shape not in self._compiled_for, time.monotonic()
+        if compiles:
+            logger.info("compiling detection for %d images of %d x %d; it can take a minute", *images.shape[:3])
+        detections = self._run(*jax.device_put((images, image_sizes), self._split))
+        if compiles:
+            self._compiled_for.add(images.shape)
+            logger.info("compiled in %.0f s", time.monotonic() - started)
+        return detections
+
+
+class _Program(NamedTuple):
+    """A jitted function, and the shapes of images that it has been compiled for."""
+
+    run: Callable[..., Detections]
+    compiled_for: set[tuple[int, ...]]
 
 
 @functools.lru_cache(maxsize=8)
-def _detect_program(config: Config, mesh: Mesh) -> Callable[..., Detections]:
+def _detect_program(config: Config, mesh: Mesh) -> _Program:
     """One jitted function a config and devices, so that evaluating again during training compiles nothing."""
     model = build_model(config)
 
@@ -149,7 +173,7 @@ def _detect_program(config: Config, mesh: Mesh) -> Callable[..., Detections]:
     def detect(variables: Any, images: jax.Array, sizes: jax.Array) -> Detections:
         return cast(Detections, model.apply(variables, images, sizes, method="detect"))
 
-    return jax.jit(on_mesh(detect, mesh))
+    return _Program(jax.jit(on_mesh(detect, mesh)), set())
 
 
 def _local(array: Any) -> Any:
@@ -234,17 +258,23 @@ def to_picture(found: Selected, sizes: Sizes, spec: InputSpec) -> tuple[np.ndarr
         boxes: float32 `[n, 4]`, continuous `x1, y1, x2, y2` in pixels of the picture, clipped to it.
         masks: bool `[n, H, W]`; None where there are none.
     """
+    boxes, crops = to_crops(found, sizes, spec)
+    return boxes, None if crops is None else whole_masks(crops, sizes.picture, len(boxes))
+
+
+def to_crops(found: Selected, sizes: Sizes, spec: InputSpec) -> tuple[np.ndarray, Iterator[MaskCrop] | None]:
+    """As `to_picture`, with the masks one by one as parts of the picture: of a large picture whole masks take gigabytes."""
     boxes = boxes_at_image_size(found.boxes, sizes.fitted, sizes.picture, spec.pixel_offset)
     if found.soft_masks is None:
         return boxes, None
     if spec.mask_frame == "image":
         height, width = (inside / whole for inside, whole in zip(sizes.fitted, sizes.input, strict=True))
-        return boxes, masks_at_image_size(found.soft_masks, sizes.picture, (height, width))
+        return boxes, crops_at_image_size(found.soft_masks, sizes.picture, (height, width))
     # A mask covers its whole box, what lies outside of the picture, too.
     frames = scaled_boxes(found.boxes, sizes.fitted, sizes.picture)
     if spec.mask_frame == "box":
         frames[:, 2:] += np.float32(spec.pixel_offset)
-    return boxes, paste_masks(found.soft_masks, frames, sizes.picture, spec.mask_frame)
+    return boxes, paste_crops(found.soft_masks, frames, sizes.picture, spec.mask_frame)
 
 
 def with_nms(config: Config, rule: str | None) -> Config:

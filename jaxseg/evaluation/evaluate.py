@@ -17,9 +17,11 @@ from jax.sharding import Mesh
 
 from jaxseg.config import Config, ConfigError
 from jaxseg.data.dataset import DataError, InstanceDataset, decode_image
+from jaxseg.data.pipeline import check_batch_memory
 from jaxseg.evaluation.coco_metrics import CocoResults, coco_metrics, coco_results, merge_results
-from jaxseg.evaluation.detect import DeviceDetector, Prepared, Selection, Sizes, one_ahead, prepare, select, start_batches, to_picture
-from jaxseg.evaluation.masks import encode_rle
+from jaxseg.evaluation.detect import DeviceDetector, Prepared, Selection, Sizes, one_ahead, prepare, select, start_batches, to_crops
+from jaxseg.evaluation.masks import encode_crops
+from jaxseg.files import write_text
 from jaxseg.structures import Detections, InputSpec
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ def evaluate(
     detector = DeviceDetector(config, variables, jax.local_devices() if mesh is None else mesh.local_devices)
     if detector.spec.mask_size is not None and not dataset.has_masks:
         raise ConfigError("The detector of config.model has masks, but the dataset was opened without; open it with the same config.")
+    check_batch_memory(detector.spec, batch_size, 0, "config.eval.batch_size", bytes_per_color=4)
     indices = range(min(limit, len(dataset)) if limit else len(dataset))
     own = indices[jax.process_index() :: jax.process_count()]
     results = _gather(detect_dataset(detector, dataset, own, batch_size, selection))
@@ -109,8 +112,8 @@ def _finish(
 ) -> CocoResults:
     """One image's detections at the picture's size; its masks live only until they are run lengths."""
     selected = select(detections, row, selection)
-    boxes, masks = to_picture(selected, sizes, spec)
-    rles = None if masks is None else encode_rle(masks)
+    boxes, crops = to_crops(selected, sizes, spec)
+    rles = None if crops is None else encode_crops(crops, sizes.picture)
     return coco_results(dataset.image_ids[index], boxes, selected.classes, selected.scores, rles, dataset.category_ids)
 
 
@@ -158,14 +161,14 @@ def write_results(output: Path, metrics: Mapping[str, float], results: CocoResul
     """
     output.mkdir(parents=True, exist_ok=True)
     numbers = {key: None if math.isnan(value) else value for key, value in metrics.items()}
-    (output / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    (output / "bbox_detections.json").write_text(json.dumps(results.boxes))
+    write_text(output / "metrics.json", json.dumps(numbers, indent=2) + "\n")
+    write_text(output / "bbox_detections.json", json.dumps(results.boxes))
     masks = output / "mask_detections.json"
     if results.masks is None:
         # Another detector's.
         masks.unlink(missing_ok=True)
     else:
-        masks.write_text(json.dumps(results.masks))
+        write_text(masks, json.dumps(results.masks))
 
 
 class _Progress:

@@ -1,12 +1,14 @@
 """From a detector's output to the picture: masks and boxes at image size, run lengths and polygons. NumPy, on the host."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
+
+from jaxseg.structures import MaskCrop
 
 MASK_THRESHOLD = 0.5
 # Rows of output made at a time: few enough that each block needs only a few rows of the soft mask.
@@ -39,27 +41,42 @@ def masks_at_image_size(soft_masks: np.ndarray, image_size: tuple[int, int], cov
     Returns:
         bool `[D, H, W]`.
     """
+    return whole_masks(crops_at_image_size(soft_masks, image_size, covered), image_size, len(soft_masks))
+
+
+def crops_at_image_size(
+    soft_masks: np.ndarray, image_size: tuple[int, int], covered: tuple[float, float] = (1.0, 1.0)
+) -> Iterator[MaskCrop]:
+    """As `masks_at_image_size`, one by one, and of each the part of the picture that it can be in."""
     soft_masks = np.asarray(soft_masks, np.float32)
     rows, columns = (_interpolation(soft_masks.shape[1 + axis], image_size[axis], covered[axis]) for axis in (0, 1))
-    masks = np.zeros((len(soft_masks), *image_size), bool)
-    for soft, mask in zip(soft_masks, masks, strict=True):
-        threshold_resized(soft, rows, columns, np.greater, out=mask)
+    for soft in soft_masks:
+        yield threshold_resized(soft, rows, columns, np.greater)
+
+
+def whole_masks(crops: Iterable[MaskCrop], image_size: tuple[int, int], count: int) -> np.ndarray:
+    """The crops of `count` masks as bool `[count, H, W]`."""
+    masks = np.zeros((count, *image_size), bool)
+    for mask, (top, left, bits) in zip(masks, crops, strict=True):
+        mask[top : top + bits.shape[0], left : left + bits.shape[1]] = bits
     return masks
 
 
-def threshold_resized(soft: np.ndarray, rows: Taps, columns: Taps, exceeds: Callable[..., np.ndarray], out: np.ndarray) -> None:
-    """Writes into `out` (bool, all False) where a resized soft mask `exceeds` (`np.greater` or `np.greater_equal`) 0.5."""
+def threshold_resized(soft: np.ndarray, rows: Taps, columns: Taps, exceeds: Callable[..., np.ndarray]) -> MaskCrop:
+    """Where a resized soft mask `exceeds` (`np.greater` or `np.greater_equal`) 0.5."""
     occupied = exceeds(soft, MASK_THRESHOLD)
     if not occupied.any():
-        return
+        return MaskCrop(0, 0, np.zeros((0, 0), bool))
     (top, bottom), (y1, y2) = _support(occupied, 0, rows.first)
     (left, right), (x1, x2) = _support(occupied, 1, columns.first)
     stretched = soft[top:bottom, left:right] @ columns.weights[x1:x2, left:right].T
+    bits = np.empty((y2 - y1, x2 - x1), bool)
     for start in range(y1, y2, _ROWS):
         stop = min(start + _ROWS, y2)
         used = slice(max(rows.first[start], top), min(rows.first[stop - 1] + 2, bottom))
         block = rows.weights[start:stop, used] @ stretched[used.start - top : used.stop - top]
-        exceeds(block, MASK_THRESHOLD, out=out[start:stop, x1:x2])
+        exceeds(block, MASK_THRESHOLD, out=bits[start - y1 : stop - y1])
+    return MaskCrop(y1, x1, bits)
 
 
 @functools.lru_cache(maxsize=64)
@@ -133,12 +150,30 @@ def scaled_boxes(boxes: np.ndarray, network_size: tuple[int, int], image_size: t
 
 def encode_rle(masks: np.ndarray) -> list[dict[str, Any]]:
     """Bool masks `[D, H, W]` as COCO's compressed run lengths, ready for JSON: `{"size": [H, W], "counts": text}`."""
+    return encode_crops((MaskCrop(0, 0, mask) for mask in masks), masks.shape[1:])
+
+
+def encode_crops(crops: Iterable[MaskCrop], image_size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Masks of a picture of this height and width as `encode_rle` gives them; nothing of the picture's size is made."""
     encoded = []
-    for mask in masks:
-        # OpenCV transposes faster than NumPy, and the transpose's transpose is in the column order that COCO counts in.
-        rle = coco_mask.encode(cv2.transpose(mask.astype(np.uint8)).T)
-        encoded.append({"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")})
+    for crop in crops:
+        rle = coco_mask.frPyObjects({"size": list(image_size), "counts": _runs(crop, image_size)}, *image_size)
+        encoded.append({"size": list(image_size), "counts": rle["counts"].decode("ascii")})
     return encoded
+
+
+def _runs(crop: MaskCrop, image_size: tuple[int, int]) -> list[int]:
+    """Pixels off, on, off, ... down the columns of the whole picture, one after the other."""
+    height, width = image_size
+    # OpenCV transposes faster than NumPy.
+    columns = np.ascontiguousarray(cv2.transpose(crop.bits.view(np.uint8))) if crop.bits.size else np.zeros((0, 0), np.uint8)
+    changes = np.diff(np.pad(columns, ((0, 0), (1, 1))).view(np.int8), axis=1)
+    starts, stops = ((crop.left + column) * height + crop.top + row for column, row in (np.nonzero(changes == sign) for sign in (1, -1)))
+    # From the bottom of a column a run may go on at the top of the next.
+    ends = np.flatnonzero(starts[1:] != stops[:-1])
+    edges = np.stack([starts[np.append(0, ends + 1)], stops[np.append(ends, -1)]], axis=1).ravel() if len(starts) else starts
+    runs = np.diff(edges, prepend=0, append=height * width)
+    return runs.tolist() if runs[-1] else runs[:-1].tolist()
 
 
 def decode_rle(rles: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -146,8 +181,10 @@ def decode_rle(rles: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.ascontiguousarray(coco_mask.decode(list(rles)).transpose(2, 0, 1)).astype(bool)
 
 
-def polygons(mask: np.ndarray) -> list[list[float]]:
+def polygons(mask: np.ndarray, origin: tuple[int, int] = (0, 0)) -> list[list[float]]:
     """The outlines of a bool mask `[H, W]` as COCO writes polygons: one `[x1, y1, x2, y2, ...]` a connected part.
+
+    The mask's upper left corner lies at `origin` (x, y).
 
     Outlines run along the edges of pixels, in continuous coordinates, so even a single pixel has an area. COCO's form is
     a union of filled rings: holes are lost (the run lengths keep them), and so are parts that lie inside a hole.
@@ -158,4 +195,4 @@ def polygons(mask: np.ndarray) -> list[list[float]]:
     lattice = np.zeros((2 * height + 1, 2 * width + 1), np.uint8)
     lattice[1::2, 1::2] = mask[y : y + height, x : x + width]
     contours, _ = cv2.findContours(cv2.dilate(lattice, np.ones((3, 3), np.uint8)), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [(contour.reshape(-1, 2) / 2 + (x, y)).ravel().tolist() for contour in contours]
+    return [(contour.reshape(-1, 2) / 2 + (x + origin[0], y + origin[1])).ravel().tolist() for contour in contours]

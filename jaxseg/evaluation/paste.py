@@ -5,11 +5,13 @@ and keep 0.5 and above. maskrcnn-benchmark and torchvision put a border of empty
 its corners to whole pixels, stretch the mask over these, and keep what is above 0.5.
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 
-from jaxseg.evaluation.masks import Taps, threshold_resized
+from jaxseg.evaluation.masks import Taps, threshold_resized, whole_masks
+from jaxseg.structures import MaskCrop
 
 
 def paste_masks(soft_masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int], frame: Literal["box", "integer_box"]) -> np.ndarray:
@@ -26,15 +28,22 @@ def paste_masks(soft_masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int
     Returns:
         bool `[D, H, W]`; False for boxes that are not finite.
     """
-    masks = np.zeros((len(soft_masks), *image_size), bool)
+    return whole_masks(paste_crops(soft_masks, boxes, image_size, frame), image_size, len(soft_masks))
+
+
+def paste_crops(
+    soft_masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int], frame: Literal["box", "integer_box"]
+) -> Iterator[MaskCrop]:
+    """As `paste_masks`, one by one, and of each the part of the picture that it can be in."""
     taps, exceeds = (_sampled, np.greater_equal) if frame == "box" else (_stretched, np.greater)
-    for soft, box, mask in zip(np.asarray(soft_masks, np.float32), np.asarray(boxes, np.float32), masks, strict=True):
+    for soft, box in zip(np.asarray(soft_masks, np.float32), np.asarray(boxes, np.float32), strict=True):
         if not np.isfinite(box).all():
+            yield MaskCrop(0, 0, np.zeros((0, 0), bool))
             continue
         top, rows = taps(box[1], box[3], soft.shape[0], image_size[0])
         left, columns = taps(box[0], box[2], soft.shape[1], image_size[1])
-        threshold_resized(soft, rows, columns, exceeds, out=mask[top : top + len(rows.first), left : left + len(columns.first)])
-    return masks
+        crop = threshold_resized(soft, rows, columns, exceeds)
+        yield MaskCrop(top + crop.top, left + crop.left, crop.bits)
 
 
 def _sampled(low: np.float32, high: np.float32, cells: int, length: int) -> tuple[int, Taps]:
