@@ -1,6 +1,8 @@
 """The documents say what the code does: every config key with its default, links that lead somewhere, the commands that CI runs."""
 
 import dataclasses
+import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -55,8 +57,30 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_named_files_exist(document):
-    for name in re.findall(r"\b((?:configs|docs|benchmarks|tests)/\w+\.\w+)\b", document.read_text()):
+    for name in re.findall(r"\b((?:configs|docs|benchmarks|tests|jaxseg)/[\w/]+\.\w+)\b", document.read_text()):
         assert (ROOT / name).exists() or name == "configs/my_data.py", name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_members_of_modules_exist(document):
+    for name, path in re.findall(r"`(\w+)`\s+of\s+`(jaxseg/[\w/]+)\.py`", document.read_text()):
+        assert hasattr(importlib.import_module(path.replace("/", ".")), name), (name, path)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_modules_exist(document):
+    for name in re.findall(r"python -m (jaxseg[\w.]*\w)", document.read_text()):
+        assert importlib.util.find_spec(name), name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tables_have_a_header_and_rows_of_one_length(document):
+    """Without a header a table is shown as text."""
+    for table in re.findall(r"(?:^\|.*\n)+", document.read_text(), re.M):
+        rows = table.splitlines()
+        assert len(rows) >= 3, table
+        assert re.fullmatch(r"(\| ?:?-+:? ?)+\|", rows[1]), table
+        assert len({row.count("|") - row.count(r"\|") for row in rows}) == 1, table
 
 
 def test_ci_runs_the_readmes_test_command():

@@ -1,15 +1,22 @@
-"""The inspection of a dataset: the counts are right, the pictures are there, the exit code says whether it can be used."""
+"""The inspection of a dataset: the counts are right, the pictures are there, the exit code says whether it can be used.
+
+And how the commands of `data/` and `weights/` end.
+"""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from jaxseg.config import MASKRCNN_BENCHMARK, MIRROR_ONLY, Config, InputConfig, RcnnConfig, load_config, override
-from jaxseg.data.coco import open_dataset
-from jaxseg.data.inspect import describe, draw_samples, inspect_dataset, main
+from jaxseg.data import inspect, split, tfds_coco
+from jaxseg.data.coco import DataError, open_dataset
+from jaxseg.data.coco_files import open_coco_files
+from jaxseg.data.inspect import check_usable, describe, draw_samples, inspect_dataset, main
 from jaxseg.data.shapes import write_shapes
+from jaxseg.weights import convert, export_torch
 
 
 def square(x: float, y: float, side: float) -> list[list[float]]:
@@ -76,11 +83,13 @@ def test_the_text_tells_it_all(config):
     assert "images: 2, of which 0 without objects; 1 more without objects are left out (data.keep_empty keeps them)" in lines
     assert "images with more objects than data.max_objects = 4: 1 (the fullest has 5)" in lines
     assert "broken images: 1" in lines
+    assert "empty masks: 1 of 6 (warning: they have no pixel; polygons must be in pixels, not in fractions of the image" in text
     assert "skipped at opening: 1 annotations whose bbox has no area, is not finite, or lies outside the image" in lines
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_pictures_show_readable_images_only(config, tmp_path, split):
+    (tmp_path / "pictures").mkdir()
     written = draw_samples(config, open_dataset(config, split), split, 5, tmp_path / "pictures")
     expected = {"train": {"train_1.jpg"}, "val": {"val_1.jpg", "val_2.jpg"}}[split]
     assert {path.name for path in written} == expected == {path.name for path in (tmp_path / "pictures").iterdir()}
@@ -88,7 +97,7 @@ def test_pictures_show_readable_images_only(config, tmp_path, split):
 
 
 def test_a_validation_picture_shows_the_object_where_it_is(config, tmp_path):
-    (path,) = (p for p in draw_samples(config, open_dataset(config, "val"), "val", 5, tmp_path / "p") if p.name == "val_1.jpg")
+    (path,) = (p for p in draw_samples(config, open_dataset(config, "val"), "val", 5, tmp_path) if p.name == "val_1.jpg")
     picture = cv2.imread(str(path)).astype(int)
     height, width = picture.shape[:2]
     # Left below everything: the grey of the file. In the block: its colour over the grey.
@@ -101,7 +110,7 @@ def test_pictures_of_an_input_that_keeps_proportions(config, tmp_path, split):
     """150 x 200 become 72 x 96 in an input of 96 x 96: padding is black, and the large object lies where it should, mirrored or not."""
     model = RcnnConfig(num_classes=2, input=InputConfig((72,), 96, ((96, 96),)), conventions=MASKRCNN_BENCHMARK)
     config = override(config, {"model": model, "data.augment": MIRROR_ONLY})
-    (path,) = (p for p in draw_samples(config, open_dataset(config, split), split, 5, tmp_path / "p") if p.name == f"{split}_1.jpg")
+    (path,) = (p for p in draw_samples(config, open_dataset(config, split), split, 5, tmp_path) if p.name == f"{split}_1.jpg")
     picture = cv2.imread(str(path)).astype(int)
     assert picture.shape == (480, 480, 3)
     picture = picture[2::5, 2::5]
@@ -133,7 +142,7 @@ def test_the_command_returns_1_when_no_image_can_be_read(tmp_path, capsys):
     write_shapes(tmp_path, train=2, val=1, size=64)
     for path in (tmp_path / "train2017").iterdir():
         path.write_bytes(b"")
-    assert main(["--config", "configs/demo_shapes.py", f"--config.data.root={tmp_path}", "--split", "train"]) == 1
+    assert main(["--config", "configs/demo_shapes.py", f"--config.data.root={tmp_path}", "--split", "train", "--pictures", "0"]) == 1
     assert "None of the 2 train images can be read; the first: 000001.jpg" in capsys.readouterr().out
 
 
@@ -142,5 +151,145 @@ def test_the_command_returns_2_for_a_wrong_config(capsys):
     assert "There is no config file configs/none.py" in capsys.readouterr().err
 
 
+def write_squares(folder: Path, boxes: list[list[float]], sides: list[float] | None = None) -> list[str]:
+    """One image with squares of one class; the arguments that make the command look at it, in training and validation.
+
+    Masks have the boxes' sides where no others are given.
+    """
+    cv2.imwrite(str(folder / "a.png"), np.full((64, 64, 3), 80, np.uint8))
+    image = {"id": 1, "file_name": "a.png", "height": 64, "width": 64}
+    entries = [annotation(1, 1, box, square(*box[:2], side)) for box, side in zip(boxes, sides or [box[2] for box in boxes], strict=True)]
+    content = {"images": [image], "annotations": entries, "categories": [{"id": 1, "name": "square"}]}
+    (folder / "a.json").write_text(json.dumps(content))
+    paths = [
+        f"--config.data.{split}_{key}={value}" for split in ("train", "val") for key, value in (("annotations", "a.json"), ("images", "."))
+    ]
+    return [
+        "--config",
+        "configs/demo_shapes.py",
+        "--config.data.synthetic=False",
+        f"--config.data.root={folder}",
+        "--config.model.num_classes=1",
+        *paths,
+    ]
+
+
+@pytest.mark.parametrize("count", [255, 256, 300])
+def test_an_image_may_have_very_many_objects(tmp_path, capsys, count):
+    """pycocotools cannot take the area of 256 masks at once."""
+    arguments = write_squares(tmp_path, [[2, 3, 5, 5]] * (count - 1) + [[5.1, 5.1, 0.2, 0.2]])
+    assert main([*arguments, "--pictures", "0"]) == 0
+    assert f"empty masks: 1 of {count} (warning: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("sides", "empty"), [([0.2, 0.2], 2), ([0.2, 1.0], 1)])
+def test_masks_that_are_all_empty_cannot_be_used(tmp_path, capsys, sides, empty):
+    arguments = write_squares(tmp_path, [[20.1, 20.1, 9, 9], [30.1, 30.1, 9, 9]], sides)
+    assert main([*arguments, "--pictures", "2", "--output", str(tmp_path / "o")]) == 1
+    assert capsys.readouterr().out.endswith(
+        f"\nThe dataset cannot be used: None of the 2 masks of the train images has more than one pixel, and {empty} have none; "
+        "polygons must be in pixels, not in fractions of the image's width and height.\n"
+    )
+    assert not list((tmp_path / "o").iterdir())
+
+
+def test_a_dataset_without_images_cannot_be_used(config):
+    report = inspect_dataset(open_dataset(override(config, {"data.limit_images": 1}), "train"), 4)
+    report.images = 0
+    with pytest.raises(DataError, match=r"There are no train images with objects\."):
+        check_usable(report, "train")
+
+
+def test_the_training_annotations_are_opened_once(tmp_path, capsys, monkeypatch):
+    opened = []
+    monkeypatch.setattr("jaxseg.data.coco.open_coco_files", lambda config, split: opened.append(split) or open_coco_files(config, split))
+    arguments = write_squares(tmp_path, [[10, 10, 20, 20], [10, 10, 0, 20]])
+    for flags, expected in (([], ["train", "val"]), (["--split", "train"], ["train"]), (["--split", "val"], ["train", "val"])):
+        opened.clear()
+        assert main([*arguments, "--pictures", "0", *flags]) == 0
+        assert opened == expected
+        assert capsys.readouterr().err.count("skipped 1 annotations") == len(opened)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--pictures", "-3"], "ConfigError: --pictures -3 is out of range; it must be 0 (none) or more."),
+        (["--output", "FILE"], "ConfigError: --output FILE cannot be made a folder (File exists); choose another."),
+        (["--output", "FILE/deeper"], "ConfigError: --output FILE/deeper cannot be made a folder (Not a directory); choose another."),
+        (["--output", "a\0b"], r"ConfigError: --output 'a\x00b' is no name that a folder can have."),
+        (["--output", "a\ud800b"], r"ConfigError: --output 'a\ud800b' is no name that a folder can have."),
+        (["--config.data.no=3"], "ConfigError: Unknown config key data.no"),
+        (["--config", "configs"], "ConfigError: "),
+        (["--config", "a\0b.py"], "ConfigError: "),
+        (["--config", "a\ud800b.py"], "ConfigError: "),
+    ],
+)
+def test_a_wrong_command_is_one_sentence_and_2(tmp_path, arguments, sentence, capsys):
+    given = write_squares(tmp_path, [[10, 10, 20, 20]])
+    assert main([*given, *(argument.replace("FILE", str(tmp_path / "a.png")) for argument in arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(sentence.replace("FILE", str(tmp_path / "a.png")))
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("root", ["a\0b", "a\ud800b"])
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_a_root_that_no_folder_can_have_is_one_sentence(root, synthetic, capsys):
+    arguments = ["--config", "configs/demo_shapes.py", f"--config.data.root={root}", f"--config.data.synthetic={synthetic}"]
+    assert main(arguments) in (1, 2)
+
+
+def test_a_full_disk_leaves_no_claim_of_pictures(tmp_path, capsys, monkeypatch):
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    arguments = write_squares(tmp_path, [[10, 10, 20, 20]])
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main([*arguments, "--output", str(tmp_path / "o")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"OSError: No space left on device: {tmp_path / 'o' / 'train_1.jpg'}.\n"
+    assert "pictures of what the model sees" not in captured.out
+    assert "can be used" not in captured.out
+
+
+def test_ctrl_c_is_130(tmp_path, capsys, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxseg.data.inspect.inspect_dataset", interrupted)
+    assert main([*write_squares(tmp_path, [[10, 10, 20, 20]]), "--pictures", "0"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_the_demo_dataset_fits_its_config():
     assert load_config("configs/demo_shapes.py").data.max_objects >= 7
+
+
+COMMANDS = {"inspect": inspect, "split": split, "tfds_coco": tfds_coco, "convert": convert, "export_torch": export_torch}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ctrl_c_ends_every_command_with_130(name, capsys, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("argparse.ArgumentParser.parse_args", interrupted)
+    assert COMMANDS[name].main([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("command", [tfds_coco, inspect])
+def test_an_output_that_is_a_file_is_one_sentence(command, tmp_path, capfd):
+    arguments = write_squares(tmp_path, [[10, 10, 20, 20]])
+    assert command.main([*arguments, "--output", str(tmp_path / "a.png")]) == 2
+    assert capfd.readouterr().err.count("Error: ") == 1
+    assert command.main([*arguments, "--output", "a\0b"]) == 2
+    assert capfd.readouterr().err == "ConfigError: --output 'a\\x00b' is no name that a folder can have.\n"
+
+
+@pytest.mark.parametrize("command", [convert, export_torch])
+def test_weights_are_not_written_to_a_name_that_no_file_can_have(command, capsys):
+    assert command.main(["in.pth", "a\0b.pth"]) == 2
+    assert capsys.readouterr().err == "WeightsError: 'a\\x00b.pth' is no name that a file can have.\n"

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +130,33 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     with pytest.raises(DataError, match=r"cannot be written to .*shapes"):
         ensure_shapes(tmp_path / "shapes", train=1, val=1)
     assert (tmp_path / "shapes" / "mine.txt").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for root in (tmp_path / "file", tmp_path / "file" / "shapes", tmp_path / "file" / "deeper" / "shapes"):
+        with pytest.raises(DataError, match=r"The synthetic shapes cannot be written to .*: (Not a directory|File exists)\.$"):
+            ensure_shapes(root, train=1, val=1, size=64)
+    for name in ("a\0b", "a\ud800b"):
+        with pytest.raises(DataError, match=r"cannot be written to '.*', which is no name that a folder can have\.$"):
+            ensure_shapes(tmp_path / name / "shapes", train=1, val=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_leaves_no_half_dataset(tmp_path, monkeypatch):
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DataError, match=r"The synthetic shapes cannot be written to .*shapes: No space left on device\."):
+        ensure_shapes(tmp_path / "shapes", train=2, val=1, size=64)
+    assert not list(tmp_path.iterdir())
+
+
+def test_anybody_may_read_what_is_written(tmp_path):
+    ensure_shapes(tmp_path / "shapes", train=1, val=1, size=64)
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "shapes").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_the_demo_config_writes_its_dataset(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from numpy import ndarray
 from pycocotools import mask as coco_mask
 
 from jaxseg.data.dataset import DataError, logger
+from jaxseg.files import is_file_name
+from jaxseg.pictures import write_picture
 
 # With gaps, as COCO's are.
 CATEGORIES = {1: "circle", 2: "rectangle", 4: "triangle", 7: "star"}
@@ -47,18 +48,18 @@ def ensure_shapes(root: str | Path, *, train: int = 1500, val: int = 150, size: 
     root = Path(root)
     if (root / "annotations").is_dir():
         return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    half = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    if not is_file_name(str(root)):
+        raise DataError(f"The synthetic shapes cannot be written to {str(root)!r}, which is no name that a folder can have.")
+    logger.info("Writing %d synthetic images to %s.", train + val, root)
     try:
-        logger.info("Writing %d synthetic images to %s.", train + val, root)
-        write_shapes(half, train=train, val=val, size=size, seed=seed)
-        half.chmod(0o755)
-        half.rename(root)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as beside:
+            half = Path(beside) / "shapes"
+            write_shapes(half, train=train, val=val, size=size, seed=seed)
+            half.rename(root)
     except OSError as error:
         if not (root / "annotations").is_dir():
             raise DataError(f"The synthetic shapes cannot be written to {root}: {error.strerror or error}.") from None
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
 
 
 def write_shapes(root: str | Path, *, train: int = 1500, val: int = 150, size: int = 128, seed: int = 0) -> None:
@@ -81,7 +82,7 @@ def write_shapes(root: str | Path, *, train: int = 1500, val: int = 150, size: i
             rng = np.random.default_rng((seed, split, i))
             image, objects = draw_image(rng, size)
             file_name = f"{i + 1:06d}.jpg"
-            cv2.imwrite(str(root / name / file_name), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
+            write_picture(root / name / file_name, image, jpeg_quality=92)
             images.append({"id": i + 1, "file_name": file_name, "height": image.shape[0], "width": image.shape[1]})
             annotations += [{"id": len(annotations) + k, "image_id": i + 1, **entry} for k, entry in enumerate(objects, 1)]
         content = {
