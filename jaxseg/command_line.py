@@ -60,6 +60,11 @@ def run_command(body: Callable[[], int | None], *, log_to_stdout: bool = False) 
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return _explain(f"The devices have too little memory ({str(error).splitlines()[0][:200]}); try a smaller batch_size.")
+    except RuntimeError as error:
+        # JAX's own sentence says which devices JAX_PLATFORMS asks for in vain.
+        if "Unable to initialize backend" not in str(error):
+            raise
+        return _explain(f"{str(error).splitlines()[0]}; JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}.")
 
 
 def _explain(sentence: str) -> int:

@@ -19,7 +19,7 @@ from jaxseg.evaluation.coco_metrics import class_table, threshold_table
 from jaxseg.evaluation.detect import DRAWN, Selection, with_nms
 from jaxseg.evaluation.evaluate import evaluate
 from jaxseg.evaluation.timing import time_detection, timing_table
-from jaxseg.files import is_file_name
+from jaxseg.files import is_file_name, make_folder
 from jaxseg.pictures import ImageError, read_picture, write_picture
 from jaxseg.predictor import Predictor, as_json
 from jaxseg.training.sharding import initialize_distributed
@@ -74,13 +74,6 @@ def run(
             print(tables)
 
 
-def _make_folder(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {output} cannot be made a folder ({error.strerror}); choose another.") from None
-
-
 def measure(config: Config, variables: Any, output: Path, *, limit: int, selection: Selection) -> str:
     """Evaluates on the validation images of `config.data` and writes the results to `output`, see `evaluate`; gives the tables.
 
@@ -88,7 +81,7 @@ def measure(config: Config, variables: Any, output: Path, *, limit: int, selecti
         ConfigError, DataError: the dataset or `output` cannot be used, or the dataset is another one than the detector's.
     """
     # Before the work, not after it.
-    _make_folder(output)
+    make_folder(output, "--output", ConfigError)
     config = resolve_classes(config)
     dataset = open_dataset(config, "val")
     logger.info("evaluating on %d images", min(limit, len(dataset)) if limit else len(dataset))
@@ -191,7 +184,7 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], output: Path) -> 
         OSError: a file cannot be written, for instance on a full disk.
     """
     drawings = _drawing_paths(paths, output)
-    _make_folder(output)
+    make_folder(output, "--output", ConfigError)
     read: deque[tuple[Path, np.ndarray]] = deque()
     written = []
     with _DetectionsFile(output / "detections.json") as detections:

@@ -19,6 +19,25 @@ def is_file_name(text: str) -> bool:
     return "\0" not in text
 
 
+def make_folder(folder: Path, name: str, error: type[UserError]) -> None:
+    """Makes a folder, if need be.
+
+    Args:
+        folder: its path.
+        name: what the user calls it, such as "--output".
+        error: the kind of mistake that it is, where it cannot be made.
+
+    Raises:
+        error: in one sentence.
+    """
+    if not is_file_name(str(folder)):
+        raise error(f"{name} {str(folder)!r} is no name that a folder can have.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise error(f"{name} {folder} cannot be made a folder ({reason.strerror}); choose another.") from None
+
+
 def read_json(path: Path, error: type[UserError]) -> Any:
     """The content of a JSON file.
 
@@ -54,6 +73,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        # Not all of them name the file.
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 
 from jaxseg.config import Config, ConfigError
+from jaxseg.data.batch_memory import check_batch_memory
 from jaxseg.evaluation.detect import (
     DeviceDetector,
     Selection,
@@ -110,6 +111,7 @@ class Predictor:
         device = jax.local_devices()[0]
         self._detector = DeviceDetector(config, variables, [device], fixed=device.platform == "cpu")
         spec = self._detector.spec
+        check_batch_memory(spec, batch_size, 0, "batch_size", bytes_per_color=4)
         # Cells over boxes are few, and quickly pasted by the host.
         self._masks_on_device = device.platform != "cpu" and spec.mask_frame == "image" and spec.resize.rule == "stretch"
         # Pictures of each shape in turn still fill their batches.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxseg
-from jaxseg.config import Config, ConfigError, from_dict, load_config, override, parse_config_flags, show, to_dict
+from jaxseg.config import Config, ConfigError, from_dict, load_config, override, parse_config_flags, show, show_differences, to_dict
 from jaxseg.data.targets import no_targets
 from jaxseg.structures import Batch
 from jaxseg.training.checkpoint import save_config
@@ -141,6 +141,21 @@ def test_another_number_of_classes_takes_its_names_from_the_annotations():
         ({"model.backbone.stage_sizes": (3, 4, 6)}, "stage_sizes = .* 4 stages for a resnet"),
         ({"model.backbone": "resnet18"}, "model.backbone is a group of keys; set one of them: name, stage_sizes"),
         ({"model.image_size": 16}, "image_size = 16 is out of range; it must be at least 32 pixels"),
+        ({"train.learning_rate": "1e999"}, "train.learning_rate = inf is not a finite number"),
+        ({"train.learning_rate": 10**400}, "train.learning_rate = 1000.*000 is not a finite number"),
+        ({"train.weight_decay": float("nan")}, "train.weight_decay = nan is not a finite number"),
+        ({"train.decay_factor": -0.1}, "train.decay_factor = -0.1 is out of range; it must be between 0 and 1"),
+        ({"train.seed": 2**64}, f"train.seed = {2**64} is out of range; it must be 0 or more and at most 4294967295"),
+        ({"train.steps": 2**31}, "train.steps = 2147483648 is out of range; it must be at least 1 and at most 2147483647"),
+        ({"train.steps": "9" * 5000}, "train.steps = '99.*99' is not a whole number"),
+        ({"train.decay_steps": "(" * 10_000}, r"train.decay_steps = '\(\(.* is not a list"),
+        ({"data.workers": 100_000}, "data.workers = 100000 is out of range; it must be 0 to 1024 processes"),
+        ({"data.root": "a\0b"}, "data.root = .* holds a NUL or half of a surrogate pair"),
+        ({"data.root": "\ud800"}, "data.root = .* holds a NUL or half of a surrogate pair"),
+        (
+            {"model.num_classes": 2, "data.class_names": ("cat", "cat"), "data.category_ids": (1, 2)},
+            r"data.class_names = .* distinct names; \['cat'\] stands there more than once",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_sentence(overrides, sentence):
@@ -161,6 +176,17 @@ def test_files_that_are_no_configs_are_refused(tmp_path):
     broken.write_text("{")
     with pytest.raises(ConfigError, match="is not valid JSON"):
         load_config(broken)
+    for content, sentence in (
+        (b"[1, 2]", "holds a list; a saved configuration is an object"),
+        ('{"name": "é"}'.encode("latin-1"), "byte 10 is not UTF-8"),
+        (b'{"train": {"steps": ' + b"9" * 5000 + b"}}", "cannot be used: Exceeds the limit"),
+        (b'{"train": 3}', "train is a group of keys"),
+        (b'{"model": {"kind": [1]}}', r"model.kind = \[1\] is not one of"),
+        (b"[" * 100_000, "nested too deeply"),
+    ):
+        broken.write_bytes(content)
+        with pytest.raises(ConfigError, match=sentence):
+            load_config(broken)
     broken.write_text('{"nme": "x"}')
     with pytest.raises(ConfigError, match="Unknown config key nme"):
         load_config(broken)
@@ -178,6 +204,17 @@ def test_shown_lines_are_the_command_lines_flags():
     assert others == []
     plain = {key: value.strip("'") for key, value in flags.items()}
     assert override(config, plain) == config
+
+
+def test_only_what_differs_from_the_defaults_is_shown_at_the_start():
+    assert show_differences(Config()) == ""
+    assert show_differences(load_config("configs/yolact_r50.py")).splitlines() == [
+        "config.name = 'yolact_r50'",
+        "config.model.backbone.stage_sizes = (3, 4, 6, 3)",
+    ]
+    shown = show_differences(load_config("configs/retinanet_r50_fpn_1x.py"))
+    assert "config.train.learning_rate" in shown
+    assert "config.model.anchor_sizes" not in shown, "its own kind's defaults"
 
 
 def test_flags_take_their_value_in_both_forms():

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import optax
 import pytest
 import tiny_yolact
 import white_boxes
+from tiny_pictures import huge_png
 
 from jaxseg import commands
 from jaxseg.commands import find_pictures
@@ -120,6 +122,96 @@ def test_drawings_leave_out_what_is_unlikely(evaluate, run_folder, pictures, tmp
     rows = json.loads((tmp_path / "results" / "detections.json").read_text())["images"][0]["detections"]
     assert len(rows) <= 15
     assert all(row["score"] > 0.15 for row in rows)
+
+
+def test_a_picture_that_says_it_is_huge_is_skipped(evaluate, run_folder, pictures, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "huge.png").write_bytes(huge_png(50_000, 50_000))
+    shutil.copy(pictures / "b.png", tmp_path / "in")
+    assert evaluate("--checkpoint", run_folder, "--images", "in") == 0
+    found = json.loads((tmp_path / "results" / "detections.json").read_text())
+    assert (len(found["images"]), found["skipped"]) == (1, ["in/huge.png"])
+    assert "more pixels than OpenCV allows (2**30). It is skipped." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "code"), [(OSError(28, "No space left on device", "a.png"), 2), (KeyboardInterrupt(), 130)])
+def test_what_was_found_before_an_interruption_is_kept(evaluate, run_folder, pictures, tmp_path, monkeypatch, capsys, error, code):
+    write_picture, written = commands.write_picture, []
+
+    def write_once(path, drawing):
+        if written:
+            raise error
+        written.append(path)
+        write_picture(path, drawing)
+
+    monkeypatch.setattr(commands, "write_picture", write_once)
+    assert evaluate("--checkpoint", run_folder, "--images", pictures) == code
+    found = json.loads((tmp_path / "results" / "detections.json").read_text())
+    assert [entry["file_name"] for entry in found["images"]] == [str(pictures / "a.jpg")]
+    captured = capsys.readouterr().err
+    assert "Traceback" not in captured
+    assert ("OSError: No space left on device: a.png." if code == 2 else "interrupted") in captured
+
+
+def test_pictures_in_folders_below_are_told_of(evaluate, run_folder, pictures, tmp_path, capsys):
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    shutil.copy(pictures / "b.png", tmp_path / "in" / "below")
+    assert evaluate("--checkpoint", run_folder, "--images", "in") == 2
+    assert "1 pictures lie in folders below in; --images 'in/**/*' takes them, too" in capsys.readouterr().err
+    shutil.copy(pictures / "b.png", tmp_path / "in")
+    assert evaluate("--checkpoint", run_folder, "--images", "in") == 0
+    assert "1 pictures lie in folders below in" in capsys.readouterr().err
+    assert len(find_pictures("in/**/*")) == 2
+
+
+def damaged(run_folder: Path, folder: Path, change) -> Path:
+    """A copy of the run whose largest file is changed, and nothing else."""
+    shutil.copytree(run_folder, folder)
+    largest = max((folder / "checkpoints" / "2" / "variables").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    largest.write_bytes(change(bytearray(largest.read_bytes())))
+    return folder
+
+
+def one_bit(content: bytearray) -> bytearray:
+    content[len(content) // 2] ^= 4
+    return content
+
+
+@pytest.mark.parametrize("change", [one_bit, lambda content: content[:100], lambda content: b""])
+def test_a_damaged_checkpoint_is_told_of(evaluate, run_folder, tmp_path, capsys, change):
+    folder = damaged(run_folder, tmp_path / "damaged", change)
+    assert evaluate("--checkpoint", folder) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"checkpoints/2 cannot be read \(its file .* is not what was saved.*; --step takes another, of 1\.", error)
+    assert "Traceback" not in error
+    assert evaluate("--checkpoint", folder, "--step", 1, "--limit", 1) == 0
+
+
+@pytest.mark.parametrize("content", ['{"1": 0.5, "2"', "[1, 2]", '{"one": 0.5}', '{"1": "high"}', '{"1": NaN}'])
+def test_a_damaged_file_of_evaluations_is_told_of(evaluate, run_folder, tmp_path, capsys, content):
+    shutil.copytree(run_folder, tmp_path / "cut")
+    (tmp_path / "cut" / "evaluations.json").write_text(content)
+    assert evaluate("--checkpoint", tmp_path / "cut") == 2
+    assert "evaluations.json is " in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_never_skipped(evaluate, run_folder, capsys):
+    """A head that starts fresh would find anything."""
+    more = ["--config.model.num_prototypes=16", "--config.init.skip_mismatched=True"]
+    assert evaluate("--checkpoint", run_folder, *more) == 2
+    error = capsys.readouterr().err
+    assert "Other shapes, there and here" in error
+    assert "skip_mismatched" not in error
+    assert "Take the configuration that these weights were trained with" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"), [("[1]", "holds a list"), (b'{"name": "\xe9"}', "not UTF-8"), ("[" * 10**5, "nested too")]
+)
+def test_a_saved_configuration_that_is_none_is_told_of(evaluate, tmp_path, capsys, content, sentence):
+    (tmp_path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert evaluate("--checkpoint", tmp_path) == 2
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("images", [None, "b.png"])

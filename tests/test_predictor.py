@@ -2,18 +2,24 @@
 
 import json
 import math
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 import tiny_yolact
+from pycocotools import mask as coco_mask
 from rcnn_originals import load_rcnn
+from tiny_pictures import huge_png
 from white_boxes import CLASS_NAMES, CONFIG, SIZE, VARIABLES, PaddedDetector, WhiteBoxDetector, picture
 
+from jaxseg import memory
 from jaxseg.config import Config, ConfigError, RcnnConfig, override
-from jaxseg.evaluation.masks import decode_rle
+from jaxseg.evaluation.masks import crops_at_image_size, decode_rle, encode_crops, encode_rle, whole_masks
 from jaxseg.models import build_model
+from jaxseg.pictures import write_picture
 from jaxseg.predictor import ImageError, Predictor, as_json
 
 # Edges on whole cells of the network image.
@@ -201,8 +207,91 @@ def test_a_stream_keeps_two_batches_at_most(detector):
     assert len(asked) == 12
 
 
+@pytest.mark.parametrize("mask_frame", ["image", "box", "integer_box"])
+def test_masks_as_run_lengths_and_as_crops_are_the_full_ones(use_detector, mask_frame):
+    use_detector(PaddedDetector(mask_frame))
+    pictures = [picture(*arguments) for arguments in (*WIDE, TALL)]
+    full, rles, crops = (Predictor(CONFIG, VARIABLES, masks=form)(pictures) for form in ("full", "rle", "crop"))
+    for whole, encoded, cropped in zip(full, rles, crops, strict=True):
+        assert whole.masks.any()
+        assert whole.masks.shape[1:] == whole.image_size == encoded.image_size
+        np.testing.assert_array_equal(decode_rle(encoded.masks), whole.masks)
+        np.testing.assert_array_equal(whole_masks(cropped.masks, whole.image_size, len(whole)), whole.masks)
+        assert encoded.masks == encode_rle(whole.masks), "in the form of pycocotools, bit by bit"
+
+
+def test_full_masks_that_no_machine_holds_are_refused_with_the_remedy(detector, monkeypatch):
+    monkeypatch.setattr(memory, "physical_memory", lambda: 10_000)
+    large = picture(*PICTURES[2])
+    sentence = r"2 masks of 64 x 96 pixels \(width x height\) would take 12.3 kB of memory, and 5 kB .*masks=\"rle\"\)"
+    with pytest.raises(ImageError, match=sentence):
+        Predictor(CONFIG, VARIABLES)(large)
+    assert len(Predictor(CONFIG, VARIABLES, masks="rle")(large).masks) == 2
+
+
+def test_run_lengths_of_a_very_large_picture_take_little_memory():
+    """20000 x 20000 pixels, where 100 full masks are 40 GB."""
+    size, soft = (20_000, 20_000), np.zeros((100, 138, 138), np.float32)
+    soft[:, 10:13, 20:24] = 1
+    tracemalloc.start()
+    rles = encode_crops(crops_at_image_size(soft, size), size)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    # Cells 10 to 12 and 20 to 23; the edge runs half-way between a cell of 1 and one of 0.
+    cell = 20_000 / 138
+    np.testing.assert_allclose(coco_mask.toBbox(rles[0]), [20 * cell, 10 * cell, 4 * cell, 3 * cell], atol=2)
+    assert rles[0] == rles[-1]
+
+
+def test_an_unknown_form_of_masks_is_refused():
+    with pytest.raises(ConfigError, match="masks = 'polygons' is not one of 'full', 'rle', 'crop'"):
+        Predictor(CONFIG, VARIABLES, masks="polygons")
+
+
+def test_paths_and_pillows_pictures_are_pictures(detector, tmp_path):
+    image = picture(*PICTURES[2])
+    write_picture(tmp_path / "a.png", image)
+    predictor = Predictor(CONFIG, VARIABLES)
+    expected = predictor(image)
+    pillow = PIL.Image.fromarray(image)
+    found = predictor([tmp_path / "a.png", str(tmp_path / "a.png"), pillow, pillow.convert("P"), pillow.convert("RGBA")])
+    for prediction in (predictor(tmp_path / "a.png"), predictor(pillow), *found):
+        np.testing.assert_array_equal(prediction.boxes, expected.boxes)
+        np.testing.assert_array_equal(prediction.masks, expected.masks)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("none.png", None, r"none.png cannot be read \(No such file"),
+        ("text.png", b"no picture", "text.png is no picture that OpenCV can read"),
+        ("empty.png", b"", "empty.png is no picture"),
+        ("a\0b.png", None, "is no name that a file can have"),
+        ("huge.png", huge_png(50_000, 50_000), r"huge.png cannot be decoded: it says that it has more pixels than OpenCV allows"),
+    ],
+)
+def test_files_that_are_no_pictures_are_refused(detector, tmp_path, name, content, sentence):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImageError, match=sentence):
+        Predictor(CONFIG, VARIABLES)(f"{tmp_path}/{name}")
+
+
+def test_a_picture_that_makes_no_array_is_refused(detector):
+    class Ragged:
+        def __array__(self, *_, **__):
+            return np.array([[1, 2], [3]])
+
+    for ragged in (Ragged(), [[1, 2], [3]]):
+        with pytest.raises(ImageError, match=r"Picture 1 is .*; it must be a uint8 array"):
+            Predictor(CONFIG, VARIABLES)([picture(*PICTURES[0]), ragged])
+
+
 def test_objects_as_json(detector):
     prediction = Predictor(CONFIG, VARIABLES)(picture(*PICTURES[2]))
+    for form in ("rle", "crop"):
+        assert as_json(Predictor(CONFIG, VARIABLES, masks=form)(picture(*PICTURES[2]))) == as_json(prediction)
     rows = json.loads(json.dumps(as_json(prediction)))
     assert [row["name"] for row in rows] == ["bright", "bright"]
     assert [row["class"] for row in rows] == [1, 1]

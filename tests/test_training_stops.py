@@ -224,7 +224,7 @@ def test_a_disk_that_fills_up_in_the_background_is_told_in_one_sentence(tmp_path
 def test_a_folder_that_cannot_be_one_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(ConfigError, match=r"--workdir .* cannot be used as a run folder \(.*\); choose another"):
+        with pytest.raises(ConfigError, match=r"--workdir .* cannot be made a folder \(.*\); choose another"):
             train_tiny(workdir)
     with pytest.raises(ConfigError, match=r"--workdir '.*' is no name that a folder can have"):
         train_tiny(Path(f"{tmp_path}/a\0b"))

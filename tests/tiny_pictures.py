@@ -1,6 +1,8 @@
 """A dataset of pictures in memory, and batches of them."""
 
 import itertools
+import struct
+import zlib
 
 import cv2
 import jax
@@ -57,3 +59,13 @@ def assert_equal(batches: list, others: list) -> None:
     for batch, other in zip(batches, others, strict=True):
         for leaf, expected in zip(jax.tree.leaves(batch), jax.tree.leaves(other), strict=True):
             np.testing.assert_array_equal(leaf, expected)
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A file of some hundred bytes that says it is a picture of this size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")

@@ -172,7 +172,7 @@ class TrainConfig:
             list(self.decay_steps) == sorted(set(self.decay_steps)) and all(0 <= step <= MAX_STEPS for step in self.decay_steps),
             f"{key}.decay_steps",
             self.decay_steps,
-            f"distinct steps from 0 to {MAX_STEPS} in ascending order",
+            f"distinct steps in ascending order, from 0 to {MAX_STEPS}",
         )
         within = all(0 < epoch < self.epochs for epoch in self.decay_epochs)
         require(

@@ -118,7 +118,7 @@ class YolactConfig:
     batch_norm: Literal["auto", "train", "frozen"] = "auto"
     # Of the convolutions; "auto" is bfloat16 on GPUs and TPUs, float32 on CPUs. Parameters, boxes and losses stay float32.
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    # Of RoIAlign and non-maximum suppression: "auto" takes the kernels on NVIDIA GPUs that run them and plain JAX ("xla") elsewhere.
+    # Of non-maximum suppression: "auto" takes the kernels on NVIDIA GPUs that run them and plain JAX ("xla") elsewhere.
     implementation: Literal["auto", "xla", "mosaic_gpu"] = "auto"
     losses: LossConfig = LossConfig()
     detection: DetectionConfig = DetectionConfig()

@@ -3,6 +3,7 @@
 import dataclasses
 
 from jaxseg.config import Config, ConfigError
+from jaxseg.data.categories import listed
 from jaxseg.data.coco_files import CocoDataset, Split, open_coco_files, resolve_root
 from jaxseg.data.dataset import DataError, FirstImages, InstanceDataset, Objects, Sample
 
@@ -29,8 +30,12 @@ def open_dataset(config: Config, split: Split) -> InstanceDataset:
     return FirstImages(dataset, config.data.limit_images) if config.data.limit_images else dataset
 
 
-def resolve_classes(config: Config) -> Config:
+def resolve_classes(config: Config, dataset: InstanceDataset | None = None) -> Config:
     """The config with empty `data.class_names` and `data.category_ids` read from the training annotations.
+
+    Args:
+        config: as the user gave it.
+        dataset: its training images, where they are open already; opened without category ids they know all there are.
 
     Raises:
         ConfigError: the dataset has another number of classes than `model.num_classes`.
@@ -38,12 +43,12 @@ def resolve_classes(config: Config) -> Config:
     """
     if config.data.category_ids:
         return config
-    dataset = open_dataset(config, "train")
+    dataset = open_dataset(config, "train") if dataset is None else dataset
     found = len(dataset.category_ids)
     if found != config.model.num_classes:
         raise ConfigError(
             f"config.model.num_classes = {config.model.num_classes}, but the training annotations have {found} categories "
-            f"({', '.join(dataset.class_names)}); set --config.model.num_classes={found}."
+            f"({listed(dataset.class_names)}); set --config.model.num_classes={found}."
         )
     data = dataclasses.replace(config.data, class_names=dataset.class_names, category_ids=dataset.category_ids)
     return dataclasses.replace(config, data=data)

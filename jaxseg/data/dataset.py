@@ -12,6 +12,10 @@ from numpy import ndarray
 from pycocotools import mask as coco_mask
 
 from jaxseg.errors import UserError
+from jaxseg.memory import require_memory
+
+# Of the machine's memory, that the masks of one image may take.
+_MASKS_SHARE = 0.25
 
 logger = logging.getLogger("jaxseg")
 
@@ -114,13 +118,16 @@ class InstanceDataset(abc.ABC):
         """Image `index` with its objects, decoded.
 
         Raises:
-            DataError: the image file is missing, broken, or not of the size the annotations were made for.
+            DataError: the image file is missing, broken, or not of the size the annotations were made for, or its masks
+                would not fit into memory.
             IndexError: there is no image `index`.
         """
         position = int(index)
         if not 0 <= position < len(self):
             raise IndexError(f"image {position} of a dataset of {len(self)}")
         encoded, objects = self.record(position)
+        if objects.rles is not None:
+            require_room(len(objects.rles), self._size(position), self.file_names[position])
         return Sample(
             image=decode_image(encoded, self._size(position), self.file_names[position]),
             boxes=objects.corners.astype(np.float32),
@@ -206,6 +213,19 @@ def _decode(encoded: bytes, flags: int) -> ndarray | None:
         return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except cv2.error:  # for instance more pixels than OpenCV allows
         return None
+
+
+def require_room(count: int, size: tuple[int, int], name: str) -> None:
+    """Raises DataError where decoded masks of one image would take more than a quarter of the machine's memory.
+
+    Args:
+        count: how many masks.
+        size: height and width of each.
+        name: of the image file.
+    """
+    height, width = size
+    what = f"{name} has {count} objects in {width} x {height} pixels (width x height), whose masks"
+    require_memory(count * height * width, what, "a smaller picture, or pieces of it, would do", DataError, _MASKS_SHARE)
 
 
 def decode_masks(rles: list[dict[str, Any]], size: tuple[int, int]) -> UInt8[ndarray, "n H W"]:

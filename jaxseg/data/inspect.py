@@ -23,7 +23,7 @@ from jaxseg.config import AugmentConfig, Config, ConfigError, load_config, parse
 from jaxseg.data.coco import DataError, InstanceDataset, Objects, Sample, Split, open_dataset, resolve_classes
 from jaxseg.data.placement import Placement, place_picture, placed_sample, training_picture
 from jaxseg.data.transforms import evaluation_transform, to_uint8, training_transform
-from jaxseg.files import is_file_name
+from jaxseg.files import make_folder
 from jaxseg.models import build_model
 from jaxseg.pictures import write_picture
 from jaxseg.structures import InputSpec
@@ -253,7 +253,7 @@ def inspect_split(config: Config, dataset: InstanceDataset, split: Split, pictur
     """
     if pictures:
         # Before the work, not after it.
-        _make_folder(folder)
+        make_folder(folder, "--output", ConfigError)
     report = inspect_dataset(dataset, config.data.max_objects)
     print(f"\n{split}\n{describe(report, dataset, config.data.max_objects)}")
     check_usable(report, split)
@@ -261,15 +261,6 @@ def inspect_split(config: Config, dataset: InstanceDataset, split: Split, pictur
         written = draw_samples(config, dataset, split, pictures, folder)
         print(f"{len(written)} pictures of what the model sees: {folder}")
     return report.images - len(report.broken)
-
-
-def _make_folder(folder: Path) -> None:
-    if not is_file_name(str(folder)):
-        raise ConfigError(f"--output {str(folder)!r} is no name that a folder can have.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {folder} cannot be made a folder ({error.strerror}); choose another.") from None
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,6 @@ Where the network's input has several shapes (`jaxseg.data.shape_groups`), each 
 import dataclasses
 import functools
 import logging
-import math
 import multiprocessing
 import os
 import signal
@@ -29,7 +28,7 @@ from absl import flags
 from jaxtyping import Int64
 from numpy import ndarray
 
-from jaxseg.config import AugmentConfig, Config, ConfigError
+from jaxseg.config import AugmentConfig, Config
 from jaxseg.data.coco import open_dataset
 from jaxseg.data.dataset import DataError, InstanceDataset, Sample
 from jaxseg.data.placement import training_picture
@@ -37,7 +36,6 @@ from jaxseg.data.resize import fit_picture
 from jaxseg.data.shape_groups import ShapeGroups, ShapeStreams, shuffled_slots
 from jaxseg.data.targets import View, no_targets, to_targets, visible_objects
 from jaxseg.data.transforms import draw_augmentation, to_uint8, warp_image
-from jaxseg.memory import require_memory
 from jaxseg.structures import Batch, InputSpec, Targets
 
 logger = logging.getLogger("jaxseg")
@@ -252,22 +250,6 @@ class TrainingIterator:
                     self._loader.max_objects,
                 )
             self.overfull_images[index] = max(surplus, self.overfull_images.get(index, 0))
-
-
-def check_batch_memory(spec: InputSpec, batch_size: int, max_objects: int, key: str, *, bytes_per_color: int = 1) -> None:
-    """Raises ConfigError where one batch of this process would not fit into half of the machine's memory.
-
-    Args:
-        spec: the sizes the detector wants.
-        batch_size: images of this process.
-        max_objects: rows of ground truth an image.
-        key: of the configuration, that says how many images.
-        bytes_per_color: 1 in training, 4 in evaluation.
-    """
-    masks = max_objects * math.prod(spec.mask_size or (0,)) // 8
-    semantic = spec.num_classes * math.prod(spec.semantic_size or (0,)) // 8
-    image = max(map(math.prod, spec.image_sizes)) * 3 * bytes_per_color + masks + semantic
-    require_memory(batch_size * image, f"A batch of {batch_size} images ({key})", "use fewer or smaller ones", ConfigError, 0.5)
 
 
 def training_iterator(

@@ -50,6 +50,9 @@ def ensure_shapes(root: str | Path, *, train: int = 1500, val: int = 150, size: 
         return
     if not is_file_name(str(root)):
         raise DataError(f"The synthetic shapes cannot be written to {str(root)!r}, which is no name that a folder can have.")
+    occupied = root.exists() and (not root.is_dir() or any(root.iterdir()))
+    if occupied and not (root / "annotations").is_dir():
+        raise DataError(f"The synthetic shapes cannot be written to {root}, which is a file or holds other files; choose another folder.")
     logger.info("Writing %d synthetic images to %s.", train + val, root)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from jaxseg.command_line import run_command
 from jaxseg.config import ConfigError
 from jaxseg.data.dataset import DataError
 from jaxseg.errors import shortened
-from jaxseg.files import is_file_name, read_json, write_text
+from jaxseg.files import make_folder, read_json, write_text
 
 logger = logging.getLogger("jaxseg")
 
@@ -134,15 +134,8 @@ def write_parts(parts: dict[str, dict[str, Any]], paths: dict[str, Path], *, ove
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists already; choose another --output folder, or say --overwrite.")
     for name, path in paths.items():
-        _make_folder(path.parent)
+        make_folder(path.parent, "--output", ConfigError)
         write_text(path, json.dumps(parts[name]) + "\n")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {folder} cannot be made a folder ({error.strerror}); choose another.") from None
 
 
 def main(arguments: list[str]) -> int:
@@ -156,8 +149,6 @@ def _run(arguments: list[str]) -> None:
         raise ConfigError(f"--seed {flags.seed} is out of range; it must be 0 or more.")
     content = read_instances(flags.annotations)
     folder = flags.annotations.parent if flags.output is None else flags.output
-    if not is_file_name(str(folder)):
-        raise ConfigError(f"--output {str(folder)!r} is no name that a folder can have.")
     parts = split_instances(content, parse_val(flags.val, len(content["images"])), flags.seed)
     paths = {name: folder / f"{flags.annotations.stem}_{name}.json" for name in parts}
     write_parts(parts, paths, overwrite=flags.overwrite)

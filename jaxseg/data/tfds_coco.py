@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxseg.command_line import run_command
 from jaxseg.config import Config, ConfigError, load_config, parse_config_flags
+from jaxseg.data.categories import distinct_names, listed
 from jaxseg.data.coco_files import CocoDataset, Split, open_coco_files, resolve_root
 from jaxseg.data.dataset import DataError, InstanceDataset, Objects
+from jaxseg.files import is_file_name
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -140,7 +143,9 @@ class TfdsDataset(InstanceDataset):
         self.image_sizes = np.array(catalogue["image_sizes"], np.int32)[self._records]
         self.object_counts = counts[self._records]
         self.category_ids = tuple(builder.info.metadata["category_ids"])
-        self.class_names = tuple(builder.info.metadata["class_names"])
+        names = dict(zip(self.category_ids, builder.info.metadata["class_names"], strict=True))
+        # Shards from before names were told apart may hold one twice.
+        self.class_names = tuple(distinct_names(names, where).values())
         self.left_out, self.skipped = len(counts) - len(self._records), {}
 
     def record(self, index: int) -> tuple[bytes, Objects]:
@@ -175,7 +180,7 @@ def open_tfds(config: Config, split: Split) -> TfdsDataset:
     dataset = TfdsDataset(resolve_root(config.data), split, keep_empty=keep_empty, masks=config.model.has_masks)
     if config.data.category_ids and (config.data.category_ids, config.data.class_names) != (dataset.category_ids, dataset.class_names):
         raise DataError(
-            f"The shards in {resolve_root(config.data)} hold the {len(dataset.category_ids)} classes {', '.join(dataset.class_names)}, "
+            f"The shards in {resolve_root(config.data)} hold the {len(dataset.category_ids)} classes {listed(dataset.class_names)}, "
             "not those of data.class_names and data.category_ids; "
             f"--config.model.num_classes={len(dataset.category_ids)} reads them from the shards."
         )
@@ -204,15 +209,16 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--config", required=True, help="whose data.* names the COCO files; --config.data.root=DIR replaces a value")
     parser.add_argument("--output", required=True, help="folder for the shards")
-    try:
+
+    def body() -> None:
         overrides, others = parse_config_flags(arguments)
         flags = parser.parse_args(others)
+        if not is_file_name(flags.output):
+            raise ConfigError(f"--output {flags.output!r} is no name that a folder can have.")
         where = write_shards(load_config(flags.config, overrides), flags.output)
-    except (ConfigError, DataError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"Wrote {where}; read it with --config.data.format=tfds --config.data.root={flags.output}")
-    return 0
+        print(f"Wrote {where}; read it with --config.data.format=tfds --config.data.root={flags.output}")
+
+    return run_command(body)
 
 
 if __name__ == "__main__":

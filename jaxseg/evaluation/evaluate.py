@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxseg.config import Config, ConfigError
+from jaxseg.data.batch_memory import check_batch_memory
 from jaxseg.data.dataset import DataError, InstanceDataset, decode_image
-from jaxseg.data.pipeline import check_batch_memory
 from jaxseg.evaluation.coco_metrics import CocoResults, coco_metrics, coco_results, merge_results
 from jaxseg.evaluation.detect import DeviceDetector, Prepared, Selection, Sizes, one_ahead, prepare, select, start_batches, to_crops
 from jaxseg.evaluation.masks import encode_crops

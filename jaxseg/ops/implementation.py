@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import jax
 
+from jaxseg.errors import UserError
 from jaxseg.ops.devices import on_each_device, platform
 
 Implementation = Literal["auto", "xla", "mosaic_gpu"]
@@ -20,7 +21,7 @@ ENVIRONMENT = "JAXSEG_IMPLEMENTATION"
 COMPUTE_CAPABILITY = 9.0
 
 
-class ImplementationError(ValueError):
+class ImplementationError(UserError):
     """An implementation that does not exist, or cannot serve; the message says why, and which one can."""
 
 

@@ -14,10 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxseg.config import MAX_STEPS, Config, ConfigError, TrainConfig, show, show_differences
+from jaxseg.data.batch_memory import check_batch_memory
 from jaxseg.data.coco import InstanceDataset, open_dataset, resolve_classes
-from jaxseg.data.pipeline import check_batch_memory, training_iterator
+from jaxseg.data.pipeline import training_iterator
 from jaxseg.errors import UserError
 from jaxseg.evaluation.coco_metrics import main_metric
+from jaxseg.memory import require_memory
 from jaxseg.models import build_model, init_variables, trainable
 from jaxseg.ops.implementation import require_implementation
 from jaxseg.structures import Batch
@@ -93,6 +95,9 @@ class _Run:
             raise ConfigError(f"config.train.epochs = {config.train.epochs} are {self.schedule.steps} steps; {MAX_STEPS} are the most.")
         self.model = build_model(config)
         abstract_params = jax.eval_shape(lambda: init_variables(self.model, config))["params"]
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params))
+        what = f"A model of {count:,} parameters, with gradients and momentum,"
+        require_memory(3 * 4 * count, what, "make config.model smaller", ConfigError)
         self.trained: Tree = trainable(config, abstract_params)
         self.optimizer = make_optimizer(self.schedule, self.trained)
         self.step_function = make_train_step(self.model, self.optimizer, self.trained, self.schedule, self.mesh)

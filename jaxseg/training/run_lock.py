@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from jaxseg.config import ConfigError
-from jaxseg.files import is_file_name
+from jaxseg.files import make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +28,14 @@ def locked(run_folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: another process trains in the folder, and the message names its host and number; or it cannot be written to.
     """
-    if not is_file_name(str(run_folder)):
-        raise ConfigError(f"--workdir {str(run_folder)!r} is no name that a folder can have.")
+    make_folder(run_folder, "--workdir", ConfigError)
     try:
-        run_folder.mkdir(parents=True, exist_ok=True)
         file = _lock(run_folder / LOCK)
         file.truncate(0)
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         print(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "started": started}), file=file, flush=True)
     except OSError as error:
-        raise ConfigError(f"--workdir {run_folder} cannot be used as a run folder ({error.strerror}); choose another.") from None
+        raise ConfigError(f"--workdir {run_folder} cannot be written to ({error.strerror}); choose another.") from None
     with file:
         try:
             yield
