@@ -424,9 +424,9 @@ def _with_root(root: str) -> Config:
 
 def test_a_folder_is_no_annotation_file_and_a_file_no_image_folder(tmp_path):
     annotations, images = write_dataset(tmp_path, [annotation()])
-    with pytest.raises(DataError, match=r"annotation file cannot be .*, which is a folder"):
+    with pytest.raises(DataError, match=r"annotation file cannot be .*, which is no file"):
         CocoDataset(images, images)
-    with pytest.raises(DataError, match=r"image folder cannot be .*, which is a file"):
+    with pytest.raises(DataError, match=r"image folder cannot be .*, which is no folder"):
         CocoDataset(annotations, annotations)
 
 

@@ -154,7 +154,8 @@ def test_a_wrong_file_is_one_sentence(path, content, change, sentence, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"), [("none.json", "cannot be read: No such file"), ("", "cannot be read: Is a directory"), ("a\0b", "null")]
+    ("name", "sentence"),
+    [("none.json", "cannot be read: No such file"), ("", "cannot be read: Is a directory"), ("a\0b", "is no name that a file can have")],
 )
 def test_no_file_is_one_sentence(tmp_path, name, sentence, capsys):
     assert main([str(tmp_path / name), "--val", "0.5"]) == 2
@@ -170,6 +171,6 @@ def test_a_full_disk_is_one_sentence(path, monkeypatch, capsys):
     monkeypatch.setattr("jaxseg.files.os.fsync", full)
     assert main([str(path), "--val", "0.5"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "OSError: No space left on device.\n"
+    assert captured.err == f"OSError: No space left on device: {path.parent / 'all_val.json'}.\n"
     assert captured.out == ""
     assert os.listdir(path.parent) == ["all.json"]

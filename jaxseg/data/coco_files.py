@@ -55,8 +55,8 @@ class CocoDataset(InstanceDataset):
             DataError: a file or folder is missing or cannot be used; the message says which and why.
         """
         self._folder = Path(images)
-        _require(Path(annotations), "annotation file", Path.is_file, "folder")
-        _require(self._folder, "image folder", Path.is_dir, "file")
+        _require(Path(annotations), "annotation file", Path.is_file, "no file")
+        _require(self._folder, "image folder", Path.is_dir, "no folder")
         self._annotations = Annotations(Path(annotations), category_ids, class_names, masks=masks)
         self.has_masks = masks
         self.category_ids, self.class_names = self._annotations.category_ids, self._annotations.class_names
@@ -141,7 +141,7 @@ def _require(path: Path, what: str, is_right: Callable[[Path], bool], wrong: str
     if not _exists(path, what):
         raise DataError(f"There is no {what} {path}.")
     if not is_right(path):
-        raise DataError(f"The {what} cannot be {path}, which is a {wrong}.")
+        raise DataError(f"The {what} cannot be {path}, which is {wrong}.")
 
 
 def resolve_root(data: DataConfig) -> Path:

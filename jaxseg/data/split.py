@@ -7,21 +7,24 @@ licenses are in both; images and annotations keep their order. The same seed giv
 """
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 
 from jaxseg.command_line import run_command
 from jaxseg.config import ConfigError
 from jaxseg.data.dataset import DataError
+from jaxseg.data.json_stream import JsonStream
 from jaxseg.errors import shortened
-from jaxseg.files import make_folder, read_json, write_text
+from jaxseg.files import is_file_name, make_folder, replacing
 
 logger = logging.getLogger("jaxseg")
 
@@ -29,24 +32,52 @@ logger = logging.getLogger("jaxseg")
 _IDS = {"images": ("id",), "annotations": ("image_id", "category_id"), "categories": ("id",)}
 
 
-def read_instances(path: Path) -> dict[str, Any]:
-    """The content of a COCO instance file, of which the ids are checked and nothing else.
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[JsonStream]:
+    if not is_file_name(str(path)):
+        raise DataError(f"{str(path)!r} is no name that a file can have.")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    with file:
+        try:
+            yield JsonStream(path, file)
+        except IsADirectoryError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def read_images(path: Path) -> list[int]:
+    """The ids of the images of a COCO instance file, in its order; of all else the ids are checked, too, and nothing more.
 
     Raises:
         DataError: the file cannot be read, or the ids do not say which annotation belongs to which image.
     """
-    content = read_json(path, DataError)
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is not a COCO instance file: it holds a {type(content).__name__}, not an object with {', '.join(_IDS)}.")
-    for key, ids in _IDS.items():
-        if not isinstance(content.get(key), list):
+    images: list[int] = []
+    found: set[str] = set()
+    with _opened(path) as stream:
+        for key in stream.items():
+            if key in found:
+                raise DataError(f"{path} is not a COCO instance file: it has the key {key} more than once.")
+            if key in _IDS and stream.peek() == "[":
+                found.add(key)
+                for position, entry in enumerate(_entries(stream)):
+                    _check_ids(entry, _IDS[key], f"{key}[{position}] of {path}")
+                    images += [entry["id"]] if key == "images" else []
+            else:
+                stream.skip()
+    for key in _IDS:
+        if key not in found:
             raise DataError(f"{path} is not a COCO instance file: it has no list {key}; it must have the lists {', '.join(_IDS)}.")
-        for position, entry in enumerate(content[key]):
-            _check_ids(entry, ids, f"{key}[{position}] of {path}")
-    repeated = [number for number, count in Counter(image["id"] for image in content["images"]).items() if count > 1]
+    repeated = [number for number, count in Counter(images).items() if count > 1]
     if repeated:
         raise DataError(f"{path} has several images with the id {shortened(repeated[0])}; the ids of images must be distinct.")
-    return content
+    return images
+
+
+def _entries(stream: JsonStream) -> Iterator[Any]:
+    for batch in stream.batches():
+        yield from batch
 
 
 def _check_ids(entry: Any, ids: Sequence[str], where: str) -> None:
@@ -85,35 +116,88 @@ def _share(share: float, images: int) -> int:
     return min(max(round(share * images), 1), images - 1) if 0 < share < 1 else 0
 
 
-def split_instances(content: dict[str, Any], val: int, seed: int) -> dict[str, dict[str, Any]]:
-    """The content of a COCO instance file in two parts, "train" and "val", of which `val` images, drawn by `seed`, are the latter."""
-    images = content["images"]
-    drawn = np.random.default_rng(seed).permutation(len(images))[:val]
-    chosen = {images[position]["id"] for position in drawn}
-    known = {image["id"] for image in images}
-    parts = {"train": known - chosen, "val": chosen}
-    return {name: _part(content, ids) for name, ids in parts.items()}
+def split_images(images: Sequence[int], val: int, seed: int) -> dict[str, set[int]]:
+    """The ids of images in two parts, "train" and "val", of which `val` images, drawn by `seed`, are the latter."""
+    chosen = {images[position] for position in np.random.default_rng(seed).permutation(len(images))[:val]}
+    return {"train": set(images) - chosen, "val": chosen}
 
 
-def _part(content: dict[str, Any], ids: set[int]) -> dict[str, Any]:
-    return {
-        **content,
-        "images": [image for image in content["images"] if image["id"] in ids],
-        "annotations": [annotation for annotation in content["annotations"] if annotation["image_id"] in ids],
-    }
+@dataclasses.dataclass
+class _Part:
+    """One of the files that are written: the images in it, the file, and how many objects of each category have gone there."""
+
+    images: set[int]
+    file: BinaryIO
+    objects: Counter[int] = dataclasses.field(default_factory=Counter)
+
+    def write(self, value: Any, before: str = "") -> None:
+        self.file.write(before.encode() + json.dumps(value).encode())
 
 
-def remarks(content: dict[str, Any], parts: dict[str, dict[str, Any]]) -> list[str]:
+def write_parts(path: Path, parts: dict[str, set[int]], paths: dict[str, Path], *, overwrite: bool) -> list[str]:
+    """Writes each part of a file that `read_images` has checked to its path, entry by entry; makes the folder if need be.
+
+    Returns:
+        lines for the user: on objects without an image, and on categories with objects in one part only.
+
+    Raises:
+        ConfigError: a file is there already, and `overwrite` is False; or the folder cannot be made.
+        OSError: a file cannot be written.
+    """
+    for target in paths.values():
+        if target.exists() and not overwrite:
+            raise ConfigError(f"{target} exists already; choose another --output folder, or say --overwrite.")
+        make_folder(target.parent, "--output", ConfigError)
+    names: dict[int, Any] = {}
+    with contextlib.ExitStack() as files, _opened(path) as stream:
+        written = {name: _Part(images, files.enter_context(replacing(paths[name]))) for name, images in parts.items()}
+        left_out = 0
+        for number, key in enumerate(stream.items()):
+            for part in written.values():
+                part.write(key, ", " if number else "{")
+            if key in ("images", "annotations"):
+                left_out += _write_list(stream, key, list(written.values()))
+                continue
+            value = stream.value()
+            if key == "categories":
+                names = {category["id"]: category.get("name", category["id"]) for category in value}
+            for part in written.values():
+                part.write(value, ": ")
+        for part in written.values():
+            part.file.write(b"}\n")
+    for name, part in written.items():
+        print(f"{paths[name]}: {_counted(len(part.images), 'image')}, {_counted(part.objects.total(), 'object')}")
+    return _remarks(names, {name: part.objects for name, part in written.items()}, left_out)
+
+
+def _write_list(stream: JsonStream, key: str, parts: Sequence[_Part]) -> int:
+    """Writes each entry of a list into the part that has its image; how many have none."""
+    separators = dict.fromkeys(range(len(parts)), ": [")
+    left_out = 0
+    for entry in _entries(stream):
+        image = entry["id" if key == "images" else "image_id"]
+        place = next((place for place, part in enumerate(parts) if image in part.images), None)
+        if place is None:
+            left_out += 1
+            continue
+        parts[place].write(entry, separators[place])
+        separators[place] = ", "
+        if key == "annotations":
+            parts[place].objects[entry["category_id"]] += 1
+    for place, part in enumerate(parts):
+        part.file.write(b": []" if separators[place] == ": [" else b"]")
+    return left_out
+
+
+def _remarks(names: dict[int, Any], objects: dict[str, Counter[int]], left_out: int) -> list[str]:
     """A line for each category that has objects, but none in one of the parts, and one for annotations of no image."""
     lines = []
-    counts = {name: Counter(entry["category_id"] for entry in part["annotations"]) for name, part in parts.items()}
-    for category in content["categories"]:
-        objects = {name: count[category["id"]] for name, count in counts.items()}
-        if sum(objects.values()) and not all(objects.values()):
-            empty = min(objects, key=lambda name: objects[name])
-            name = shortened(category.get("name", category["id"]))
-            lines.append(f"The category {name} has {_counted(sum(objects.values()), 'object')} in the file, but none in the {empty} part.")
-    left_out = len(content["annotations"]) - sum(len(part["annotations"]) for part in parts.values())
+    for category, name in names.items():
+        counts = {part: count[category] for part, count in objects.items()}
+        if sum(counts.values()) and not all(counts.values()):
+            empty = min(counts, key=lambda part: counts[part])
+            total = _counted(sum(counts.values()), "object")
+            lines.append(f"The category {shortened(name)} has {total} in the file, but none in the {empty} part.")
     if left_out:
         lines.append(f"Left out of both parts: {_counted(left_out, 'annotation')} with the image_id of no image.")
     return lines
@@ -121,21 +205,6 @@ def remarks(content: dict[str, Any], parts: dict[str, dict[str, Any]]) -> list[s
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def write_parts(parts: dict[str, dict[str, Any]], paths: dict[str, Path], *, overwrite: bool) -> None:
-    """Writes each part to its path; makes the folder if need be.
-
-    Raises:
-        ConfigError: a file is there already, and `overwrite` is False; or the folder cannot be made.
-        OSError: a file cannot be written.
-    """
-    for path in paths.values():
-        if path.exists() and not overwrite:
-            raise ConfigError(f"{path} exists already; choose another --output folder, or say --overwrite.")
-    for name, path in paths.items():
-        make_folder(path.parent, "--output", ConfigError)
-        write_text(path, json.dumps(parts[name]) + "\n")
 
 
 def main(arguments: list[str]) -> int:
@@ -147,14 +216,11 @@ def _run(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
     if flags.seed < 0:
         raise ConfigError(f"--seed {flags.seed} is out of range; it must be 0 or more.")
-    content = read_instances(flags.annotations)
+    images = read_images(flags.annotations)
     folder = flags.annotations.parent if flags.output is None else flags.output
-    parts = split_instances(content, parse_val(flags.val, len(content["images"])), flags.seed)
+    parts = split_images(images, parse_val(flags.val, len(images)), flags.seed)
     paths = {name: folder / f"{flags.annotations.stem}_{name}.json" for name in parts}
-    write_parts(parts, paths, overwrite=flags.overwrite)
-    for name, part in parts.items():
-        print(f"{paths[name]}: {_counted(len(part['images']), 'image')}, {_counted(len(part['annotations']), 'object')}")
-    for line in remarks(content, parts):
+    for line in write_parts(flags.annotations, parts, paths, overwrite=flags.overwrite):
         logger.warning("%s", line)
 
 
