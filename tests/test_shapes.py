@@ -135,10 +135,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("mine")
     for root in (tmp_path / "file", tmp_path / "file" / "shapes", tmp_path / "file" / "deeper" / "shapes"):
-        with pytest.raises(
-            DataError,
-            match=r"The synthetic shapes cannot be written to .*(: Not a directory|which is a file or holds .*)\.$",
-        ):
+        with pytest.raises(DataError, match=r"shapes cannot be written to .*(: (Not a directory|File exists)|which is a file .*)\.$"):
             ensure_shapes(root, train=1, val=1, size=64)
     for name in ("a\0b", "a\ud800b"):
         with pytest.raises(DataError, match=r"cannot be written to '.*', which is no name that a folder can have\.$"):
