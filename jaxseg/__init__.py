@@ -1,8 +1,10 @@
 """Instance segmentation and detection in JAX: pure functions, fixed shapes, the originals' numbers."""
 
 from jaxseg.config import Config, ConfigError, load_config
+from jaxseg.errors import UserError
 from jaxseg.models import build_model, init_variables
-from jaxseg.predictor import ImageError, Prediction, Predictor
+from jaxseg.pictures import ImageError
+from jaxseg.predictor import Prediction, Predictor
 from jaxseg.weights import WeightsError, load_weights
 
 __all__ = [
@@ -11,6 +13,7 @@ __all__ = [
     "ImageError",
     "Prediction",
     "Predictor",
+    "UserError",
     "WeightsError",
     "build_model",
     "init_variables",

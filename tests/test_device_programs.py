@@ -33,7 +33,7 @@ def _detection(config: Config) -> tuple[Any, tuple[Any, ...]]:
     variables = jax.eval_shape(lambda: jaxseg.init_variables(model, config))
     pictures = abstract_batch(config, model.input_spec, model.input_spec.image_sizes[0])
     sharding = replicated(mesh), split(mesh), split(mesh)
-    return jax.jit(detect._detect_program(config, mesh), in_shardings=sharding), (variables, pictures.images, pictures.image_sizes)
+    return jax.jit(detect._detect_program(config, mesh).run, in_shardings=sharding), (variables, pictures.images, pictures.image_sizes)
 
 
 def _collectives(program: Any, operands: tuple[Any, ...]) -> tuple[set[str], list[str]]:

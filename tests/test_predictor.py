@@ -221,12 +221,13 @@ def test_masks_as_run_lengths_and_as_crops_are_the_full_ones(use_detector, mask_
 
 
 def test_full_masks_that_no_machine_holds_are_refused_with_the_remedy(detector, monkeypatch):
+    full, rles = Predictor(CONFIG, VARIABLES), Predictor(CONFIG, VARIABLES, masks="rle")
     monkeypatch.setattr(memory, "physical_memory", lambda: 10_000)
     large = picture(*PICTURES[2])
     sentence = r"2 masks of 64 x 96 pixels \(width x height\) would take 12.3 kB of memory, and 5 kB .*masks=\"rle\"\)"
     with pytest.raises(ImageError, match=sentence):
-        Predictor(CONFIG, VARIABLES)(large)
-    assert len(Predictor(CONFIG, VARIABLES, masks="rle")(large).masks) == 2
+        full(large)
+    assert len(rles(large).masks) == 2
 
 
 def test_run_lengths_of_a_very_large_picture_take_little_memory():

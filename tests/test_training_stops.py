@@ -32,6 +32,14 @@ def _log(caplog):
     caplog.set_level(logging.INFO, logger="jaxseg")
 
 
+@pytest.fixture
+def _hangup_is_heard():
+    """Whoever runs the tests may have started them with nohup, which children inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def checkpoints(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
 
@@ -81,16 +89,19 @@ def test_worker_processes_end_with_a_run_that_is_killed(tmp_path):
     assert wait_until(lambda: not ours & set(os.listdir("/dev/shm")))
 
 
-def workers() -> list[multiprocessing.Process]:
-    return [process for process in multiprocessing.active_children() if process.name.startswith("grain")]
+@pytest.fixture
+def workers():
+    """Gives the worker processes that a test has started."""
+    before = set(multiprocessing.active_children())
+    return lambda: [process for process in multiprocessing.active_children() if process not in before]
 
 
-def test_a_worker_process_that_is_killed_is_started_again_and_no_batch_is_lost(caplog):
-    reference = take(iterator(workers=0), 8)
+def test_a_worker_process_that_is_killed_is_started_again_and_no_batch_is_lost(caplog, workers):
+    reference = take(iterator(workers=0), 24)
     running = iterator(workers=2)
     batches = [next(running) for _ in range(2)]
     os.kill(workers()[0].pid, signal.SIGKILL)
-    assert_equal(batches + take(running, 6), reference)
+    assert_equal(batches + take(running, 22), reference)
     assert "the worker processes of the data start again at the same batch" in caplog.text
 
 
@@ -106,7 +117,7 @@ def test_worker_processes_that_keep_dying_end_the_run_in_a_sentence(monkeypatch)
         next(running)
 
 
-def test_worker_processes_do_not_hear_what_their_group_is_sent():
+def test_worker_processes_do_not_hear_what_their_group_is_sent(workers):
     """Ctrl-C, a closed terminal or the end of a job reach all of a group, also workers that are just starting."""
     running = iterator(workers=1)
     reference = take(iterator(workers=0), 6)
@@ -122,6 +133,7 @@ def test_worker_processes_do_not_hear_what_their_group_is_sent():
 # ---- Signals ----
 
 
+@pytest.mark.usefixtures("_hangup_is_heard")
 def test_a_closed_terminal_saves_and_leaves(tmp_path):
     """The terminal may say so twice."""
     process = run_in_own_process(tmp_path, "delay=0.2")

@@ -37,7 +37,8 @@ class Interruption:
         # Only the main thread may set handlers; in another one the signals keep their usual meaning.
         if threading.current_thread() is threading.main_thread():
             # Under nohup a closed terminal is to mean nothing.
-            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            heard = [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
             self._handlers = {number: signal.signal(number, self._note) for number in heard}
         return self
 
