@@ -102,10 +102,12 @@ class Checkpoints:
             raise OSError(f"there is no space left on the disk: it takes {in_units(needed)}, and {in_units(free)} are free")
 
     def _seal(self) -> None:
-        """Adds the checksums: called in the background, when all of a checkpoint is written and it has its temporary name yet."""
+        """Adds the checksums: called in the background when all of a checkpoint is written, before it gets its final name."""
         if jax.process_index() == 0:
-            for folder in (self._folder / CHECKPOINTS).glob(f"{self._saving}.*"):
-                write_checksums(folder)
+            folder = self._folder / CHECKPOINTS
+            # Storage that cannot rename has the final name from the beginning.
+            for checkpoint in [*folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")] or [folder / str(self._saving)]:
+                write_checksums(checkpoint)
 
     def _wait(self) -> None:
         with self._told():

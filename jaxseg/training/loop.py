@@ -137,7 +137,8 @@ class _Run:
         learning = sum(size for size, learns in zip(sizes, jax.tree.leaves(self.trained), strict=True) if learns)
         if jax.process_index() == 0:
             keys = len(show(self.config).splitlines())
-            logger.info("%s\n(all %d keys are in config.json of the run folder)", show_differences(self.config), keys)
+            shown = show_differences(self.config) or "the default configuration"
+            logger.info("%s\n(all %d keys are in config.json of the run folder)", shown, keys)
         logger.info("run folder %s", self.workdir)
         logger.info(
             "process %d of %d: %d of %d devices (%s)",
@@ -246,7 +247,7 @@ class _Run:
 
     def _rescue(self) -> None:
         """Saves what is whole before the run ends by an error of its data; of several processes none can save alone."""
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 and self.step >= self.first_step:
             self._record_all()
             self._save()
             logger.info("saved at step %d of %d before the end", self.step, self.schedule.steps)
