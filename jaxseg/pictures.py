@@ -51,7 +51,8 @@ def write_picture(path: Path, picture: UInt8[np.ndarray, "H W 3"], *, jpeg_quali
         OSError: it cannot be written, for instance on a full disk; nothing is left of it then.
     """
     # OpenCV's own writer does not tell of a full disk.
-    encoded = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])[1]
+    options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality] if path.suffix in (".jpg", ".jpeg") else []
+    encoded = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)[1]
     try:
         path.write_bytes(encoded.tobytes())
     except OSError as error:
