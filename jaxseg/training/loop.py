@@ -268,12 +268,12 @@ class _Run:
             self.skipped_in_a_row = 0
         rate = {"learning_rate": values.pop("learning_rate")}
         self.averages.add(values | (self._times(pending) if timed else {}))
-        means = self.averages.means() | rate
         due = pending.step % self.config.train.log_every == 0 or pending.step == self.schedule.steps
         if self.writer and (due or pending.step == self.first_step):
+            means = self.averages.means() | rate
             logger.info("%s", progress_line(pending.step, self.schedule.steps, means))
-        if self.writer and due:
-            self.writer.write(pending.step, means)
+            if due:
+                self.writer.write(pending.step, means)
         return bool(pending.stop)
 
     def _times(self, pending: _Pending) -> dict[str, float]:
