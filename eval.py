@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from jaxseg.command_line import run_command
-from jaxseg.commands import run
+from jaxseg.commands.evaluate import run
+from jaxseg.commands.run import run_command
 from jaxseg.config import parse_config_flags
 
 

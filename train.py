@@ -7,10 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from jaxseg.command_line import run_command
+from jaxseg.commands.run import run_command
 from jaxseg.config import load_config, parse_config_flags
+from jaxseg.devices import initialize_distributed
 from jaxseg.training.loop import train
-from jaxseg.training.sharding import initialize_distributed
 
 
 def main(arguments: list[str]) -> int:

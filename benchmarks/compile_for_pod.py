@@ -23,10 +23,10 @@ from jax.sharding import AxisType, Mesh
 
 import jaxseg
 from jaxseg.config import parse_config_flags
-from jaxseg.data.targets import no_targets
+from jaxseg.data.stream.targets import no_targets
+from jaxseg.devices import AXIS
 from jaxseg.structures import Batch, InputSpec
 from jaxseg.training.optimizer import make_optimizer
-from jaxseg.training.sharding import AXIS
 from jaxseg.training.step import TrainState, create_state, make_train_step
 
 # A line of a compiled program by which devices tell each other something.

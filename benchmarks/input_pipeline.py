@@ -24,8 +24,8 @@ import jax
 import numpy as np
 
 from jaxseg.config import Config, load_config, override
-from jaxseg.data.coco import open_dataset
-from jaxseg.data.pipeline import TrainingLoader
+from jaxseg.data.sources.from_config import open_dataset
+from jaxseg.data.stream.pipeline import TrainingLoader
 from jaxseg.models import build_model
 
 BATCH_SIZE = 8

@@ -21,8 +21,8 @@ import jax
 import numpy as np
 
 import jaxseg
-from jaxseg.weights import convert, export_torch
-from jaxseg.weights.pytorch import state_dict_pickle, write_zip
+from jaxseg.commands import convert, export_torch
+from jaxseg.weights.formats.pytorch import state_dict_pickle, write_zip
 
 FORMATS = ("zip.pth", "legacy.pth", "zoo.pkl", "arrays.npz", "ours.npz", "ours.safetensors")
 

@@ -29,12 +29,12 @@ from timing import describe_device, matrix_product_rate, measure
 
 import jaxseg
 from jaxseg.config import parse_config_flags
-from jaxseg.data.targets import no_targets
+from jaxseg.data.stream.targets import no_targets
+from jaxseg.devices import make_mesh, replicated, to_global
 from jaxseg.models import trainable
 from jaxseg.ops.implementation import missing_gpu
 from jaxseg.structures import Batch, InputSpec
 from jaxseg.training.optimizer import make_optimizer
-from jaxseg.training.sharding import make_mesh, replicated, to_global
 from jaxseg.training.step import create_state, make_train_step
 
 ON_GPU = ["configs/yolact_r50.py", "configs/mask_rcnn_r50_fpn_1x.py"]

@@ -7,6 +7,10 @@ class UserError(ValueError):
     """Something that the user gave cannot be used; the message is one sentence on what is wrong and what would be right."""
 
 
+class ConfigError(UserError):
+    """A configuration that cannot be used; the message names the key and what would be right."""
+
+
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 200
 _REPR.maxtuple = _REPR.maxlist = 100

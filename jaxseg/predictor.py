@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 
 from jaxseg.config import Config, ConfigError
-from jaxseg.data.batch_memory import check_batch_memory
+from jaxseg.data.stream.batch_memory import check_batch_memory
 from jaxseg.evaluation.detect import (
     DeviceDetector,
     Selection,

@@ -12,7 +12,7 @@ import numpy as np
 
 import jaxseg
 from jaxseg.config import Config
-from jaxseg.data.masks import resize_binary_masks
+from jaxseg.data.views.image_masks import resize_binary_masks
 from jaxseg.models.yolact import YolactOutputs
 from jaxseg.structures import Batch, InputSpec, Targets
 
@@ -114,6 +114,6 @@ def training_batch(run: Run) -> Batch:
 
 def original_name(path: str, config: Config) -> str:
     """dbolya's name of one of our parameters."""
-    modules = dict(jaxseg.weights.names_yolact.modules(config.model))
+    modules = dict(jaxseg.weights.names.yolact.modules(config.model))
     module, leaf = path.rsplit("/", 1)
     return f"{modules[module]}.{'bias' if leaf == 'bias' else 'weight'}"

@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 
 import jaxseg
 from jaxseg.config import Config, override
-from jaxseg.data.box_masks import crop_masks
-from jaxseg.data.resize import fit_picture
+from jaxseg.data.views.box_masks import crop_masks
+from jaxseg.data.views.resize import fit_picture
 from jaxseg.structures import Batch, Targets
 
 # Our config of each run, with what the run did otherwise.

@@ -13,11 +13,11 @@ from pycocotools import mask as coco_mask
 from tiny_coco import CATEGORIES, HEIGHT, SQUARE, WIDTH, annotation, image_entry, open_one, write_dataset
 
 from jaxseg.config import Config, override
-from jaxseg.data import coco as coco_module
-from jaxseg.data import json_stream
-from jaxseg.data.coco import CocoDataset, DataError, open_dataset, resolve_classes
-from jaxseg.data.dataset import require_room
-from jaxseg.data.run_lengths import checked_counts, compressed_runs, run_lengths
+from jaxseg.data.sources import from_config as coco_module
+from jaxseg.data.sources.coco import json_stream
+from jaxseg.data.sources.coco.run_lengths import checked_counts, compressed_runs, run_lengths
+from jaxseg.data.sources.dataset import require_room
+from jaxseg.data.sources.from_config import CocoDataset, DataError, open_dataset, resolve_classes
 from jaxseg.memory import physical_memory
 
 # ---- Memory ----
@@ -25,9 +25,9 @@ from jaxseg.memory import physical_memory
 # Writes each file, opens it in a process of its own that starts with everything imported, and tells the growth of its memory.
 MEASURE = r"""
 import json, os, resource, sys
-import numpy, jaxseg.data.coco
+import numpy, jaxseg.data.sources.from_config
 from pathlib import Path
-from jaxseg.data.coco import CocoDataset, DataError
+from jaxseg.data.sources.from_config import CocoDataset, DataError
 
 folder = Path(sys.argv[1])
 (folder / "1.png").write_bytes(b"")
@@ -366,8 +366,8 @@ def test_a_category_called_like_another_ones_new_name_is_told_apart_too(tmp_path
 
 
 def test_names_in_shards_are_told_apart_too(tmp_path):
-    from jaxseg.data.shapes import write_shapes
-    from jaxseg.data.tfds_coco import TfdsDataset, write_shards
+    from jaxseg.data.sources.shapes import write_shapes
+    from jaxseg.data.sources.tfds_coco import TfdsDataset, write_shards
 
     write_shapes(tmp_path, train=2, val=1, size=64)
     shards = write_shards(override(Config(), {"data.root": str(tmp_path), "model.num_classes": 4}), tmp_path / "shards")

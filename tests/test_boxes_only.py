@@ -13,15 +13,15 @@ import white_boxes
 from tiny_coco import BAD_ANNOTATIONS, HEIGHT, WIDTH, annotation, open_one, write_dataset
 from white_boxes import PaddedDetector, WhiteBoxDetector
 
+from jaxseg.commands.inspect import main
 from jaxseg.config import MIRROR_ONLY, Config, ConfigError, InputConfig, RcnnConfig, RetinaNetConfig, YolactConfig, override, to_dict
-from jaxseg.data import dataset as dataset_module
-from jaxseg.data.coco import CocoDataset, DataError, Sample, open_dataset
-from jaxseg.data.inspect import main
-from jaxseg.data.pipeline import evaluation_batches, training_iterator
-from jaxseg.data.placement import Placement, placed_sample
-from jaxseg.data.targets import to_targets
-from jaxseg.data.tfds_coco import write_shards
-from jaxseg.data.transforms import evaluation_transform
+from jaxseg.data.sources import dataset as dataset_module
+from jaxseg.data.sources.from_config import CocoDataset, DataError, Sample, open_dataset
+from jaxseg.data.sources.tfds_coco import write_shards
+from jaxseg.data.stream.pipeline import evaluation_batches, training_iterator
+from jaxseg.data.stream.targets import to_targets
+from jaxseg.data.views.placement import Placement, placed_sample
+from jaxseg.data.views.transforms import evaluation_transform
 from jaxseg.evaluation import evaluate
 from jaxseg.evaluation.coco_metrics import CocoResults, coco_metrics
 from jaxseg.models import build_model

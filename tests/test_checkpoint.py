@@ -12,7 +12,7 @@ from tiny_training import CONFIG, TinyDetector, init_tiny, params_of, train_tiny
 from jaxseg.training.checkpoint import CheckpointError, Checkpoints
 from jaxseg.training.optimizer import make_optimizer
 from jaxseg.training.step import create_state
-from jaxseg.weights.run_folder import best_step, read_run
+from jaxseg.weights.formats.run_folder import best_step, read_run
 
 KERNEL = "['params']['head']['kernel']"
 

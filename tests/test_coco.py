@@ -11,8 +11,8 @@ from pycocotools.coco import COCO
 from tiny_coco import HEIGHT, SQUARE, WIDTH, annotation, compressed, image_entry, open_one, uncompressed, write_dataset
 
 from jaxseg.config import Config, ConfigError, override
-from jaxseg.data.coco import CocoDataset, DataError, open_dataset, resolve_classes, resolve_root
-from jaxseg.data.run_lengths import run_lengths
+from jaxseg.data.sources.coco.run_lengths import run_lengths
+from jaxseg.data.sources.from_config import CocoDataset, DataError, open_dataset, resolve_classes, resolve_root
 
 # ---- What is read ----
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_coco import BAD_ANNOTATIONS, CATEGORIES, SQUARE, WIDTH, annotation, image_entry, open_one, write_dataset
 
-from jaxseg.data.coco import CocoDataset, DataError
+from jaxseg.data.sources.from_config import CocoDataset, DataError
 
 # ---- Bad single annotations: left out, counted, told ----
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxseg.config import Config, override
-from jaxseg.data.coco import open_dataset
+from jaxseg.data.sources.from_config import open_dataset
 from jaxseg.evaluation.coco_metrics import CocoResults, class_table, coco_metrics, coco_results, merge_results, threshold_table
 from jaxseg.evaluation.masks import encode_rle
 

@@ -9,7 +9,7 @@ import pytest
 
 import jaxseg
 from jaxseg.config import Config, ConfigError, from_dict, load_config, override, parse_config_flags, show, show_differences, to_dict
-from jaxseg.data.targets import no_targets
+from jaxseg.data.stream.targets import no_targets
 from jaxseg.structures import Batch
 from jaxseg.training.checkpoint import save_config
 from jaxseg.training.optimizer import autoscaled

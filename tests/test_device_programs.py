@@ -12,8 +12,8 @@ from tiny_rcnn import TINY
 
 import jaxseg
 from jaxseg.config import Config, load_config, override
+from jaxseg.devices import make_mesh, replicated, split
 from jaxseg.evaluation import detect
-from jaxseg.training.sharding import make_mesh, replicated, split
 
 MASK_RCNN = load_config("configs/mask_rcnn_r50_fpn_1x.py", TINY | {"model.fpn_channels": 128})
 CONFIGS = {

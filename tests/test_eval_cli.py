@@ -15,10 +15,10 @@ import tiny_yolact
 import white_boxes
 from tiny_pictures import huge_png
 
-from jaxseg import commands
-from jaxseg.commands import find_pictures
+from jaxseg.commands import evaluate as commands
+from jaxseg.commands.evaluate import find_pictures
 from jaxseg.config import Config, RcnnConfig, override
-from jaxseg.data.shapes import write_shapes
+from jaxseg.data.sources.shapes import write_shapes
 from jaxseg.evaluation.masks import decode_rle
 from jaxseg.predictor import ImageError
 from jaxseg.training.checkpoint import Checkpoints, save_config

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from white_boxes import CATEGORY_IDS, CLASS_NAMES, CONFIG, VARIABLES, PaddedDetector, WhiteBoxDetector
 
 from jaxseg.config import Config, ConfigError, RcnnConfig, override
-from jaxseg.data.coco import open_dataset
+from jaxseg.data.sources.from_config import open_dataset
 from jaxseg.evaluation import evaluate
 from jaxseg.evaluation.detect import Prepared, Selection, Sizes, one_ahead, one_shape_batches, pad_batch, prepare, select, with_nms
 from jaxseg.evaluation.masks import decode_rle

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_coco import HEIGHT, WIDTH, annotation, image_entry, open_one, write_dataset
 
-from jaxseg.data.coco import CocoDataset, DataError
+from jaxseg.data.sources.from_config import CocoDataset, DataError
 
 
 def png(color_type: int, bits: int, rows: list[bytes], *chunks: tuple[bytes, bytes]) -> bytes:

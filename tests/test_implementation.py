@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxseg
 from jaxseg.config import ConfigError
+from jaxseg.devices import on_mesh
 from jaxseg.ops import implementation
-from jaxseg.ops.devices import on_mesh
 from jaxseg.ops.implementation import ENVIRONMENT, ImplementationError, dispatch, missing_gpu, require_implementation
 
 

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
+from jaxseg.commands import convert, export_torch, inspect, split
+from jaxseg.commands.inspect import check_usable, describe, draw_samples, inspect_dataset, main
 from jaxseg.config import MASKRCNN_BENCHMARK, MIRROR_ONLY, Config, InputConfig, RcnnConfig, load_config, override
-from jaxseg.data import inspect, split, tfds_coco
-from jaxseg.data.coco import DataError, open_dataset
-from jaxseg.data.coco_files import open_coco_files
-from jaxseg.data.inspect import check_usable, describe, draw_samples, inspect_dataset, main
-from jaxseg.data.shapes import write_shapes
-from jaxseg.weights import convert, export_torch
+from jaxseg.data.sources import tfds_coco
+from jaxseg.data.sources.coco.files import open_coco_files
+from jaxseg.data.sources.from_config import DataError, open_dataset
+from jaxseg.data.sources.shapes import write_shapes
 
 
 def square(x: float, y: float, side: float) -> list[list[float]]:
@@ -202,7 +202,9 @@ def test_a_dataset_without_images_cannot_be_used(config):
 
 def test_the_training_annotations_are_opened_once(tmp_path, capsys, monkeypatch):
     opened = []
-    monkeypatch.setattr("jaxseg.data.coco.open_coco_files", lambda config, split: opened.append(split) or open_coco_files(config, split))
+    monkeypatch.setattr(
+        "jaxseg.data.sources.from_config.open_coco_files", lambda config, split: opened.append(split) or open_coco_files(config, split)
+    )
     arguments = write_squares(tmp_path, [[10, 10, 20, 20], [10, 10, 0, 20]])
     for flags, expected in (([], ["train", "val"]), (["--split", "train"], ["train"]), (["--split", "val"], ["train", "val"])):
         opened.clear()
@@ -258,7 +260,7 @@ def test_ctrl_c_is_130(tmp_path, capsys, monkeypatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxseg.data.inspect.inspect_dataset", interrupted)
+    monkeypatch.setattr("jaxseg.commands.inspect.inspect_dataset", interrupted)
     assert main([*write_squares(tmp_path, [[10, 10, 20, 20]]), "--pictures", "0"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

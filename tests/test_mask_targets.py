@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.data.box_masks import crop_masks
+from jaxseg.data.views.box_masks import crop_masks
 from jaxseg.ops.masks import box_mask_targets
 
 CROP = 112

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tiny_training import params_of, run_in_own_process, wait_for_step
 
+from jaxseg import devices as sharding
 from jaxseg.config import ConfigError
-from jaxseg.training import sharding
 
 
 @pytest.fixture(scope="module")

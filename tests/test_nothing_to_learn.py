@@ -8,8 +8,8 @@ import pytest
 import tiny_yolact
 
 from jaxseg.config import Config, load_config
-from jaxseg.data.dataset import Sample
-from jaxseg.data.targets import to_targets
+from jaxseg.data.sources.dataset import Sample
+from jaxseg.data.stream.targets import to_targets
 from jaxseg.models import Detector, build_model
 from jaxseg.structures import Batch, Targets
 

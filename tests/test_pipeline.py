@@ -9,10 +9,10 @@ import pytest
 from tiny_pictures import SIZE, FakeDataset, assert_equal, take
 
 from jaxseg.config import Config, override
-from jaxseg.data.dataset import DataError
-from jaxseg.data.pipeline import TrainingIterator, evaluation_batches, training_iterator
-from jaxseg.data.resize import fit_picture
-from jaxseg.data.targets import to_targets
+from jaxseg.data.sources.dataset import DataError
+from jaxseg.data.stream.pipeline import TrainingIterator, evaluation_batches, training_iterator
+from jaxseg.data.stream.targets import to_targets
+from jaxseg.data.views.resize import fit_picture
 from jaxseg.structures import InputSpec
 
 SPEC = InputSpec(image_sizes=((32, 32),), mask_size=(16, 16), semantic_size=(8, 8), num_classes=3)

@@ -11,9 +11,10 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from jaxseg.config import MIRROR_ONLY, Config, ConfigError, RcnnConfig, override
-from jaxseg.data.box_masks import crop_masks
-from jaxseg.data.dataset import Sample
-from jaxseg.data.placement import (
+from jaxseg.data.sources.dataset import Sample
+from jaxseg.data.stream.targets import no_targets, to_targets
+from jaxseg.data.views.box_masks import crop_masks
+from jaxseg.data.views.placement import (
     Placement,
     draw_placement,
     mask_frames,
@@ -23,8 +24,7 @@ from jaxseg.data.placement import (
     training_picture,
     usable_boxes,
 )
-from jaxseg.data.resize import resize_pixels
-from jaxseg.data.targets import no_targets, to_targets
+from jaxseg.data.views.resize import resize_pixels
 from jaxseg.structures import InputSpec, Resize
 
 GOLDEN = dict(np.load(Path(__file__).parent / "data" / "two_stage" / "input.npz"))

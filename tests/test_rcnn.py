@@ -13,7 +13,7 @@ from rcnn_originals import RUNS, RcnnRun, first_come, load_rcnn, strided
 from jaxseg.evaluation.paste import paste_masks
 from jaxseg.models import roi_heads
 from jaxseg.models.rcnn import Rcnn
-from jaxseg.weights.origins import recognise
+from jaxseg.weights.names.registry import recognise
 
 pytestmark = pytest.mark.slow
 

@@ -12,11 +12,11 @@ from original_masks import original_mask_targets
 from rcnn_originals import LOSSES, first_come, load_rcnn
 
 import jaxseg
+from jaxseg.devices import AXIS, replicated, to_global
 from jaxseg.models import roi_heads
 from jaxseg.training.optimizer import in_steps, make_optimizer
-from jaxseg.training.sharding import AXIS, replicated, to_global
 from jaxseg.training.step import create_state, make_train_step
-from jaxseg.weights import names_rcnn
+from jaxseg.weights.names import rcnn as names_rcnn
 
 TRAJECTORIES = {
     "traj_mmdet": ("mmdet_fasterrcnn", names_rcnn.MMDETECTION),

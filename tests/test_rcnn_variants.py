@@ -13,7 +13,7 @@ from tiny_detectors import check_detections, check_gradients, gradients, inputs,
 import jaxseg
 from jaxseg.config import RESNET152, Config, override
 from jaxseg.models.rcnn import Rcnn
-from jaxseg.weights import names_rcnn
+from jaxseg.weights.names import rcnn as names_rcnn
 
 # Enough samples for all candidates, so that no random choice is left.
 TINY = {

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxseg.data.resize import batch_shape, fit_picture, fitted_size, network_size, resize_pixels
-from jaxseg.data.transforms import warp_image
-from jaxseg.data.window import Window
+from jaxseg.data.views.resize import batch_shape, fit_picture, fitted_size, network_size, resize_pixels
+from jaxseg.data.views.transforms import warp_image
+from jaxseg.data.views.window import Window
 from jaxseg.structures import InputSpec, Resize
 
 RULES = {"mrb": "pillow_truncated", "d2": "pillow", "mmdet": "opencv", "tv": "float"}

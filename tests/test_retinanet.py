@@ -14,7 +14,7 @@ from jaxseg.config import MASKRCNN_BENCHMARK, Config, RetinaNetConfig, override
 from jaxseg.models.retinanet import PRIOR_PROBABILITY, RetinaNet, RetinaNetHead, anchor_sums
 from jaxseg.ops.anchors import cell_anchors
 from jaxseg.structures import Targets
-from jaxseg.weights import names_rcnn
+from jaxseg.weights.names import rcnn as names_rcnn
 
 LEVELS = range(3, 8)
 TINY = {

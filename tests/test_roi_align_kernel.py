@@ -15,9 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kernel_shapes import ROI_ALIGN_SHAPES, RoiAlignShape
 from test_roi_align import loop_reference
 
+from jaxseg.devices import on_mesh
 from jaxseg.ops import implementation as choice
 from jaxseg.ops import roi_align as module
-from jaxseg.ops.devices import on_mesh
 from jaxseg.ops.roi_align import FORMS, roi_align
 
 STRIDES, SIZES = (4, 8), ((6, 10), (3, 5))

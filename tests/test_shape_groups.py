@@ -9,11 +9,11 @@ import pytest
 from tiny_pictures import SIZE, FakeDataset, assert_equal, take
 
 from jaxseg.config import Config, override
-from jaxseg.data.coco import open_dataset
-from jaxseg.data.pipeline import TrainingIterator, evaluation_batches, training_iterator
-from jaxseg.data.resize import fit_picture
-from jaxseg.data.shape_groups import ShapeGroups, ShapeStreams, batch_order
-from jaxseg.data.targets import to_targets
+from jaxseg.data.sources.from_config import open_dataset
+from jaxseg.data.stream.pipeline import TrainingIterator, evaluation_batches, training_iterator
+from jaxseg.data.stream.shape_groups import ShapeGroups, ShapeStreams, batch_order
+from jaxseg.data.stream.targets import to_targets
+from jaxseg.data.views.resize import fit_picture
 from jaxseg.structures import InputSpec, Resize
 
 SHAPES = ((32, 48), (48, 32))

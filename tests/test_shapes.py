@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxseg.config import load_config, override
-from jaxseg.data import shapes
-from jaxseg.data.coco import CocoDataset, DataError, open_dataset
-from jaxseg.data.shapes import CATEGORIES, ensure_shapes, write_shapes
+from jaxseg.data.sources import shapes
+from jaxseg.data.sources.from_config import CocoDataset, DataError, open_dataset
+from jaxseg.data.sources.shapes import CATEGORIES, ensure_shapes, write_shapes
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_anybody_may_read_what_is_written(tmp_path):
 
 
 def test_the_demo_config_writes_its_dataset(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxseg.data.coco_files.ensure_shapes", lambda root: write_shapes(root, train=2, val=1))
+    monkeypatch.setattr("jaxseg.data.sources.coco.files.ensure_shapes", lambda root: write_shapes(root, train=2, val=1))
     config = override(load_config("configs/demo_shapes.py"), {"data.root": str(tmp_path / "shapes")})
     assert len(open_dataset(config, "train")) == 2
     assert len(open_dataset(config, "val")) == 1

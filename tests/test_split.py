@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from jaxseg.data.coco import CocoDataset
-from jaxseg.data.shapes import write_shapes
-from jaxseg.data.split import main
+from jaxseg.commands.split import main
+from jaxseg.data.sources.from_config import CocoDataset
+from jaxseg.data.sources.shapes import write_shapes
 
 IMAGES = 20
 

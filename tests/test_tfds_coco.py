@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxseg.config import Config, override
-from jaxseg.data.coco import DataError, open_dataset, resolve_classes
-from jaxseg.data.shapes import write_shapes
-from jaxseg.data.tfds_coco import main, write_shards
+from jaxseg.data.sources.from_config import DataError, open_dataset, resolve_classes
+from jaxseg.data.sources.shapes import write_shapes
+from jaxseg.data.sources.tfds_coco import main, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_shards_of_other_classes_are_refused(configs):
 
 
 def test_missing_shards_are_told_with_the_command_that_writes_them(configs, tmp_path):
-    with pytest.raises(DataError, match=r"no shards at .*python -m jaxseg.data.tfds_coco"):
+    with pytest.raises(DataError, match=r"no shards at .*python -m jaxseg.data.sources.tfds_coco"):
         open_dataset(override(configs[1], {"data.root": str(tmp_path)}), "train")
 
 
@@ -111,7 +111,7 @@ def test_the_command_tells_a_missing_dataset_in_one_sentence(tmp_path, capsys):
 
 def test_neither_builder_nor_reader_imports_tensorflow(configs, tmp_path):
     code = (
-        "import sys; from jaxseg.data.tfds_coco import TfdsDataset, main\n"
+        "import sys; from jaxseg.data.sources.tfds_coco import TfdsDataset, main\n"
         "assert main(sys.argv[1:]) == 0\n"
         "assert len(TfdsDataset(sys.argv[4], 'train')[0].boxes)\n"
         "assert 'tensorflow' not in sys.modules"

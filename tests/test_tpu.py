@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxseg.devices import each_image, on_mesh
 from jaxseg.ops import roi_align as module
-from jaxseg.ops.devices import each_image, on_mesh
 from jaxseg.ops.nms import class_nms, exact_nms, fast_nms
 from jaxseg.ops.roi_align import roi_align
 

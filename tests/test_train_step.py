@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny_training import CONFIG, TinyDetector, init_tiny, tiny_batch, trainable_tiny
 
+from jaxseg.devices import make_mesh, replicated, to_global
 from jaxseg.training.optimizer import make_optimizer
-from jaxseg.training.sharding import make_mesh, replicated, to_global
 from jaxseg.training.step import create_state, make_loss_step, make_train_step
 
 

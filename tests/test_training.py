@@ -22,12 +22,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from tiny_training import CONFIG, TinyData, TinyDetector, params_of, records, run_in_own_process, tiny_parts, train_tiny, wait_for_step
 
 from jaxseg.config import MIRROR_ONLY, ConfigError, RcnnConfig, load_config, override
-from jaxseg.data.shapes import ensure_shapes
+from jaxseg.data.sources.shapes import ensure_shapes
 from jaxseg.training import loop
 from jaxseg.training.checkpoint import CheckpointError
 from jaxseg.training.loop import TrainingError
 from jaxseg.training.metrics import MovingAverages
-from jaxseg.weights.run_folder import read_run
+from jaxseg.weights.formats.run_folder import read_run
 
 STEPS = CONFIG.train.steps
 

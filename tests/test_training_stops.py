@@ -18,7 +18,7 @@ from tiny_pictures import assert_equal, take
 from tiny_training import CONFIG, TinyData, records, run_in_own_process, tiny_parts, train_tiny, wait_for_step
 
 from jaxseg.config import ConfigError, override
-from jaxseg.data.dataset import DataError
+from jaxseg.data.sources.dataset import DataError
 from jaxseg.training import checkpoint, loop
 from jaxseg.training.checkpoint import CheckpointError
 from jaxseg.training.interruption import Interrupted, Interruption

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from jaxseg.config import AugmentConfig
-from jaxseg.data.dataset import Sample
-from jaxseg.data.masks import resize_binary_masks, warp_masks
-from jaxseg.data.resize import resize_pixels
-from jaxseg.data.targets import to_targets
-from jaxseg.data.transforms import (
+from jaxseg.data.sources.dataset import Sample
+from jaxseg.data.stream.targets import to_targets
+from jaxseg.data.views.image_masks import resize_binary_masks, warp_masks
+from jaxseg.data.views.resize import resize_pixels
+from jaxseg.data.views.transforms import (
     FILL,
     Photometric,
     apply_photometric,
@@ -27,7 +27,7 @@ from jaxseg.data.transforms import (
     warp_boxes,
     warp_image,
 )
-from jaxseg.data.window import Window, resize_taps
+from jaxseg.data.views.window import Window, resize_taps
 from jaxseg.structures import InputSpec
 
 GOLDEN = dict(np.load(Path(__file__).parent / "data" / "yolact" / "augment.npz"))

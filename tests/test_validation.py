@@ -9,8 +9,8 @@ import white_boxes
 from white_boxes import CONFIG, VARIABLES, PaddedDetector
 
 from jaxseg.config import override
-from jaxseg.data.coco import open_dataset
-from jaxseg.training.sharding import make_mesh
+from jaxseg.data.sources.from_config import open_dataset
+from jaxseg.devices import make_mesh
 from jaxseg.training.validation import Validation
 
 

@@ -19,15 +19,17 @@ from originals import RUNS, load_rebuild, load_run
 
 import jaxseg
 import train as train_script
-from jaxseg.commands import run
+from jaxseg.commands import convert, export_torch
+from jaxseg.commands.evaluate import run
 from jaxseg.config import BackboneConfig, override
 from jaxseg.models import build_model, init_variables
 from jaxseg.training.checkpoint import Checkpoints, save_config
 from jaxseg.training.step import create_state
-from jaxseg.weights import WeightsError, convert, export_torch, load, names_torchvision
+from jaxseg.weights import WeightsError, load
+from jaxseg.weights.formats.pytorch import write_zip
+from jaxseg.weights.formats.readers import read_weights
 from jaxseg.weights.load import load_detector, load_weights
-from jaxseg.weights.pytorch import write_zip
-from jaxseg.weights.readers import read_weights
+from jaxseg.weights.names import torchvision as names_torchvision
 
 REPOSITORY = Path(__file__).parent.parent
 DARKNET = override(tiny_yolact.CONFIG, {"model.backbone": BackboneConfig(name="darknet", stage_sizes=(1, 1, 1, 1, 2), width=4)})

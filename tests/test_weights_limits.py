@@ -22,14 +22,14 @@ import numpy as np
 import pytest
 from test_weights_readers import MAGIC, WRITERS, short, written
 
-from jaxseg.weights.files import WeightsError
-from jaxseg.weights.readers import read_weights
+from jaxseg.weights.formats.files import WeightsError
+from jaxseg.weights.formats.readers import read_weights
 
 # What a file may take: so many times its size, and so many bytes beside; and seconds, for which a busy machine has some more.
 TIMES, BESIDE, SECONDS = 4, 100 * 2**20, 20
 HARNESS = """
 import json, os, pathlib, resource, signal, sys, time
-from jaxseg.weights.readers import read_weights
+from jaxseg.weights.formats.readers import read_weights
 
 def outcome(path):
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()

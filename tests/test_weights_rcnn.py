@@ -14,12 +14,16 @@ from originals import load_rebuild
 from rcnn_originals import RUNS
 
 import jaxseg
+from jaxseg.commands import export_torch
 from jaxseg.config import DETECTRON2, IMAGENET_RESNET50, MMDETECTION, TORCHVISION, Config, load_config, override
 from jaxseg.models import build_model, init_variables
-from jaxseg.weights import WeightsError, export_torch, layouts, names_caffe2, names_rcnn
+from jaxseg.weights import WeightsError
+from jaxseg.weights.formats.pytorch import write_zip
 from jaxseg.weights.load import load_weights
-from jaxseg.weights.origin import Origin
-from jaxseg.weights.pytorch import write_zip
+from jaxseg.weights.names import caffe2 as names_caffe2
+from jaxseg.weights.names import layouts
+from jaxseg.weights.names import rcnn as names_rcnn
+from jaxseg.weights.names.rules import Origin
 
 SMALL = {
     "model.num_classes": 3,

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.weights.files import WeightsError
-from jaxseg.weights.pytorch import state_dict_pickle, write_zip
-from jaxseg.weights.readers import read_weights
-from jaxseg.weights.safetensors import write_safetensors
-from jaxseg.weights.unpickle import Malformed, Storage, Tensor, View
+from jaxseg.weights.formats.files import WeightsError
+from jaxseg.weights.formats.pytorch import state_dict_pickle, write_zip
+from jaxseg.weights.formats.readers import read_weights
+from jaxseg.weights.formats.safetensors import write_safetensors
+from jaxseg.weights.formats.unpickle import Malformed, Storage, Tensor, View
 
 DTYPES = ["float32", "float64", "float16", jnp.bfloat16, "int64", "int32", "int16", "int8", "uint8", "bool"]
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -214,7 +214,7 @@ def test_a_pickle_that_runs_a_command_is_refused(tmp_path, container):
         "torch.hub.load",
         "torch._utils._rebuild_tensor_v2.__globals__",
         "torch.storage._load_from_bytes",
-        "jaxseg.weights.unpickle.unpickle",
+        "jaxseg.weights.formats.unpickle.unpickle",
         "pickle.loads",
     ],
 )
@@ -390,7 +390,7 @@ def test_neither_torch_nor_safetensors_is_imported(tmp_path):
     for name in WRITERS:
         written(tmp_path, name)
     script = (
-        "import sys, pathlib, jaxseg; from jaxseg.weights.readers import read_weights\n"
+        "import sys, pathlib, jaxseg; from jaxseg.weights.formats.readers import read_weights\n"
         f"for path in pathlib.Path({str(tmp_path)!r}).iterdir(): read_weights(path)\n"
         "assert not {'torch', 'safetensors'} & set(sys.modules)"
     )

@@ -12,13 +12,13 @@ from jax.sharding import AxisType
 from originals import FUNCTIONS, LOSS_NAMES, RUNS, functions, load_rebuild, load_run, original_name, targets, training_batch
 
 import jaxseg
+from jaxseg.devices import AXIS
 from jaxseg.evaluation.masks import masks_at_image_size
 from jaxseg.models.yolact import YolactOutputs, image_losses, mined_negatives, suppress, weighted_losses
 from jaxseg.ops.boxes import centers_to_corners
 from jaxseg.ops.matching import Match, match_priors
 from jaxseg.structures import Targets
 from jaxseg.training.optimizer import make_optimizer
-from jaxseg.training.sharding import AXIS
 from jaxseg.training.step import create_state, make_train_step
 
 PARAMETERS = {

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from jaxseg.data.coco import CocoDataset
+from jaxseg.data.sources.from_config import CocoDataset
 
 HEIGHT, WIDTH = 20, 30
 SQUARE = [[2.0, 3.0, 12.0, 3.0, 12.0, 13.0, 2.0, 13.0]]

@@ -23,7 +23,7 @@ import jaxseg
 from jaxseg.config import Config
 from jaxseg.models import Detector
 from jaxseg.structures import Batch, Detections, Targets
-from jaxseg.weights.origin import Origin
+from jaxseg.weights.names.rules import Origin
 
 DATA = Path(__file__).parent / "data" / "two_stage"
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from jaxseg.data.dataset import DataError, InstanceDataset, Objects
-from jaxseg.data.pipeline import TrainingIterator
+from jaxseg.data.sources.dataset import DataError, InstanceDataset, Objects
+from jaxseg.data.stream.pipeline import TrainingIterator
 from jaxseg.structures import Batch
 
 SIZE = 13

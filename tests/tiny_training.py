@@ -26,7 +26,7 @@ import numpy as np
 from jaxseg.config import Config, override
 from jaxseg.structures import Batch, Detections, InputSpec, Targets
 from jaxseg.training import loop
-from jaxseg.weights.run_folder import read_run
+from jaxseg.weights.formats.run_folder import read_run
 
 SIZE = 16
 CONFIG = override(
@@ -226,7 +226,7 @@ def wait_for_step(process: subprocess.Popen, step: int) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    from jaxseg.training.sharding import initialize_distributed
+    from jaxseg.devices import initialize_distributed
 
     settings = dict(argument.split("=") for argument in sys.argv[2:])
     tiny = {name: float(settings.pop(name)) for name in ("delay", "interrupted") if name in settings}

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jaxseg.config import BackboneConfig, Config, load_config, override
-from jaxseg.data.shapes import CATEGORIES
+from jaxseg.data.sources.shapes import CATEGORIES
 from jaxseg.models import build_model, init_variables
 
 CONFIG = override(

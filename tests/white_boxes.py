@@ -167,9 +167,9 @@ def write_dataset(root: Path, count: int) -> None:
 
 
 def main(root: str, result: str) -> None:
-    from jaxseg.data.coco import open_dataset
+    from jaxseg.data.sources.from_config import open_dataset
+    from jaxseg.devices import initialize_distributed
     from jaxseg.evaluation import detect, evaluate
-    from jaxseg.training.sharding import initialize_distributed
 
     initialize_distributed()
     with mock.patch.object(detect, "build_model", return_value=WhiteBoxDetector()):

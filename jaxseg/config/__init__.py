@@ -30,7 +30,8 @@ from jaxseg.config.rcnn import (
     RoiConfig,
     RpnConfig,
 )
-from jaxseg.config.values import ConfigError, from_dict, show, show_differences, to_dict
+from jaxseg.config.values import from_dict, show, show_differences, to_dict
+from jaxseg.errors import ConfigError
 
 __all__ = [
     "DARKNET53",

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from jaxseg.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from jaxseg.config.models import YolactConfig
 from jaxseg.config.rcnn import RcnnConfig, RetinaNetConfig
-from jaxseg.config.values import ConfigError, from_dict, replace_key, require
-from jaxseg.errors import shortened
+from jaxseg.config.values import from_dict, replace_key, require
+from jaxseg.errors import ConfigError, shortened
 from jaxseg.files import read_json
 
 ModelConfig = YolactConfig | RcnnConfig | RetinaNetConfig

@@ -12,14 +12,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from jaxseg.errors import UserError, shortened
+from jaxseg.errors import ConfigError, shortened
 from jaxseg.files import is_file_name
 
 C = TypeVar("C")
-
-
-class ConfigError(UserError):
-    """A configuration that cannot be used; the message names the key and what would be right."""
 
 
 def replace_key(node: Any, parts: list[str], value: Any, key: str) -> Any:

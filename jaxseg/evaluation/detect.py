@@ -13,11 +13,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.config import Config, ConfigError, YolactConfig, override
-from jaxseg.data.resize import fit_picture
+from jaxseg.data.views.resize import fit_picture
+from jaxseg.devices import on_mesh
 from jaxseg.evaluation.masks import boxes_at_image_size, crops_at_image_size, scaled_boxes, whole_masks
 from jaxseg.evaluation.paste import paste_crops
 from jaxseg.models import build_model
-from jaxseg.ops.devices import on_mesh
 from jaxseg.ops.implementation import require_implementation
 from jaxseg.structures import Detections, InputSpec, MaskCrop
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxseg.config import Config
-from jaxseg.data.resize import batch_shape
+from jaxseg.data.views.resize import batch_shape
 from jaxseg.evaluation.detect import DeviceDetector, Selection, pad_batch, prepare, select, to_picture
 
 _PERCENTILES = (50, 10, 90)

@@ -10,13 +10,13 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from jaxseg.config import RcnnConfig
+from jaxseg.devices import each_image
 from jaxseg.models.anchored import AnchoredDetector, Levels, whole_sizes
-from jaxseg.models.backbone import build_backbone
+from jaxseg.models.backbones.build import build_backbone
 from jaxseg.models.detector import Images
 from jaxseg.models.fpn import FPN
 from jaxseg.models.roi_heads import BoxHead, BoxPredictor, C5Head, MaskHead, RoiSamples, kept_regions, mask_sum, region_sums, sample_regions
 from jaxseg.models.rpn import Proposals, RpnHead, RpnOutputs, propose, rpn_losses, rpn_sums
-from jaxseg.ops.devices import each_image
 from jaxseg.ops.roi_align import pyramid_levels, roi_align
 from jaxseg.structures import Batch, Detections
 

@@ -11,14 +11,14 @@ from flax import struct
 from jaxtyping import Array, Float32, Int32
 
 from jaxseg.config import RetinaNetConfig
+from jaxseg.devices import each_image
 from jaxseg.models.anchored import AnchoredDetector, Levels, whole_sizes
-from jaxseg.models.backbone import build_backbone
+from jaxseg.models.backbones.build import build_backbone
 from jaxseg.models.detector import Images
 from jaxseg.models.fpn import FPN
 from jaxseg.models.layers import conv
 from jaxseg.models.rpn import match_objects
 from jaxseg.ops.boxes import DELTA_WEIGHTS, clip_boxes, decode_deltas, encode_deltas, longer_than
-from jaxseg.ops.devices import each_image
 from jaxseg.ops.losses import sigmoid_focal_loss, smooth_l1
 from jaxseg.ops.matching import Match
 from jaxseg.ops.nms import Kept, labelled_nms

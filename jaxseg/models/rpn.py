@@ -12,10 +12,10 @@ import optax
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from jaxseg.config import Conventions, RpnConfig
+from jaxseg.devices import each_image, on_each_device
 from jaxseg.models.layers import conv
 from jaxseg.ops.anchors import in_padded_picture, inside_picture
 from jaxseg.ops.boxes import clip_boxes, decode_deltas, encode_deltas, longer_than
-from jaxseg.ops.devices import each_image, on_each_device
 from jaxseg.ops.implementation import Implementation
 from jaxseg.ops.losses import smooth_l1
 from jaxseg.ops.matching import Match, Matches, match_anchors

@@ -10,13 +10,13 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from jaxseg.config import LossConfig, YolactConfig
-from jaxseg.models.backbone import build_backbone
+from jaxseg.devices import each_image
+from jaxseg.models.backbones.build import build_backbone
 from jaxseg.models.detector import Detector, Images, in_frozen_stages, is_norm, normalize_images, resize_bilinear
 from jaxseg.models.fpn import FPN
 from jaxseg.models.layers import conv
 from jaxseg.ops.anchors import yolact_anchors
 from jaxseg.ops.boxes import centers_to_corners, decode_boxes, encode_boxes
-from jaxseg.ops.devices import each_image
 from jaxseg.ops.losses import binary_cross_entropy
 from jaxseg.ops.masks import assemble_masks, box_mask, unpack_bits
 from jaxseg.ops.matching import Match, match_priors

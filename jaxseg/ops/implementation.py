@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 import jax
 
+from jaxseg.devices import on_each_device, platform
 from jaxseg.errors import UserError
-from jaxseg.ops.devices import on_each_device, platform
 
 Implementation = Literal["auto", "xla", "mosaic_gpu"]
 NAMES: tuple[str, ...] = get_args(Implementation)

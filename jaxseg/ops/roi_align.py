@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
+from jaxseg.devices import platform
 from jaxseg.ops.boxes import box_area, rounded
-from jaxseg.ops.devices import platform
 from jaxseg.ops.implementation import NAMES, ImplementationError, dispatch, named
 from jaxseg.ops.kernels import roi_align as kernels
 from jaxseg.structures import AnyArray

@@ -24,7 +24,7 @@ from jaxseg.files import write_text
 from jaxseg.memory import in_units
 from jaxseg.training.optimizer import Tree
 from jaxseg.training.step import TrainState
-from jaxseg.weights.run_folder import (
+from jaxseg.weights.formats.run_folder import (
     CHECKPOINTS,
     CONFIG,
     EVALUATIONS,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxseg.training.sharding import replicated, split
+from jaxseg.devices import replicated, split
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

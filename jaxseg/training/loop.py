@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxseg.config import MAX_STEPS, Config, ConfigError, TrainConfig, show, show_differences
-from jaxseg.data.batch_memory import check_batch_memory
-from jaxseg.data.coco import InstanceDataset, open_dataset, resolve_classes
-from jaxseg.data.pipeline import training_iterator
+from jaxseg.data.sources.from_config import InstanceDataset, open_dataset, resolve_classes
+from jaxseg.data.stream.batch_memory import check_batch_memory
+from jaxseg.data.stream.pipeline import training_iterator
+from jaxseg.devices import check_batch_size, make_mesh, replicated, to_global
 from jaxseg.errors import UserError
 from jaxseg.evaluation.coco_metrics import main_metric
 from jaxseg.memory import require_memory
@@ -28,7 +29,6 @@ from jaxseg.training.interruption import Agreement, Interrupted, Interruption
 from jaxseg.training.metrics import MetricsWriter, MovingAverages, progress_line
 from jaxseg.training.optimizer import Tree, autoscaled, in_steps, make_optimizer
 from jaxseg.training.run_lock import locked
-from jaxseg.training.sharding import check_batch_size, make_mesh, replicated, to_global
 from jaxseg.training.step import TrainState, create_state, make_train_step
 from jaxseg.training.validation import Validation
 from jaxseg.weights import load_weights

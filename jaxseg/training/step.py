@@ -13,10 +13,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int32, UInt32
 
 from jaxseg.config import TrainConfig
-from jaxseg.ops.devices import on_mesh
+from jaxseg.devices import on_mesh, replicated, split
 from jaxseg.structures import Batch
 from jaxseg.training.optimizer import Tree, descend, keep_if, learning_rate, update_average
-from jaxseg.training.sharding import replicated, split
 
 
 @struct.dataclass

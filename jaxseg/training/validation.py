@@ -11,15 +11,15 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from jaxseg.config import Config
-from jaxseg.data.dataset import DataError, InstanceDataset
-from jaxseg.data.pipeline import evaluation_batches
+from jaxseg.data.sources.dataset import DataError, InstanceDataset
+from jaxseg.data.stream.pipeline import evaluation_batches
+from jaxseg.devices import to_global
 from jaxseg.evaluation.coco_metrics import threshold_table
 from jaxseg.evaluation.detect import DRAWN, DeviceDetector, prepare, select, start_batches, to_crops
-from jaxseg.evaluation.evaluate import evaluate
+from jaxseg.evaluation.evaluator import evaluate
 from jaxseg.pictures import write_picture
 from jaxseg.training.metrics import losses_text
 from jaxseg.training.optimizer import Tree
-from jaxseg.training.sharding import to_global
 from jaxseg.training.step import make_loss_step
 from jaxseg.visualization import draw
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from jaxseg.config import Config, ConfigError, load_config
 from jaxseg.models import build_model, init_variables
-from jaxseg.weights.files import WeightsError
-from jaxseg.weights.origin import Origin
-from jaxseg.weights.origins import original, recognise
-from jaxseg.weights.readers import read_weights
-from jaxseg.weights.run_folder import CONFIG
+from jaxseg.weights.formats.files import WeightsError
+from jaxseg.weights.formats.readers import read_weights
+from jaxseg.weights.formats.run_folder import CONFIG
+from jaxseg.weights.names.registry import original, recognise
+from jaxseg.weights.names.rules import Origin
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def _refuse(source: str | None, config: Config, origin: Origin, disagreements: S
     return (
         f"{source or 'The mapping'} holds {origin.title}, and {config.name} describes "
         f"{described.title if described else 'another detector'}, which is not equivalent: {'; '.join(disagreements)}; "
-        "take a configuration that agrees, or convert the weights with one first (python -m jaxseg.weights.convert)."
+        "take a configuration that agrees, or convert the weights with one first (python -m jaxseg.commands.convert)."
     )
 
 

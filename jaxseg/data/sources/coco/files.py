@@ -1,0 +1,200 @@
+"""A dataset of COCO instance files: one JSON and a folder of images."""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from jaxseg.config import Config, DataConfig
+from jaxseg.data.sources.coco.annotations import Annotations
+from jaxseg.data.sources.coco.categories import told
+from jaxseg.data.sources.dataset import DataError, InstanceDataset, Objects, logger
+from jaxseg.data.sources.shapes import ensure_shapes
+from jaxseg.errors import shortened
+from jaxseg.files import is_file_name
+
+Split = Literal["train", "val"]
+
+# Folders whose listings are held at once.
+_LISTINGS = 64
+
+_DOWNLOADS = "http://images.cocodataset.org"
+
+
+class CocoDataset(InstanceDataset):
+    """Images and instances in COCO's form: boxes, masks as polygons or run lengths (compressed or not), crowds.
+
+    What is wrong with the file as a whole is refused here. Single bad annotations and missing image files are left out,
+    counted in `skipped`, and told once in the log. The ids of annotations only name them there, so they may repeat or be missing.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path,
+        images: str | Path,
+        *,
+        category_ids: Sequence[int] = (),
+        class_names: Sequence[str] = (),
+        keep_empty: bool = False,
+        masks: bool = True,
+    ):
+        """Opens a dataset; reads the JSON and lists the image folder, opens no image.
+
+        Args:
+            annotations: the JSON file.
+            images: the folder that its `file_name`s start from.
+            category_ids: the categories to use, in ascending order; empty: all the file has.
+            class_names: what the file must call them; empty: whatever it calls them.
+            keep_empty: keep images without objects; the original leaves them out.
+            masks: False: boxes are enough, and `segmentation` is not looked at; True: an object needs it.
+
+        Raises:
+            DataError: a file or folder is missing or cannot be used; the message says which and why.
+        """
+        self._folder = Path(images)
+        _require(Path(annotations), "annotation file", Path.is_file, "no file")
+        _require(self._folder, "image folder", Path.is_dir, "no folder")
+        self._annotations = Annotations(Path(annotations), category_ids, class_names, masks=masks)
+        self.has_masks = masks
+        self.category_ids, self.class_names = self._annotations.category_ids, self._annotations.class_names
+        self.skipped = dict(self._annotations.skipped)
+
+        present = self._present(annotations)
+        counts = self._annotations.counts
+        self._rows = np.flatnonzero(present if keep_empty else present & (counts > 0))
+        if missing := int((~present).sum()):
+            example = self._annotations.file_names[int(np.flatnonzero(~present)[0])]
+            self.skipped[f"images whose file is missing, for instance {told(example)}"] = missing
+        self.left_out = int(present.sum()) - len(self._rows)
+        if self.left_out:
+            logger.info("%s: %d images without objects are left out.", annotations, self.left_out)
+        if self.skipped:
+            logger.warning("%s: skipped %s.", annotations, self._told_skipped())
+        if not len(self._rows):
+            raise DataError(f"{annotations} has no image with a usable annotation; skipped: {self._told_skipped() or 'nothing'}.")
+        self.image_ids = self._annotations.image_ids[self._rows].tolist()
+        self.file_names = [self._annotations.file_names[i] for i in self._rows]
+        self.image_sizes, self.object_counts = self._annotations.image_sizes[self._rows], counts[self._rows]
+
+    def _told_skipped(self) -> str:
+        """What was skipped, for a message, each kind with the name of the first."""
+        first = self._annotations.first_skipped
+        return "; ".join(f"{n} {what}" + (f" (the first: {first[what]})" if what in first else "") for what, n in self.skipped.items())
+
+    def _present(self, annotations: str | Path) -> np.ndarray:
+        """Which image files exist: one listing a folder, for asking after each file is slow on a network."""
+        names = self._annotations.file_names
+        listing = functools.lru_cache(_LISTINGS)(lambda folder: _listing(self._folder / folder))
+        present = np.zeros(len(names), bool)
+        # In order, so that the names of one folder come together, and few listings are held.
+        for i in sorted(range(len(names)), key=names.__getitem__):
+            present[i] = os.path.basename(names[i]) in listing(os.path.dirname(names[i]))
+        if not present.any():
+            raise DataError(f"None of the {len(names)} images of {annotations} is in {self._folder}; the first is {told(names[0])}.")
+        return present
+
+    def objects(self, index: int) -> Objects:
+        """The annotations of image `index`; does not open the image."""
+        return self._annotations.objects(int(self._rows[index]))
+
+    def encoded_image(self, index: int) -> bytes:
+        """The image file's bytes.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        path = self._folder / self.file_names[index]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _listing(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))
+    except PermissionError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
+    except OSError:
+        return frozenset()
+
+
+def _exists(path: Path, what: str) -> bool:
+    """Whether there is such a file or folder.
+
+    Raises:
+        DataError: nobody can know, because of its name or of permissions.
+    """
+    if not is_file_name(str(path)):
+        raise DataError(f"The {what} cannot be {shortened(str(path))}: no file can have a NUL or half of a surrogate pair in its name.")
+    try:
+        return path.exists()
+    except OSError as error:
+        raise DataError(f"The {what} {told(str(path))} cannot be read: {error.strerror or error}.") from None
+
+
+def _require(path: Path, what: str, is_right: Callable[[Path], bool], wrong: str) -> None:
+    """Raises DataError unless the path is there, and of the right kind."""
+    if not _exists(path, what):
+        raise DataError(f"There is no {what} {path}.")
+    if not is_right(path):
+        raise DataError(f"The {what} cannot be {path}, which is {wrong}.")
+
+
+def resolve_root(data: DataConfig) -> Path:
+    """The dataset's folder: `data.root`, else $JAXSEG_DATA, else data/coco.
+
+    Raises:
+        DataError: no folder can have this name.
+    """
+    root = data.root or os.environ.get("JAXSEG_DATA") or "data/coco"
+    if not is_file_name(root):
+        raise DataError(f"The dataset cannot be in {shortened(root)}: no folder can have a NUL or half of a surrogate pair in its name.")
+    try:
+        return Path(root).expanduser()
+    except RuntimeError:
+        raise DataError(f"The dataset cannot be in {shortened(root)}: there is no home folder of this name.") from None
+
+
+def open_coco_files(config: Config, split: Split) -> CocoDataset:
+    """The COCO files that `config.data` names; writes the synthetic shapes first where it asks for them.
+
+    Validation keeps images without objects, for COCO's metrics count what a detector sees in them. Masks are read where the
+    config's detector has them.
+
+    Raises:
+        DataError: something is missing (says where it was looked for and how to get it) or cannot be used.
+    """
+    data, root = config.data, resolve_root(config.data)
+    if data.synthetic:
+        ensure_shapes(root)
+    annotations = root / (data.train_annotations if split == "train" else data.val_annotations)
+    images = root / (data.train_images if split == "train" else data.val_images)
+    for path, field in ((annotations, f"data.{split}_annotations"), (images, f"data.{split}_images")):
+        if not _exists(path, field):
+            raise DataError(_missing(path, field, data))
+    return CocoDataset(
+        annotations,
+        images,
+        category_ids=data.category_ids,
+        class_names=data.class_names,
+        keep_empty=data.keep_empty or split == "val",
+        masks=config.model.has_masks,
+    )
+
+
+def _missing(path: Path, field: str, data: DataConfig) -> str:
+    """One sentence: where it was looked for, how to get COCO, and the demo that needs no data."""
+    default = DataConfig()
+    if (data.train_annotations, data.val_annotations) != (default.train_annotations, default.val_annotations):
+        return f"There is no {path.absolute()}, which {field} of the config names; set --config.data.root or --config.{field} right."
+    return (
+        f"There is no {path.absolute()}: set --config.data.root or $JAXSEG_DATA to a folder in COCO's layout "
+        f"({default.train_annotations}, {default.val_annotations}, {default.train_images}/, {default.val_images}/), which you get by "
+        f"unpacking {_DOWNLOADS}/zips/train2017.zip, {_DOWNLOADS}/zips/val2017.zip and "
+        f"{_DOWNLOADS}/annotations/annotations_trainval2017.zip into it, or run the demo, which needs no data: "
+        "python train.py --config configs/demo_shapes.py"
+    )

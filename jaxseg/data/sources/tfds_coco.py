@@ -1,0 +1,225 @@
+"""The TFDS dataset `coco_instances`: a COCO folder as array_record shards, which read fast over a network. No TensorFlow.
+
+python -m jaxseg.data.sources.tfds_coco --config configs/yolact_r101.py --output data/coco_shards --config.data.root=data/coco
+python train.py --config configs/yolact_r101.py --config.data.format=tfds --config.data.root=data/coco_shards
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxseg.commands.run import run_command
+from jaxseg.config import Config, ConfigError, load_config, parse_config_flags
+from jaxseg.data.sources.coco.categories import distinct_names, listed
+from jaxseg.data.sources.coco.files import CocoDataset, Split, open_coco_files, resolve_root
+from jaxseg.data.sources.dataset import DataError, InstanceDataset, Objects
+from jaxseg.files import is_file_name
+
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+class CocoInstances(tfds.core.GeneratorBasedBuilder):
+    """Images as their files' bytes, with boxes, classes, crowd flags, and masks as run lengths where the datasets have masks.
+
+    Records keep the order of the JSON, and images without objects are in, so that a reader chooses.
+    """
+
+    name = "coco_instances"
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "COCO instance files, one record an image."}  # noqa: RUF012
+
+    def __init__(self, *, datasets: Mapping[str, CocoDataset], **options: Any):
+        """Takes a dataset, opened with `keep_empty`, for each split; `options` as any TFDS builder."""
+        self._datasets = datasets
+        super().__init__(file_format="array_record", **options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        first = next(iter(self._datasets.values()))
+        objects = {
+            "bbox": tfds.features.Tensor(shape=(4,), dtype=np.float64, doc="x, y, width, height in pixels"),
+            "label": tfds.features.ClassLabel(num_classes=len(first.class_names)),
+            "is_crowd": np.bool_,
+            "area": np.float64,
+        }
+        if first.has_masks:
+            objects["rle"] = tfds.features.Text(doc="the mask's compressed run lengths, in COCO's form")
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Images and instances of COCO files.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(doc="the file's own bytes"),
+                    "image_id": np.int64,
+                    "file_name": tfds.features.Text(),
+                    "objects": tfds.features.Sequence(objects),
+                }
+            ),
+            # Beside the shards, so that opening the dataset reads no image.
+            metadata=tfds.core.MetadataDict(
+                category_ids=list(first.category_ids),
+                class_names=list(first.class_names),
+                has_masks=first.has_masks,
+                splits={name: _catalogue(dataset) for name, dataset in self._datasets.items()},
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager  # nothing to download
+        return {name: self._generate_examples(dataset) for name, dataset in self._datasets.items()}
+
+    def _generate_examples(self, dataset: CocoDataset) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in range(len(dataset)):
+            encoded, objects = dataset.record(index)
+            rows: list[dict[str, Any]] = [
+                {"bbox": box, "label": int(label), "is_crowd": bool(crowd), "area": float(area)}
+                for box, label, crowd, area in zip(objects.boxes, objects.classes, objects.crowd, objects.areas, strict=True)
+            ]
+            if objects.rles is not None:
+                rows = [{**row, "rle": rle["counts"].decode("ascii")} for row, rle in zip(rows, objects.rles, strict=True)]
+            yield (
+                index,
+                {
+                    "image": encoded,
+                    "image_id": dataset.image_ids[index],
+                    "file_name": dataset.file_names[index],
+                    "objects": rows,
+                },
+            )
+
+
+def _catalogue(dataset: CocoDataset) -> dict[str, Any]:
+    return {
+        "image_ids": dataset.image_ids,
+        "file_names": dataset.file_names,
+        "image_sizes": dataset.image_sizes.tolist(),
+        "object_counts": dataset.object_counts.tolist(),
+    }
+
+
+class TfdsDataset(InstanceDataset):
+    """The shards that `CocoInstances` wrote, read at random; the samples are those of the COCO files, bit for bit."""
+
+    def __init__(self, folder: str | Path, split: str, *, keep_empty: bool = False, masks: bool = True):
+        """Opens one split; reads the catalogue, no record.
+
+        Args:
+            folder: what the builder was given as `data_dir`.
+            split: "train" or "val".
+            keep_empty: keep images without objects; the original leaves them out.
+            masks: False: boxes are enough.
+
+        Raises:
+            DataError: there are no such shards, or they have no masks.
+        """
+        where = Path(folder) / CocoInstances.name / str(CocoInstances.VERSION)
+        if not where.is_dir():
+            raise DataError(
+                f"There are no shards at {where.absolute()}; write them with python -m jaxseg.data.sources.tfds_coco --output {folder}, "
+                "or set --config.data.format=coco to read COCO files."
+            )
+        builder = tfds.builder_from_directory(where)
+        catalogue = builder.info.metadata["splits"].get(split)
+        if catalogue is None:
+            raise DataError(f"{where} has no split {split}, only {', '.join(builder.info.metadata['splits'])}.")
+        # Shards from before masks could be left out do not say it.
+        if masks and not builder.info.metadata.get("has_masks", True):
+            raise DataError(
+                f"The shards at {where.absolute()} hold boxes without masks; "
+                "a detector with masks needs shards that are written with its own config."
+            )
+        self.has_masks = masks
+        self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        counts = np.array(catalogue["object_counts"], np.int64)
+        self._records = np.flatnonzero(counts > 0) if not keep_empty else np.arange(len(counts))
+        self.image_ids = [catalogue["image_ids"][i] for i in self._records]
+        self.file_names = [catalogue["file_names"][i] for i in self._records]
+        self.image_sizes = np.array(catalogue["image_sizes"], np.int32)[self._records]
+        self.object_counts = counts[self._records]
+        self.category_ids = tuple(builder.info.metadata["category_ids"])
+        names = dict(zip(self.category_ids, builder.info.metadata["class_names"], strict=True))
+        # Shards from before names were told apart may hold one twice.
+        self.class_names = tuple(distinct_names(names, where).values())
+        self.left_out, self.skipped = len(counts) - len(self._records), {}
+
+    def record(self, index: int) -> tuple[bytes, Objects]:
+        """The image file's bytes and the annotations, from one look into the shards."""
+        record = self._source[int(self._records[index])]
+        objects = record["objects"]
+        size = [int(side) for side in self.image_sizes[index]]
+        return record["image"], Objects(
+            boxes=np.asarray(objects["bbox"], np.float64).reshape(-1, 4),
+            classes=np.asarray(objects["label"], np.int32),
+            crowd=np.asarray(objects["is_crowd"], bool),
+            areas=np.asarray(objects["area"], np.float64),
+            rles=[{"size": size, "counts": counts} for counts in objects["rle"]] if self.has_masks else None,
+        )
+
+    def objects(self, index: int) -> Objects:
+        """The annotations of image `index`; does not decode the image."""
+        return self.record(index)[1]
+
+    def encoded_image(self, index: int) -> bytes:
+        """The image file's bytes."""
+        return self.record(index)[0]
+
+
+def open_tfds(config: Config, split: Split) -> TfdsDataset:
+    """The shards in `data.root`; validation keeps images without objects, as COCO's metrics do.
+
+    Raises:
+        DataError: there are no shards, or they hold other categories than the config's, or no masks for a detector with masks.
+    """
+    keep_empty = config.data.keep_empty or split == "val"
+    dataset = TfdsDataset(resolve_root(config.data), split, keep_empty=keep_empty, masks=config.model.has_masks)
+    if config.data.category_ids and (config.data.category_ids, config.data.class_names) != (dataset.category_ids, dataset.class_names):
+        raise DataError(
+            f"The shards in {resolve_root(config.data)} hold the {len(dataset.category_ids)} classes {listed(dataset.class_names)}, "
+            "not those of data.class_names and data.category_ids; "
+            f"--config.model.num_classes={len(dataset.category_ids)} reads them from the shards."
+        )
+    return dataset
+
+
+def write_shards(config: Config, output: str | Path) -> Path:
+    """Writes the COCO files of a config as shards, with masks if its detector has them; the folder of this version, below `output`.
+
+    Raises:
+        DataError: the dataset cannot be used, an image file cannot be read, or the shards are there already.
+    """
+    # Images without objects go in, too: whoever reads the shards chooses.
+    everything = dataclasses.replace(config, data=dataclasses.replace(config.data, keep_empty=True))
+    builder = CocoInstances(datasets={split: open_coco_files(everything, split) for split in SPLITS}, data_dir=str(output))
+    if builder.data_path.exists():
+        raise DataError(f"{builder.data_path} holds shards already; remove it or choose another --output.")
+    builder.download_and_prepare()
+    return Path(builder.data_path)
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; 2 where the config or the dataset cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxseg.data.sources.tfds_coco", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="whose data.* names the COCO files; --config.data.root=DIR replaces a value")
+    parser.add_argument("--output", required=True, help="folder for the shards")
+
+    def body() -> None:
+        overrides, others = parse_config_flags(arguments)
+        flags = parser.parse_args(others)
+        if not is_file_name(flags.output):
+            raise ConfigError(f"--output {flags.output!r} is no name that a folder can have.")
+        where = write_shards(load_config(flags.config, overrides), flags.output)
+        print(f"Wrote {where}; read it with --config.data.format=tfds --config.data.root={flags.output}")
+
+    return run_command(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,374 @@
+"""From a dataset to batches: an endless, resumable, shuffled stream for training, and every image once for evaluation.
+
+Training's stream is one sequence of (image, seed) pairs, a function of the run's seed alone. Everything else only says who
+makes which part of it: worker processes take whole batches in turn, and process `p` of `n` makes the `p`-th contiguous piece of
+each global batch. So neither their numbers nor an interruption changes what the run sees.
+
+Where the network's input has several shapes (`jaxseg.data.stream.shape_groups`), each batch is of one of them, the same on all processes.
+"""
+
+import dataclasses
+import functools
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import resource_tracker
+from typing import Any, Self
+
+import cv2
+import grain
+import jax
+import numpy as np
+from absl import flags
+from jaxtyping import Int64
+from numpy import ndarray
+
+from jaxseg.config import AugmentConfig, Config
+from jaxseg.data.sources.dataset import DataError, InstanceDataset, Sample
+from jaxseg.data.sources.from_config import open_dataset
+from jaxseg.data.stream.shape_groups import ShapeGroups, ShapeStreams, shuffled_slots
+from jaxseg.data.stream.targets import View, no_targets, to_targets, visible_objects
+from jaxseg.data.views.placement import training_picture
+from jaxseg.data.views.resize import fit_picture
+from jaxseg.data.views.transforms import draw_augmentation, to_uint8, warp_image
+from jaxseg.structures import Batch, InputSpec, Targets
+
+logger = logging.getLogger("jaxseg")
+
+# Images drawn in place of a broken one before the dataset as a whole is given up.
+REPLACEMENT_TRIES = 100
+# Lines of the log that one kind of trouble with images may fill; more is only counted.
+LOGGED_IMAGES = 20
+# Batches a worker process, or the thread that stands in for it, makes ahead.
+BATCHES_AHEAD = 2
+EVALUATION_THREADS = 4
+# They reach a whole group of processes: Ctrl-C, a closed terminal, the end of a job.
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+# Deaths of worker processes, with no batch in between, after which the run gives up.
+WORKER_RESTARTS = 3
+
+
+@dataclasses.dataclass
+class _Example:
+    """One row of a batch; `image_size` is the picture's within the input."""
+
+    image: ndarray
+    image_size: tuple[int, int]
+    index: int
+    targets: Targets
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingLoader:
+    """Makes a training batch from its (image, seed) pairs; travels into the worker processes."""
+
+    dataset: InstanceDataset
+    spec: InputSpec
+    augment: AugmentConfig
+    max_objects: int
+
+    @functools.cached_property
+    def groups(self) -> ShapeGroups:
+        """The images by the shape of their input."""
+        return ShapeGroups.of(self.dataset, self.spec)
+
+    def __call__(self, slots: Int64[ndarray, "b 2"]) -> dict[str, Any]:
+        broken: list[tuple[int, str]] = []
+        left_out: list[tuple[int, int]] = []
+        examples = []
+        for index, seed in slots.tolist():
+            rng = np.random.default_rng(seed)
+            sample = self._read(index, rng, broken)
+            example, surplus = self._example(sample, rng)
+            examples.append(example)
+            if surplus:
+                left_out.append((sample.index, surplus))
+        batch = _collate(examples)
+        # Plain dicts, for Grain takes elements apart to share the arrays' memory between processes.
+        arrays = {**vars(batch), "targets": vars(batch.targets)}
+        return {"arrays": arrays, "broken": broken, "left_out": left_out}
+
+    def _read(self, index: int, rng: np.random.Generator, broken: list[tuple[int, str]]) -> Sample:
+        """The image, or where it is broken another one of its shape, that the same seed always chooses."""
+        for _ in range(REPLACEMENT_TRIES):
+            try:
+                return self.dataset[index]
+            except DataError as error:
+                broken.append((index, str(error)))
+                alike = self.groups.alike(index)
+                index = int(alike[rng.integers(len(alike))])
+        raise DataError(f"None of {REPLACEMENT_TRIES} images in a row can be used; the last one: {broken[-1][1]}")
+
+    def _example(self, sample: Sample, rng: np.random.Generator) -> tuple[_Example, int]:
+        """The augmented image with its targets, and how many objects found no row."""
+        image, size, view = self._augmented(sample, rng)
+        targets = to_targets(sample, self.spec, self.max_objects, view)
+        surplus = len(visible_objects(sample, self.spec, view)) - int(targets.valid.sum())
+        return _Example(image, size, sample.index, targets), surplus
+
+    def _augmented(self, sample: Sample, rng: np.random.Generator) -> tuple[ndarray, tuple[int, int], View]:
+        """The input's pixels, the picture's size within them, and what was drawn for the objects."""
+        picture_size = sample.image.shape[:2]
+        if self.spec.resize.rule == "stretch":
+            size = self.spec.image_sizes[0]
+            drawn = draw_augmentation(rng, picture_size, sample.boxes, sample.crowd, self.augment, size)
+            return to_uint8(warp_image(sample.image, drawn.window, size, drawn.photometric)), size, drawn.window
+        image, placement = training_picture(sample.image, rng, self.spec, self.augment)
+        return image, placement.size, placement
+
+
+class TrainingIterator:
+    """Endless batches for one process. `get_state` and `set_state` resume it exactly, at any batch.
+
+    Attributes:
+        broken_images: why an image could not be used, by its index in the dataset.
+        overfull_images: how many objects of an image found no row, at most, by its index.
+    """
+
+    def __init__(self, loader: TrainingLoader, *, batch_size: int, workers: int, process_index: int, process_count: int, seed: int):
+        self._loader = loader
+        self._batch_size = batch_size
+        self._workers = workers
+        self._process_index, self._process_count = process_index, process_count
+        self._seed = seed
+        self._images_seen = 0
+        self._batches: Any = None
+        self.broken_images: dict[int, str] = {}
+        self.overfull_images: dict[int, int] = {}
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        element = self._next_element()
+        self._images_seen += self._batch_size
+        self._note(element["broken"], element["left_out"])
+        arrays = element["arrays"]
+        if self._workers:
+            # Out of the memory shared with the worker, which is gone when this array is: devices may keep what they are given.
+            arrays = jax.tree.map(np.array, arrays)
+        return Batch(**{**arrays, "targets": Targets(**arrays["targets"])})
+
+    def _next_element(self) -> Any:
+        """The next batch; worker processes that died, for instance for want of memory, are started again at the same place."""
+        for _ in range(WORKER_RESTARTS):
+            try:
+                return self._first_element() if self._batches is None else next(self._batches)
+            except RuntimeError as error:
+                # What Grain says of a process that ended by a signal.
+                if "terminated unexpectedly" not in str(error):
+                    raise
+                reason = str(error).split(". ")[0]
+                logger.warning("%s; the worker processes of the data start again at the same batch.", reason)
+                self.close()
+        raise DataError(
+            f"The worker processes of the data ended {WORKER_RESTARTS} times in a row ({reason}), "
+            f"perhaps for want of memory; try fewer of them than data.workers = {self._workers}."
+        )
+
+    def _first_element(self) -> Any:
+        """Starts the stream; its threads and processes do not hear what ends the run, which decides itself what happens to them."""
+        self._batches = iter(self._pipeline())
+        if not self._workers:
+            return next(self._batches)
+        # It would make the thread below hear again.
+        resource_tracker.ensure_running()
+        # Which signals are heard is handed on to threads, and from these to processes, when they are made.
+        starter = ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, _ENDING_SIGNALS))
+        try:
+            return starter.submit(next, self._batches).result()
+        finally:
+            starter.shutdown(wait=False)
+
+    def get_state(self) -> dict[str, int]:
+        """Where the stream is: the images that all processes together have been given."""
+        return {"images_seen": self._images_seen, "dataset_size": len(self._loader.dataset)}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to where `get_state` was called; workers and processes may be others by now.
+
+        With another batch size, a run of one shape goes on with the next image; one of several, about there.
+        """
+        if state["dataset_size"] != len(self._loader.dataset):
+            logger.warning(
+                "The training set has %d images and had %d when this run was saved; their order is another one from here on.",
+                len(self._loader.dataset),
+                state["dataset_size"],
+            )
+        self.close()
+        self._images_seen = int(state["images_seen"])
+
+    def close(self) -> None:
+        """Ends the worker processes; the next batch would start them again."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def __del__(self) -> None:
+        # Processes that outlive their iterator would leave shared memory behind.
+        self.close()
+
+    def _pipeline(self) -> grain.IterDataset:
+        # Grain asks absl's flags for its debug mode, here and in its processes.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        batches = self._slots().map(self._loader)
+        if self._workers == 0:
+            return batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCHES_AHEAD))
+        # One thread is enough where it does nothing but decode, and Grain keeps the order of batches over all workers.
+        in_worker = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=BATCHES_AHEAD)
+        return in_worker.mp_prefetch(options, worker_init_fn=_start_worker)
+
+    def _slots(self) -> grain.MapDataset:
+        """The (image, seed) pairs of each batch that is still to come, this process's part."""
+        local_size = self._batch_size // self._process_count
+        groups = self._loader.groups
+        if len(groups.members) == 1:
+            stream = shuffled_slots(len(self._loader.dataset), self._seed)
+            local_batches = stream[self._images_seen :].batch(local_size, batch_fn=np.stack)
+            return local_batches[self._process_index :: self._process_count]
+        part = slice(self._process_index * local_size, (self._process_index + 1) * local_size)
+        return ShapeStreams(groups.members, self._seed).batches(self._batch_size, part)[self._images_seen // self._batch_size :]
+
+    def _note(self, broken: list[tuple[int, str]], left_out: list[tuple[int, int]]) -> None:
+        for index, message in broken:
+            if index not in self.broken_images and len(self.broken_images) < LOGGED_IMAGES:
+                logger.warning("Image %d is replaced by another one: %s", index, message)
+            self.broken_images[index] = message
+        for index, surplus in left_out:
+            if index not in self.overfull_images and len(self.overfull_images) < LOGGED_IMAGES:
+                logger.warning(
+                    "%s has %d objects more than data.max_objects = %d; the smallest are left out.",
+                    self._loader.dataset.file_names[index],
+                    surplus,
+                    self._loader.max_objects,
+                )
+            self.overfull_images[index] = max(surplus, self.overfull_images.get(index, 0))
+
+
+def training_iterator(
+    config: Config,
+    spec: InputSpec,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    seed: int = 0,
+    dataset: InstanceDataset | None = None,
+) -> TrainingIterator:
+    """The endless stream of training batches of one process.
+
+    With `config.data.workers` above 0, processes are spawned at the first batch: the script that asks for it needs
+    `if __name__ == "__main__":`, for they import it again.
+
+    Args:
+        config: says which data, which augmentation, how many workers.
+        spec: the sizes the detector wants.
+        process_index, process_count: of `jax.distributed`; each gets `config.train.batch_size // process_count` images a batch.
+        seed: of order and augmentation; equal on all processes.
+        dataset: the training images, where they are open already; None: the config's.
+
+    Raises:
+        DataError: the data are missing or cannot be used. Single broken images are replaced, counted and told in the log.
+        ValueError: the batch size is no multiple of the number of processes.
+    """
+    if config.train.batch_size % process_count:
+        raise ValueError(
+            f"config.train.batch_size = {config.train.batch_size} is no multiple of the {process_count} processes; "
+            "it must be, for each takes an equal part."
+        )
+    return TrainingIterator(
+        TrainingLoader(dataset or open_dataset(config, "train"), spec, config.data.augment, config.data.max_objects),
+        batch_size=config.train.batch_size,
+        workers=config.data.workers,
+        process_index=process_index,
+        process_count=process_count,
+        seed=seed,
+    )
+
+
+def evaluation_batches(
+    dataset: InstanceDataset,
+    spec: InputSpec,
+    *,
+    batch_size: int,
+    max_objects: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    indices: Sequence[int] | None = None,
+) -> Iterator[Batch]:
+    """Every image once, whole, decoded ahead by threads; in order, but those of one shape of the input after those of another.
+
+    Args:
+        dataset: the images.
+        spec: the sizes the detector wants.
+        batch_size: rows of each batch of this process.
+        max_objects: rows of ground truth an image.
+        process_index, process_count: this process takes every `process_count`-th image of a shape from `process_index` on.
+        indices: which images; None: all.
+
+    Yields:
+        Batches with float32 images. All processes get the same number, of the same shapes in the same order; rows without an
+        image, or with one that is broken (told in the log), have `valid` False and index -1.
+    """
+    parts: list[tuple[tuple[int, int], list[int]]] = []
+    for shape, wanted in ShapeGroups.of(dataset, spec, indices).by_shape():
+        mine = wanted[process_index::process_count]
+        count = -(-len(wanted) // (batch_size * process_count))
+        parts += [(shape, mine[i * batch_size : (i + 1) * batch_size]) for i in range(count)]
+
+    def load(index: int) -> _Example | None:
+        try:
+            sample = dataset[index]
+        except DataError as error:
+            logger.warning("Image %d is left out of the evaluation: %s", index, error)
+            return None
+        fitted = fit_picture(sample.image, spec)
+        return _Example(fitted.image, fitted.size, index, to_targets(sample, spec, max_objects))
+
+    with ThreadPoolExecutor(EVALUATION_THREADS) as pool:
+        ahead: deque[list[Future[_Example | None]]] = deque()
+        try:
+            for i, (shape, _) in enumerate(parts):
+                for _, part in parts[i + len(ahead) : i + 1 + BATCHES_AHEAD]:
+                    ahead.append([pool.submit(load, index) for index in part])
+                loaded = [future.result() for future in ahead.popleft()]
+                examples = [example for example in loaded if example]
+                padding = _Example(np.zeros((*shape, 3), np.float32), shape, -1, no_targets(spec, max_objects))
+                yield _collate(examples + [padding] * (batch_size - len(examples)))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _collate(examples: list[_Example]) -> Batch:
+    """Stacks examples, which have one shape; an index of -1 is padding."""
+    indices = np.array([example.index for example in examples], np.int32)
+    return Batch(
+        images=np.stack([example.image for example in examples]),
+        image_sizes=np.array([example.image_size for example in examples], np.int32),
+        indices=indices,
+        valid=indices >= 0,
+        targets=jax.tree.map(lambda *rows: np.stack(rows), *(example.targets for example in examples)),
+    )
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Before the first batch of worker `index` of `count`."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # The workers are the threads.
+    cv2.setNumThreads(0)
+    # Should anything in here ask for a device, it must not be the accelerator that the run holds.
+    jax.config.update("jax_platforms", "cpu")
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the run's own process is gone, however that ended: nobody else would tell it to."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

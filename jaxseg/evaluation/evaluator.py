@@ -1,0 +1,190 @@
+"""COCO's metrics of a detector on a dataset: batches over all devices, the host's work beside them, results as run lengths."""
+
+import json
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jaxseg.config import Config, ConfigError
+from jaxseg.data.sources.dataset import DataError, InstanceDataset, decode_image
+from jaxseg.data.stream.batch_memory import check_batch_memory
+from jaxseg.evaluation.coco_metrics import CocoResults, coco_metrics, coco_results, merge_results
+from jaxseg.evaluation.detect import DeviceDetector, Prepared, Selection, Sizes, one_ahead, prepare, select, start_batches, to_crops
+from jaxseg.evaluation.masks import encode_crops
+from jaxseg.files import write_text
+from jaxseg.structures import Detections, InputSpec
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 8
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def evaluate(
+    config: Config,
+    variables: Any,
+    dataset: InstanceDataset,
+    *,
+    batch_size: int,
+    limit: int = 0,
+    mesh: Mesh | None = None,
+    score_threshold: float = 0.0,
+    top_k: int = 0,
+    output: Path | None = None,
+) -> dict[str, float]:
+    """COCO's metrics of a detector's boxes, and of its masks if it has them; see `coco_metrics` for the keys.
+
+    Of several processes each looks at its share of the images and every one gets the metrics of all.
+
+    Args:
+        config: of the detector.
+        variables: its parameters and statistics.
+        dataset: with as many categories as the detector has classes.
+        batch_size: images a process has on its devices at a time; rounded up to a multiple of the devices.
+        limit: look at the first so many images; 0 looks at all.
+        mesh: use its devices instead of all.
+        score_threshold: leave out detections up to this score. COCO's AP wants 0.
+        top_k: leave out all but the best so many of an image; 0 leaves out none.
+        output: a folder, see `write_results`; None writes nothing.
+
+    Raises:
+        ConfigError: the detector has another number of classes than the dataset, or masks where the dataset has none, or an option
+            is out of range.
+    """
+    selection = Selection(score_threshold, top_k)
+    if len(dataset.category_ids) != config.model.num_classes:
+        raise ConfigError(
+            f"config.model.num_classes = {config.model.num_classes}, but the dataset has {len(dataset.category_ids)} categories; "
+            "evaluate on the dataset the detector was made for."
+        )
+    detector = DeviceDetector(config, variables, jax.local_devices() if mesh is None else mesh.local_devices)
+    if detector.spec.mask_size is not None and not dataset.has_masks:
+        raise ConfigError("The detector of config.model has masks, but the dataset was opened without; open it with the same config.")
+    check_batch_memory(detector.spec, batch_size, 0, "config.eval.batch_size", bytes_per_color=4)
+    indices = range(min(limit, len(dataset)) if limit else len(dataset))
+    own = indices[jax.process_index() :: jax.process_count()]
+    results = _gather(detect_dataset(detector, dataset, own, batch_size, selection))
+    metrics = coco_metrics(dataset.coco_ground_truth(), results, dataset.category_ids, dataset.class_names)
+    if output is not None and jax.process_index() == 0:
+        write_results(output, metrics, results)
+    return metrics
+
+
+def detect_dataset(
+    detector: DeviceDetector, dataset: InstanceDataset, indices: Sequence[int], batch_size: int, selection: Selection
+) -> CocoResults:
+    """Detections of some of a dataset's images in COCO's form; while the device detects, the host finishes the batch before.
+
+    An image that cannot be read is named in the log and counts as one without detections.
+    """
+    batch_size = math.ceil(batch_size / detector.devices) * detector.devices
+    parts: dict[int, CocoResults] = {}
+    progress = _Progress(len(indices))
+    # Two pools, for loading ahead must not keep finished detections waiting.
+    with ThreadPoolExecutor(_THREADS) as loading, ThreadPoolExecutor(_THREADS) as finishing:
+        images = _ahead(loading, dataset, indices, detector.spec, 2 * batch_size)
+        for batch in one_ahead(start_batches(detector, images, (batch_size,))):
+            on_host = jax.device_get(batch.detections)
+            jobs = {
+                index: finishing.submit(_finish, on_host, row, dataset, index, sizes, detector.spec, selection)
+                for row, (index, sizes) in enumerate(zip(batch.indices, batch.sizes, strict=True))
+            }
+            parts |= {index: job.result() for index, job in jobs.items()}
+            progress.advance(len(jobs))
+    # Pictures of one shape went together.
+    found = merge_results([parts[index] for index in indices if index in parts])
+    masks = None if detector.spec.mask_size is None else found.masks
+    return CocoResults(found.boxes, masks, [dataset.image_ids[index] for index in indices])
+
+
+def _finish(
+    detections: Detections, row: int, dataset: InstanceDataset, index: int, sizes: Sizes, spec: InputSpec, selection: Selection
+) -> CocoResults:
+    """One image's detections at the picture's size; its masks live only until they are run lengths."""
+    selected = select(detections, row, selection)
+    boxes, crops = to_crops(selected, sizes, spec)
+    rles = None if crops is None else encode_crops(crops, sizes.picture)
+    return coco_results(dataset.image_ids[index], boxes, selected.classes, selected.scores, rles, dataset.category_ids)
+
+
+def _ahead(pool: ThreadPoolExecutor, dataset: InstanceDataset, indices: Iterable[int], spec: InputSpec, depth: int) -> Iterator[Prepared]:
+    """The images in order, loaded `depth` images ahead, without those that cannot be read."""
+    waiting: deque[Future[Prepared | None]] = deque()
+
+    def ready(keep: int) -> Iterator[Prepared]:
+        while len(waiting) > keep:
+            if (image := waiting.popleft().result()) is not None:
+                yield image
+
+    for index in indices:
+        waiting.append(pool.submit(_load, dataset, index, spec))
+        yield from ready(depth)
+    yield from ready(0)
+
+
+def _load(dataset: InstanceDataset, index: int, spec: InputSpec) -> Prepared | None:
+    height, width = dataset.image_sizes[index]
+    try:
+        image = decode_image(dataset.encoded_image(index), (int(height), int(width)), dataset.file_names[index])
+    except DataError as error:
+        logger.warning("%s It counts as an image without detections.", error)
+        return None
+    return prepare(index, image, spec)
+
+
+def _gather(results: CocoResults) -> CocoResults:
+    """The results of all processes, on all of them."""
+    if jax.process_count() == 1:
+        return results
+    text = np.frombuffer(json.dumps(results).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: text.size] = text
+    rows = multihost_utils.process_allgather(padded)
+    return merge_results([CocoResults(*json.loads(row[:size].tobytes())) for row, size in zip(rows, sizes, strict=True)])
+
+
+def write_results(output: Path, metrics: Mapping[str, float], results: CocoResults) -> None:
+    """Writes metrics.json (null for what there is nothing to find of), bbox_detections.json and, of masks, mask_detections.json.
+
+    The names of the original; the two files are what `pycocotools.coco.COCO.loadRes` and COCO's server read.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    numbers = {key: None if math.isnan(value) else value for key, value in metrics.items()}
+    write_text(output / "metrics.json", json.dumps(numbers, indent=2) + "\n")
+    write_text(output / "bbox_detections.json", json.dumps(results.boxes))
+    masks = output / "mask_detections.json"
+    if results.masks is None:
+        # Another detector's.
+        masks.unlink(missing_ok=True)
+    else:
+        write_text(masks, json.dumps(results.masks))
+
+
+class _Progress:
+    """A line in the log every few seconds, and one at the end."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._start = self._last = time.monotonic()
+
+    def advance(self, images: int) -> None:
+        self._done += images
+        now = time.monotonic()
+        if self._done < self._total and now - self._last < _SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        rate = self._done / max(now - self._start, 1e-9)
+        left = (self._total - self._done) / rate
+        logger.info("evaluated %d of %d images, %.1f images/s, %.0f s left", self._done, self._total, rate, left)

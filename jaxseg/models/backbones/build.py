@@ -1,0 +1,36 @@
+"""From a configuration to the trunk of a detector."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from jaxseg.config import BackboneConfig
+from jaxseg.models.backbones.darknet import DarkNet
+from jaxseg.models.backbones.resnet import ResNet
+from jaxseg.models.layers import NormMode
+
+
+def build_backbone(config: BackboneConfig, norm_mode: NormMode, dtype: Any, *, stages: int = 5, dilated_c5: bool = False) -> nn.Module:
+    """The trunk; its last outputs are C3, C4 and C5.
+
+    Args:
+        config: which trunk.
+        norm_mode: of batch norm, outside of the frozen stages.
+        dtype: of the convolutions.
+        stages: how many; a ResNet with 3 ends in C4.
+        dilated_c5: C5 at C4's resolution.
+    """
+    if config.name == "darknet":
+        return DarkNet(config.stage_sizes, config.width, norm_mode, dtype, name="backbone")
+    return ResNet(
+        stage_sizes=config.stage_sizes[:stages],
+        width=config.width,
+        stride_in_1x1=config.stride_in_1x1,
+        norm=config.norm,
+        norm_mode=norm_mode,
+        norm_epsilon=config.norm_epsilon,
+        frozen_stages=config.frozen_stages,
+        dilated_c5=dilated_c5,
+        dtype=dtype,
+        name="backbone",
+    )

@@ -1,0 +1,125 @@
+"""Files of weights, whoever wrote them, as a flat mapping from their own names to arrays."""
+
+import io
+import math
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax
+import numpy as np
+
+from jaxseg.errors import shortened
+from jaxseg.weights.formats import pytorch, run_folder
+from jaxseg.weights.formats.files import WeightsError
+from jaxseg.weights.formats.safetensors import read_safetensors
+from jaxseg.weights.formats.unpickle import Array, Malformed, Tensor, plain, reason, sizes, unpickle
+
+# Under which a file may keep the weights beside other things: trainers' checkpoints, the model zoos of detectron2 and Detectron.
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "blobs")
+_FORMATS = "a .pth or .pt of torch.save, a .pkl of a model zoo, .npz, .safetensors, or a run folder of train.py"
+# What lies under the name of a file of weights when a download went wrong.
+_IMPOSTORS = {
+    b"<": "it is a web page, not weights; download it again, perhaps after signing in",
+    b"version https://git-lfs": "it is a pointer of Git LFS, not weights; fetch it with `git lfs pull`",
+}
+# Characters in the head of an array, about 120 in NumPy's; and of a tensor's name.
+_MAX_HEAD, _MAX_NAME = 1000, 500
+
+
+def read_weights(path: str | Path, *, step: str | int = "best") -> dict[str, np.ndarray]:
+    """The arrays of a file or run folder, by their names there. The format is told from the content, not from the name.
+
+    Arrays of `.pth` and `.safetensors` files are views of the file, mapped into memory: take what is needed, and copy it.
+    Nothing that a pickle asks for is run, and no file, however it was made, takes more than four times its size and 100 MB of memory.
+
+    Args:
+        path: of a file in one of the formats of the README, or of a run folder.
+        step: of a run folder: "best", "latest" or a number.
+
+    Raises:
+        WeightsError: it cannot be read; one sentence with the path.
+        CheckpointError: there is no such checkpoint in the run folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return flax.traverse_util.flatten_dict(run_folder.read_run(path, step), sep="/")
+    if not path.is_file():
+        raise WeightsError(f"There are no weights at {path}; give {_FORMATS}.")
+    try:
+        return _arrays(_read(path))
+    except WeightsError as error:
+        raise WeightsError(f"{path} cannot be loaded: {error}") from None
+    except Malformed as error:
+        raise WeightsError(f"{path} cannot be loaded: it is damaged and describes {error}.") from None
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror or error}).") from None
+    # What is damaged raises what the module that reads it likes.
+    except Exception as error:
+        raise WeightsError(f"{path} cannot be loaded: it is cut short or damaged ({reason(error)}).") from None
+
+
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        head = file.read(32)
+        file.seek(0)
+        if not head:
+            raise WeightsError("it is empty; download or save it again.")
+        if head.startswith(b"PK"):
+            return _read_archive(path)
+        if pytorch.LEGACY_START in head[:16]:
+            return pytorch.read_legacy(path)
+        if head[8:9] == b"{":
+            return read_safetensors(path)
+        for start, sentence in _IMPOSTORS.items():
+            if head.lstrip().startswith(start):
+                raise WeightsError(f"{sentence}.")
+        # The zoo's files were pickled by Python 2.
+        if head[:1] == pickle.PROTO or path.suffix in (".pkl", ".pickle"):
+            return unpickle(file, encoding="latin1")
+    raise WeightsError(f"it is none of the formats that are read; give {_FORMATS}.")
+
+
+def _read_archive(path: Path) -> Any:
+    with pytorch.open_archive(path) as archive:
+        names = archive.namelist()
+        if any(name.split("/")[1:] == ["data.pkl"] for name in names):
+            return pytorch.read_zip(path, archive)
+        if not names or not all(name.endswith(".npy") for name in names):
+            raise WeightsError("it is a zip archive of something else; one of torch.save holds data.pkl, one of NumPy .npy files.")
+        pytorch.check_unpacked(path, sum(info.file_size for info in archive.infolist()))
+        return {info.filename.removesuffix(".npy"): _array(archive, info) for info in archive.infolist()}
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """An entry of a .npz. NumPy reads the head only, for it trusts the sizes there."""
+    data = pytorch.unpacked(archive, info)
+    head = io.BytesIO(data[: 2 * _MAX_HEAD].data)
+    if np.lib.format.read_magic(head) != (1, 0):
+        raise WeightsError(f"its {plain(info.filename)} is no array of plain numbers.")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(head, max_header_size=_MAX_HEAD)
+    if dtype.kind not in "biufcSU" or not dtype.itemsize:
+        raise WeightsError(f"its {plain(info.filename)} is an array of {plain(str(dtype))}; weights are arrays of plain numbers.")
+    count = math.prod(sizes(shape))
+    if count * dtype.itemsize > data.size - head.tell():
+        raise WeightsError(f"it is damaged: the numbers of {plain(info.filename)} are too few.")
+    return np.frombuffer(data, dtype, count, head.tell()).reshape(shape, order="F" if fortran else "C")
+
+
+def _arrays(tree: Any) -> dict[str, np.ndarray]:
+    """The arrays of what a file holds, which may be wrapped in a checkpoint of other things, too."""
+    if isinstance(tree, Mapping):
+        tree = next((tree[key] for key in _WRAPPERS if isinstance(tree.get(key), Mapping)), tree)
+    if not isinstance(tree, Mapping) or not tree:
+        raise WeightsError(f"it holds a {type(tree).__name__.lstrip('_').lower()}, not weights by name.")
+    arrays = {}
+    for name, value in tree.items():
+        value = value.array() if isinstance(value, Tensor | Array) else value
+        if not isinstance(name, str) or not isinstance(value, np.ndarray):
+            raise WeightsError(f"its entry {shortened(name)} is no tensor; a file of weights holds tensors by name.")
+        if len(name) > _MAX_NAME or not name.isprintable():
+            raise WeightsError(f"its entry {shortened(name)} has no name of a tensor, which is short and can be printed.")
+        arrays[name] = value
+    return arrays

@@ -1,0 +1,79 @@
+"""Caffe2's names beside ours: MSRA's ResNet classifiers, from which R-CNNs learn, and the detectors of Detectron.
+
+Two files of MSRA's go by one name: Detectron's, whose batch norms are a scale and a bias, and detectron2's, with running
+statistics. In both, stems take BGR in 0..255.
+"""
+
+import re
+from collections.abc import Iterator
+
+from jaxseg.config import MASKRCNN_BENCHMARK, ModelConfig, RcnnConfig
+from jaxseg.weights.names import resnet as names_resnet
+from jaxseg.weights.names.layouts import BGR, Layout
+from jaxseg.weights.names.rcnn import background_first
+from jaxseg.weights.names.rules import Origin
+
+LEAVES = {
+    ("params", "kernel"): "_w",
+    ("params", "scale"): "_s",
+    ("params", "bias"): "_b",
+    ("batch_stats", "mean"): "_running_mean",
+    ("batch_stats", "var"): "_running_var",
+}
+# The classifier; biases of convolutions that batch norm follows, which are zero; the optimizer's momenta.
+UNNEEDED = re.compile(r"^(fc1000|pred)_[wb]$|^(conv1|res\d_\d+_branch\d[abc]?)_b$|_momentum$")
+RENAMED = ((re.compile(r"_bn_gamma$"), "_bn_s"), (re.compile(r"_bn_beta$"), "_bn_b"))
+
+HEADS = {
+    "rpn/conv": "conv_rpn{fpn2}",
+    "rpn/objectness": "rpn_cls_logits{fpn2}",
+    "rpn/box": "rpn_bbox_pred{fpn2}",
+    "box_head/fc1": "fc6",
+    "box_head/fc2": "fc7",
+    "box_predictor/class": "cls_score",
+    "box_predictor/box": "bbox_pred",
+    "mask_head/deconv": "conv5_mask",
+    "mask_head/output": "mask_fcn_logits",
+}
+
+
+def detector_modules(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Pairs of our module path and Detectron's, for every module that holds parameters."""
+    if not isinstance(config, RcnnConfig):
+        return
+    yield from names_resnet.CAFFE2.modules(config)
+    for level, blocks in enumerate(config.backbone.stage_sizes, 2):
+        # A stage's output is called after its last block.
+        output = f"res{level}_{blocks - 1}_sum"
+        yield f"fpn/lateral{level}", f"fpn_inner_{output}{'' if level == 5 else '_lateral'}"
+        yield f"fpn/output{level}", f"fpn_{output}"
+    for ours, theirs in HEADS.items():
+        # The levels share the weights that are called after P2.
+        yield ours, theirs.format(fpn2="_fpn2" if config.neck == "fpn" else "")
+    for i in range(1, config.roi.mask_convolutions + 1):
+        yield f"mask_head/conv{i}", f"_[mask]_fcn{i}"
+
+
+STEM: dict[str, Layout] = {"backbone/conv1/kernel": BGR}
+MSRA = Origin(
+    "a ResNet of MSRA",
+    names_resnet.CAFFE2.modules,
+    leaves=LEAVES,
+    layouts=lambda config: STEM,
+    part="backbone",
+    folds_statistics=True,
+    unneeded=UNNEEDED,
+    renamed=RENAMED,
+    stride_in_1x1=True,
+)
+DETECTRON = Origin(
+    "a detector of Detectron",
+    detector_modules,
+    leaves=LEAVES,
+    layouts=lambda config: background_first(config) | STEM,
+    folds_statistics=True,
+    unneeded=UNNEEDED,
+    renamed=RENAMED,
+    conventions=MASKRCNN_BENCHMARK,
+    stride_in_1x1=True,
+)

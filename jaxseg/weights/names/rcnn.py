@@ -1,0 +1,201 @@
+"""The names and layouts of torchvision's, detectron2's, mmdetection's and maskrcnn-benchmark's detectors beside ours.
+
+A table may name more modules than a config's model has: no feature pyramid with C4, no masks in Faster R-CNN.
+"""
+
+import re
+from collections.abc import Iterator
+
+from jaxseg.config import ModelConfig, RcnnConfig, RetinaNetConfig, rcnn
+from jaxseg.weights.names import resnet as names_resnet
+from jaxseg.weights.names.layouts import BACKGROUND_FIRST, BGR, Layout, anchors_by_size, flattened, without_background
+from jaxseg.weights.names.rules import Origin
+
+# Training on several devices, each with a copy, writes this in front.
+PARALLEL = (re.compile(r"^module\."), "")
+PYRAMID = range(2, 6)
+
+TORCHVISION_HEADS = {
+    "rpn/conv": "rpn.head.conv.0.0",
+    "rpn/objectness": "rpn.head.cls_logits",
+    "rpn/box": "rpn.head.bbox_pred",
+    "box_head/fc1": "roi_heads.box_head.fc6",
+    "box_head/fc2": "roi_heads.box_head.fc7",
+    "box_predictor/class": "roi_heads.box_predictor.cls_score",
+    "box_predictor/box": "roi_heads.box_predictor.bbox_pred",
+    "mask_head/deconv": "roi_heads.mask_predictor.conv5_mask",
+    "mask_head/output": "roi_heads.mask_predictor.mask_fcn_logits",
+}
+# Published files are older than the `Conv2dNormActivation` around some convolutions.
+TORCHVISION_RENAMED = (
+    PARALLEL,
+    (re.compile(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$"), r"\1.0.\2"),
+    (re.compile(r"^rpn\.head\.conv\.(weight|bias)$"), r"rpn.head.conv.0.0.\1"),
+    (
+        re.compile(r"^roi_heads\.mask_head\.mask_fcn(\d+)\.(weight|bias)$"),
+        lambda found: f"roi_heads.mask_head.{int(found[1]) - 1}.0.{found[2]}",
+    ),
+)
+DETECTRON2_HEADS = {
+    "rpn/conv": "proposal_generator.rpn_head.conv",
+    "rpn/objectness": "proposal_generator.rpn_head.objectness_logits",
+    "rpn/box": "proposal_generator.rpn_head.anchor_deltas",
+    "box_head/fc1": "roi_heads.box_head.fc1",
+    "box_head/fc2": "roi_heads.box_head.fc2",
+    "box_predictor/class": "roi_heads.box_predictor.cls_score",
+    "box_predictor/box": "roi_heads.box_predictor.bbox_pred",
+    "mask_head/deconv": "roi_heads.mask_head.deconv",
+    "mask_head/output": "roi_heads.mask_head.predictor",
+}
+MMDETECTION_HEADS = {
+    "rpn/conv": "rpn_head.rpn_conv",
+    "rpn/objectness": "rpn_head.rpn_cls",
+    "rpn/box": "rpn_head.rpn_reg",
+    "box_head/fc1": "roi_head.bbox_head.shared_fcs.0",
+    "box_head/fc2": "roi_head.bbox_head.shared_fcs.1",
+    "box_predictor/class": "roi_head.bbox_head.fc_cls",
+    "box_predictor/box": "roi_head.bbox_head.fc_reg",
+    "mask_head/deconv": "roi_head.mask_head.upsample",
+    "mask_head/output": "roi_head.mask_head.conv_logits",
+}
+MASKRCNN_BENCHMARK_HEADS = {
+    "fpn/downsample6": "backbone.fpn.top_blocks.p6",
+    "fpn/downsample7": "backbone.fpn.top_blocks.p7",
+    "rpn/conv": "rpn.head.conv",
+    "rpn/objectness": "rpn.head.cls_logits",
+    "rpn/box": "rpn.head.bbox_pred",
+    "head/class": "rpn.head.cls_logits",
+    "head/box": "rpn.head.bbox_pred",
+    "box_head/fc1": "roi_heads.box.feature_extractor.fc6",
+    "box_head/fc2": "roi_heads.box.feature_extractor.fc7",
+    "box_predictor/class": "roi_heads.box.predictor.cls_score",
+    "box_predictor/box": "roi_heads.box.predictor.bbox_pred",
+    "mask_head/deconv": "roi_heads.mask.predictor.conv5_mask",
+    "mask_head/output": "roi_heads.mask.predictor.mask_fcn_logits",
+}
+MASKRCNN_BENCHMARK_UNNEEDED = {
+    "anchors": r"^rpn\.anchor_generator\.",
+    "C4's head, which the masks share with the boxes, a second time": r"^roi_heads\.mask\.feature_extractor\.head\.",
+}
+
+
+def torchvision(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Pairs of our module path and torchvision's, for every module that holds parameters."""
+    if not isinstance(config, RcnnConfig):
+        return
+    yield from names_resnet.TORCHVISION.modules(config, "backbone.body.")
+    for level in PYRAMID:
+        yield f"fpn/lateral{level}", f"backbone.fpn.inner_blocks.{level - 2}.0"
+        yield f"fpn/output{level}", f"backbone.fpn.layer_blocks.{level - 2}.0"
+    for i in range(config.roi.mask_convolutions):
+        yield f"mask_head/conv{i + 1}", f"roi_heads.mask_head.{i}.0"
+    yield from TORCHVISION_HEADS.items()
+
+
+def detectron2(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """The same for detectron2."""
+    if not isinstance(config, RcnnConfig):
+        return
+    body = "backbone.bottom_up." if config.neck == "fpn" else "backbone."
+    yield from names_resnet.DETECTRON2.modules(config, body, "roi_heads.")
+    for level in PYRAMID:
+        yield f"fpn/lateral{level}", f"backbone.fpn_lateral{level}"
+        yield f"fpn/output{level}", f"backbone.fpn_output{level}"
+    for i in range(1, config.roi.mask_convolutions + 1):
+        yield f"mask_head/conv{i}", f"roi_heads.mask_head.mask_fcn{i}"
+    yield from DETECTRON2_HEADS.items()
+
+
+def mmdetection(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """The same for mmdetection 2."""
+    if not isinstance(config, RcnnConfig):
+        return
+    yield from names_resnet.TORCHVISION.modules(config, "backbone.", "roi_head.shared_head.")
+    for level in PYRAMID:
+        yield f"fpn/lateral{level}", f"neck.lateral_convs.{level - 2}.conv"
+        yield f"fpn/output{level}", f"neck.fpn_convs.{level - 2}.conv"
+    for i in range(config.roi.mask_convolutions):
+        yield f"mask_head/conv{i + 1}", f"roi_head.mask_head.convs.{i}.conv"
+    yield from MMDETECTION_HEADS.items()
+
+
+def maskrcnn_benchmark(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """The same for maskrcnn-benchmark, RetinaNet included."""
+    if not isinstance(config, RcnnConfig | RetinaNetConfig):
+        return
+    yield from names_resnet.MASKRCNN_BENCHMARK.modules(config, "backbone.body.", "roi_heads.box.feature_extractor.head.")
+    for level in PYRAMID:
+        yield f"fpn/lateral{level}", f"backbone.fpn.fpn_inner{level - 1}"
+        yield f"fpn/output{level}", f"backbone.fpn.fpn_layer{level - 1}"
+    if isinstance(config, RcnnConfig):
+        for i in range(1, config.roi.mask_convolutions + 1):
+            yield f"mask_head/conv{i}", f"roi_heads.mask.feature_extractor.mask_fcn{i}"
+    else:
+        for i in range(config.head_convolutions):
+            # A ReLU stands between two of them.
+            yield f"head/class_conv{i + 1}", f"rpn.head.cls_tower.{2 * i}"
+            yield f"head/box_conv{i + 1}", f"rpn.head.bbox_tower.{2 * i}"
+    yield from MASKRCNN_BENCHMARK_HEADS.items()
+
+
+def background_first(config: ModelConfig) -> dict[str, Layout]:
+    """Layouts of detectors whose first class is the background."""
+    return _flat_regions(config) | {
+        "box_predictor/class": BACKGROUND_FIRST,
+        "box_predictor/box": without_background(4),
+        "mask_head/output": without_background(1),
+    }
+
+
+def _flat_regions(config: ModelConfig) -> dict[str, Layout]:
+    return {"box_head/fc1/kernel": flattened(config.roi.box_size)} if isinstance(config, RcnnConfig) else {}
+
+
+def _stem(config: ModelConfig) -> dict[str, Layout]:
+    """Weights that began as MSRA's have their strides in the 1x1, and take BGR; those that began as torchvision's, neither."""
+    return {"backbone/conv1/kernel": BGR} if config.backbone.stride_in_1x1 else {}
+
+
+def _anchors_by_size(config: ModelConfig) -> dict[str, Layout]:
+    if not isinstance(config, RcnnConfig):
+        return {}
+    layout = anchors_by_size(len(config.anchor_sizes[0]), len(config.anchor_aspect_ratios))
+    return {"rpn/objectness": layout, "rpn/box": layout}
+
+
+TORCHVISION = Origin(
+    "a detector of torchvision",
+    torchvision,
+    layouts=background_first,
+    unneeded=re.compile(r"\.num_batches_tracked$"),
+    renamed=TORCHVISION_RENAMED,
+    conventions=rcnn.TORCHVISION,
+    stride_in_1x1=False,
+)
+DETECTRON2 = Origin(
+    "a detector of detectron2",
+    detectron2,
+    layouts=lambda config: _flat_regions(config) | _stem(config) | _anchors_by_size(config),
+    folds_statistics=True,
+    unneeded=re.compile(r"^pixel_(mean|std)$|\.anchor_generator\.|\.num_batches_tracked$"),
+    renamed=(PARALLEL,),
+    conventions=rcnn.DETECTRON2,
+)
+MMDETECTION = Origin(
+    "a detector of mmdetection",
+    mmdetection,
+    layouts=lambda config: _flat_regions(config) | _stem(config),
+    unneeded=re.compile(r"\.num_batches_tracked$"),
+    renamed=(PARALLEL,),
+    conventions=rcnn.MMDETECTION,
+    counts_batches=True,
+)
+MASKRCNN_BENCHMARK = Origin(
+    "a detector of maskrcnn-benchmark",
+    maskrcnn_benchmark,
+    layouts=lambda config: background_first(config) | _stem(config),
+    unneeded=re.compile("|".join(MASKRCNN_BENCHMARK_UNNEEDED.values())),
+    renamed=(PARALLEL,),
+    conventions=rcnn.MASKRCNN_BENCHMARK,
+    stride_in_1x1=True,
+)
