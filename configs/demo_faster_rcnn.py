@@ -5,7 +5,8 @@ The dataset is written to data/shapes at the first start.
     python train.py --config configs/demo_faster_rcnn.py
 """
 
-from jaxseg.config import MMDETECTION, Config, load_config, override
+from jaxseg.config import Config, load_config, override
+from jaxseg.models import MMDETECTION
 
 
 def get_config() -> Config:

@@ -5,15 +5,14 @@ The dataset is written to data/shapes at the first start.
     python train.py --config configs/demo_mask_rcnn.py
 """
 
-from jaxseg.config import DETECTRON2, MIRROR_ONLY, BackboneConfig, Config, InputConfig, RcnnConfig, RoiConfig, RpnConfig, override
+from jaxseg.config import MIRROR_ONLY, Config, override
+from jaxseg.models import DETECTRON2, BackboneConfig, InputConfig, RcnnConfig, RoiConfig, RpnConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
-        {
-            "name": "demo_mask_rcnn",
-            "model": RcnnConfig(
+        Config(
+            model=RcnnConfig(
                 num_classes=4,
                 input=InputConfig(shorter_side=(128,), longer_side=128),
                 backbone=BackboneConfig(stage_sizes=(1, 1, 1, 1), width=16),
@@ -23,7 +22,10 @@ def get_config() -> Config:
                 rpn=RpnConfig(samples=128, pre_nms_train=256, pre_nms_test=256, post_nms_train=128, post_nms_test=128),
                 roi=RoiConfig(samples=64, box_features=128, mask_channels=32, mask_convolutions=2, mask_crop_size=56),
                 conventions=DETECTRON2,
-            ),
+            )
+        ),
+        {
+            "name": "demo_mask_rcnn",
             "model.conventions.roi_sampling_ratio": 2,
             "data.root": "data/shapes",
             "data.synthetic": True,

@@ -5,7 +5,8 @@ The dataset is written to data/shapes at the first start.
     python train.py --config configs/demo_retinanet.py
 """
 
-from jaxseg.config import BackboneConfig, Config, InputConfig, RetinaNetConfig, load_config, override
+from jaxseg.config import Config, load_config, override
+from jaxseg.models import BackboneConfig, InputConfig, RetinaNetConfig
 
 
 def get_config() -> Config:

@@ -5,12 +5,13 @@ The dataset is written to data/shapes at the first start.
     python train.py --config configs/demo_shapes.py
 """
 
-from jaxseg.config import AugmentConfig, BackboneConfig, Config, override
+from jaxseg.config import AugmentConfig, Config, override
+from jaxseg.models import BackboneConfig, YolactConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
+        Config(model=YolactConfig()),
         {
             "name": "demo_shapes",
             "model.num_classes": 4,

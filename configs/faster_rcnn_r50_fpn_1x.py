@@ -6,22 +6,24 @@ Cost: 12 epochs in batches of 16 images, from torchvision's ResNet-50 as init.we
     python train.py --config configs/faster_rcnn_r50_fpn_1x.py
 """
 
-from jaxseg.config import IMAGENET_RESNET50, MIRROR_ONLY, MMDETECTION, RCNN_1X, Config, RcnnConfig, RpnConfig, override
+from jaxseg.config import MIRROR_ONLY, RCNN_1X, Config, override
+from jaxseg.models import IMAGENET_RESNET50, MMDETECTION, RcnnConfig, RpnConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
-        {
-            "name": "faster_rcnn_r50_fpn_1x",
-            "model": RcnnConfig(
+        Config(
+            model=RcnnConfig(
                 masks=False,
                 backbone=IMAGENET_RESNET50,
                 # Batch norm's scales and biases learn, its statistics do not.
                 batch_norm="eval",
                 rpn=RpnConfig(),
                 conventions=MMDETECTION,
-            ),
+            )
+        ),
+        {
+            "name": "faster_rcnn_r50_fpn_1x",
             "data.augment": MIRROR_ONLY,
             "train": RCNN_1X,
             "train.epochs": 12,

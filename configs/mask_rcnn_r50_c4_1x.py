@@ -6,20 +6,22 @@ Cost: 180,000 steps of 8 images, from MSRA's R-50.pkl as init.weights.
     python train.py --config configs/mask_rcnn_r50_c4_1x.py
 """
 
-from jaxseg.config import MIRROR_ONLY, RCNN_1X, Config, RcnnConfig, RoiConfig, RpnConfig, override
+from jaxseg.config import MIRROR_ONLY, RCNN_1X, Config, override
+from jaxseg.models import RcnnConfig, RoiConfig, RpnConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
-        {
-            "name": "mask_rcnn_r50_c4_1x",
-            "model": RcnnConfig(
+        Config(
+            model=RcnnConfig(
                 neck="c4",
                 anchor_sizes=((32.0, 64.0, 128.0, 256.0, 512.0),),
                 rpn=RpnConfig(pre_nms_train=12_000, pre_nms_test=6_000, post_nms_train=2_000),
                 roi=RoiConfig(mask_convolutions=0),
-            ),
+            )
+        ),
+        {
+            "name": "mask_rcnn_r50_c4_1x",
             # Without a pyramid each image has its own quota of proposals, and bins take as many samples as they have cells.
             "model.conventions.proposal_group": 1,
             "model.conventions.roi_sampling_ratio": 0,

@@ -6,15 +6,15 @@ Cost: 90,000 steps of 16 images, from MSRA's R-50.pkl as init.weights.
     python train.py --config configs/mask_rcnn_r50_fpn_1x.py
 """
 
-from jaxseg.config import MIRROR_ONLY, RCNN_1X, Config, RcnnConfig, override
+from jaxseg.config import MIRROR_ONLY, RCNN_1X, Config, override
+from jaxseg.models import RcnnConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
+        Config(model=RcnnConfig()),
         {
             "name": "mask_rcnn_r50_fpn_1x",
-            "model": RcnnConfig(),
             "data.augment": MIRROR_ONLY,
             "train": RCNN_1X,
         },

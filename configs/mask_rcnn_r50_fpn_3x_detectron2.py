@@ -8,15 +8,15 @@ Cost: 270,000 steps of 16 images, from MSRA's R-50.pkl as init.weights.
     python train.py --config configs/mask_rcnn_r50_fpn_3x_detectron2.py
 """
 
-from jaxseg.config import DETECTRON2, MIRROR_ONLY, RCNN_1X, Config, RcnnConfig, RpnConfig, override
+from jaxseg.config import MIRROR_ONLY, RCNN_1X, Config, override
+from jaxseg.models import DETECTRON2, RcnnConfig, RpnConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
+        Config(model=RcnnConfig(rpn=RpnConfig(), conventions=DETECTRON2)),
         {
             "name": "mask_rcnn_r50_fpn_3x_detectron2",
-            "model": RcnnConfig(rpn=RpnConfig(), conventions=DETECTRON2),
             "model.input.shorter_side": (640, 672, 704, 736, 768, 800),
             "model.backbone.pixel_mean": (123.675, 116.28, 103.53),
             "model.backbone.norm_epsilon": 1e-5,

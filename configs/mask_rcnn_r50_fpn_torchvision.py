@@ -9,21 +9,23 @@ Cost: 26 epochs in batches of 16 images, from torchvision's ResNet-50 as init.we
 """
 
 from jaxseg.classes import ALL_COCO_CATEGORY_IDS, ALL_COCO_CLASS_NAMES
-from jaxseg.config import IMAGENET_RESNET50, MIRROR_ONLY, RCNN_1X, TORCHVISION, Config, RcnnConfig, RpnConfig, override
+from jaxseg.config import MIRROR_ONLY, RCNN_1X, Config, override
+from jaxseg.models import IMAGENET_RESNET50, TORCHVISION, RcnnConfig, RpnConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
-        {
-            "name": "mask_rcnn_r50_fpn_torchvision",
-            "model": RcnnConfig(
+        Config(
+            model=RcnnConfig(
                 # One for each of COCO's ids from 1 to 90, of which ten have no category.
                 num_classes=90,
                 backbone=IMAGENET_RESNET50,
                 rpn=RpnConfig(post_nms_train=2_000),
                 conventions=TORCHVISION,
-            ),
+            )
+        ),
+        {
+            "name": "mask_rcnn_r50_fpn_torchvision",
             # With the published weights batch norm has no epsilon.
             "model.backbone.norm_epsilon": 0.0,
             "data.class_names": ALL_COCO_CLASS_NAMES,

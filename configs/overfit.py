@@ -5,12 +5,13 @@ No augmentation; trained and evaluated on the same first 8 images of COCO's trai
     python train.py --config configs/overfit.py
 """
 
-from jaxseg.config import AugmentConfig, BackboneConfig, Config, override
+from jaxseg.config import AugmentConfig, Config, override
+from jaxseg.models import BackboneConfig, YolactConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
+        Config(model=YolactConfig()),
         {
             "name": "overfit",
             "model.image_size": 256,

@@ -6,15 +6,15 @@ Cost: 180,000 steps of 8 images, from MSRA's R-50.pkl as init.weights.
     python train.py --config configs/retinanet_r50_fpn_1x.py
 """
 
-from jaxseg.config import MIRROR_ONLY, RCNN_1X, Config, RetinaNetConfig, override
+from jaxseg.config import MIRROR_ONLY, RCNN_1X, Config, override
+from jaxseg.models import RetinaNetConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
+        Config(model=RetinaNetConfig()),
         {
             "name": "retinanet_r50_fpn_1x",
-            "model": RetinaNetConfig(),
             "data.augment": MIRROR_ONLY,
             "train": RCNN_1X,
             "train.batch_size": 8,

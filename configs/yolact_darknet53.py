@@ -6,12 +6,13 @@ Cost: 800,000 steps of 8 images.
     python train.py --config configs/yolact_darknet53.py
 """
 
-from jaxseg.config import DARKNET53, Config, override
+from jaxseg.config import Config, override
+from jaxseg.models import DARKNET53, YolactConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
+        Config(model=YolactConfig()),
         {
             "name": "yolact_darknet53",
             "model.backbone": DARKNET53,

@@ -7,11 +7,12 @@ Cost: 800,000 steps of 8 images.
 """
 
 from jaxseg.config import Config, override
+from jaxseg.models import YolactConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
+        Config(model=YolactConfig()),
         {
             "name": "yolact_im400_r101",
             "model.image_size": 400,

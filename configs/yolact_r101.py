@@ -7,7 +7,8 @@ Cost: 800,000 steps of 8 images, 4 to 5 days on the authors' Titan Xp.
 """
 
 from jaxseg.config import Config
+from jaxseg.models import YolactConfig
 
 
 def get_config() -> Config:
-    return Config(name="yolact_r101")
+    return Config(name="yolact_r101", model=YolactConfig())

@@ -6,12 +6,13 @@ Cost: 800,000 steps of 8 images.
     python train.py --config configs/yolact_r50.py
 """
 
-from jaxseg.config import RESNET50, Config, override
+from jaxseg.config import Config, override
+from jaxseg.models import RESNET50, YolactConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
+        Config(model=YolactConfig()),
         {
             "name": "yolact_r50",
             "model.backbone": RESNET50,

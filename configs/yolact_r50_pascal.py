@@ -7,12 +7,13 @@ Cost: 120,000 steps of 8 images.
 """
 
 from jaxseg.classes import PASCAL_CATEGORY_IDS, PASCAL_CLASS_NAMES
-from jaxseg.config import RESNET50, Config, override
+from jaxseg.config import Config, override
+from jaxseg.models import RESNET50, YolactConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
+        Config(model=YolactConfig()),
         {
             "name": "yolact_r50_pascal",
             "model.backbone": RESNET50,

@@ -6,12 +6,13 @@ Cost: 3,000 steps of 8 images; 1.2 to 2.7 s a step on two CPU cores that other p
     python train.py --config configs/yolact_small_cpu.py
 """
 
-from jaxseg.config import AugmentConfig, BackboneConfig, Config, override
+from jaxseg.config import AugmentConfig, Config, override
+from jaxseg.models import BackboneConfig, YolactConfig
 
 
 def get_config() -> Config:
     return override(
-        Config(),
+        Config(model=YolactConfig()),
         {
             "name": "yolact_small_cpu",
             "model.image_size": 256,

@@ -1,4 +1,4 @@
-"""Typed configuration: dataclasses, files with a `get_config()`, and dotted overrides."""
+"""The configuration: typed dataclasses, config files, and overrides from the command line."""
 
 from jaxseg.config.experiment import (
     MAX_STEPS,
@@ -9,66 +9,33 @@ from jaxseg.config.experiment import (
     DataConfig,
     EvalConfig,
     InitConfig,
-    ModelConfig,
     TrainConfig,
     load_config,
     override,
     parse_config_flags,
+    show_differences,
 )
-from jaxseg.config.models import DARKNET53, RESNET50, RESNET101, RESNET152, BackboneConfig, DetectionConfig, LossConfig, YolactConfig
-from jaxseg.config.rcnn import (
-    DETECTRON2,
-    IMAGENET_RESNET50,
-    MASKRCNN_BENCHMARK,
-    MMDETECTION,
-    MSRA_RESNET50,
-    TORCHVISION,
-    Conventions,
-    InputConfig,
-    RcnnConfig,
-    RetinaNetConfig,
-    RoiConfig,
-    RpnConfig,
-)
-from jaxseg.config.values import from_dict, show, show_differences, to_dict
+from jaxseg.config.model import ModelConfig
+from jaxseg.config.values import from_dict, require, show, to_dict
 from jaxseg.errors import ConfigError
 
 __all__ = [
-    "DARKNET53",
-    "DETECTRON2",
-    "IMAGENET_RESNET50",
-    "MASKRCNN_BENCHMARK",
     "MAX_STEPS",
     "MIRROR_ONLY",
-    "MMDETECTION",
-    "MSRA_RESNET50",
     "RCNN_1X",
-    "RESNET50",
-    "RESNET101",
-    "RESNET152",
-    "TORCHVISION",
     "AugmentConfig",
-    "BackboneConfig",
     "Config",
     "ConfigError",
-    "Conventions",
     "DataConfig",
-    "DetectionConfig",
     "EvalConfig",
     "InitConfig",
-    "InputConfig",
-    "LossConfig",
     "ModelConfig",
-    "RcnnConfig",
-    "RetinaNetConfig",
-    "RoiConfig",
-    "RpnConfig",
     "TrainConfig",
-    "YolactConfig",
     "from_dict",
     "load_config",
     "override",
     "parse_config_flags",
+    "require",
     "show",
     "show_differences",
     "to_dict",

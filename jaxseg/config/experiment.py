@@ -1,10 +1,8 @@
-"""An experiment: model, data, training, evaluation; its files with a `get_config()`, and dotted overrides.
+"""The configuration of an experiment: its dataclasses, its files, and overrides by dotted keys.
 
-A config file is short: it says how an experiment differs from the defaults below, which are YOLACT-base
-(ResNet-101 at 550 px on COCO) as dbolya/yolact trains it.
+A config file is short: it names a model and says how the rest differs from the defaults below,
+which are those of dbolya/yolact on COCO.
 """
-
-from __future__ import annotations
 
 import collections
 import dataclasses
@@ -14,27 +12,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxseg.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
-from jaxseg.config.models import YolactConfig
-from jaxseg.config.rcnn import RcnnConfig, RetinaNetConfig
-from jaxseg.config.values import from_dict, replace_key, require
+from jaxseg.config.model import ModelConfig
+from jaxseg.config.values import from_dict, replace_key, require, show
 from jaxseg.errors import ConfigError, shortened
 from jaxseg.files import read_json
-
-ModelConfig = YolactConfig | RcnnConfig | RetinaNetConfig
 
 # Steps are counted in 32 bits, and seeds have as many.
 MAX_STEPS = 2**31 - 1
 MAX_SEED = 2**32 - 1
-# Of one host; more is a typing error.
+# The limit for one host; a larger number is taken for a typing error.
 MAX_WORKERS = 1024
 
-# The folder that holds the jaxseg package.
-REPOSITORY = Path(__file__).parents[2]
+# The configs that come with jaxseg: in the package in a wheel, and beside it in a checkout.
+_PACKAGE = Path(__file__).parents[1]
+_SHIPPED = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """The original's training augmentation, step by step; each step can be left out."""
+    """The steps of the original's training augmentation, each of which can be left out."""
 
     photometric: bool = True
     expand: bool = True
@@ -42,34 +38,37 @@ class AugmentConfig:
     mirror: bool = True
 
 
-# What the R-CNN family does.
+# The augmentation of the R-CNN family.
 MIRROR_ONLY = AugmentConfig(photometric=False, expand=False, crop=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """A dataset in COCO's layout. Paths are relative to `root` unless absolute."""
+    """A dataset in COCO's layout. Paths are relative to `root` unless they are absolute."""
 
-    # "": $JAXSEG_DATA, or data/coco where that is not set.
+    # "" means $JAXSEG_DATA, or data/coco if that is not set.
     root: str = ""
-    # "coco": images and a JSON; "tfds": array_record shards made by the builder `coco_instances`.
+    # "coco": image files and a JSON file; "tfds": array_record shards from `coco_instances`.
     format: Literal["coco", "tfds"] = "coco"
-    # Write the synthetic shapes to root if they are not there (the demo).
+    # Whether to write the demo's synthetic shapes to `root` if they are not there yet.
     synthetic: bool = False
     train_annotations: str = "annotations/instances_train2017.json"
     train_images: str = "train2017"
     val_annotations: str = "annotations/instances_val2017.json"
     val_images: str = "val2017"
-    # In ascending order of category id, as many as model.num_classes; empty: read from the training annotations.
+    # As many as model.num_classes, in ascending order of the category id. If empty, they are read
+    # from the training annotations.
     class_names: tuple[str, ...] = COCO_CLASS_NAMES
     category_ids: tuple[int, ...] = COCO_CATEGORY_IDS
-    # Rows of ground truth an image is padded to; objects beyond it (smallest first to go) are left out and counted.
+    # The number of rows that the ground truth of an image is padded to. If an image has more
+    # objects, the smallest are left out and counted.
     max_objects: int = 100
-    # Train on images without objects, too (see losses.negatives_without_positives).
+    # Whether to train on images without objects, too (see losses.negatives_without_positives).
     keep_empty: bool = False
-    # Use the first so many images of each split, 0: all. A model should be able to learn 8 images by heart.
+    # The number of images to use of each split, from its start; 0 uses all. As a check, a model
+    # should be able to learn 8 images by heart.
     limit_images: int = 0
-    # Worker processes that decode and augment; 0 does it in the training process.
+    # The number of worker processes that decode and augment; 0 does so in the training process.
     workers: int = 4
     augment: AugmentConfig = AugmentConfig()
 
@@ -78,7 +77,7 @@ class DataConfig:
         require(0 <= self.workers <= MAX_WORKERS, f"{key}.workers", self.workers, f"0 to {MAX_WORKERS} processes")
         require(self.limit_images >= 0, f"{key}.limit_images", self.limit_images, "0 or more")
         repeated = [name for name, count in collections.Counter(self.class_names).items() if count > 1]
-        require(not repeated, f"{key}.class_names", self.class_names, f"distinct names; {shortened(repeated)} stands there more than once")
+        require(not repeated, f"{key}.class_names", self.class_names, f"distinct names; {shortened(repeated)} occurs more than once")
         require(
             len(self.class_names) == len(self.category_ids),
             f"{key}.category_ids",
@@ -95,60 +94,72 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """What a run starts from when its folder holds no checkpoint."""
+    """The weights that a run starts from when its folder holds no checkpoint."""
 
-    # A file of weights, or another run's folder: of the whole detector, or of its backbone only. "": nothing.
+    # A file of weights or the folder of another run, for the whole detector or only for its
+    # backbone; "" starts from random weights.
     weights: str = ""
-    # Parameters of another shape in the weights start fresh, as the head does for other classes; else they are an error.
+    # Whether parameters whose shape differs from that in the weights start from random values, as
+    # those of the head do when the classes change. If false, they are an error.
     skip_mismatched: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Optimisation and bookkeeping. Rates and steps are for a batch of `autoscale_batch_size` images."""
+    """The optimisation, and how often a run logs, saves and evaluates.
+
+    Learning rates and steps are for a batch of `autoscale_batch_size` images.
+    """
 
     seed: int = 0
     batch_size: int = 8
     steps: int = 800_000
-    # Above 0: passes over the training images, for any batch size; `steps` and `decay_steps` are not looked at then.
+    # The number of passes over the training images, whatever the batch size. Above 0, it replaces
+    # `steps`, and `decay_epochs` replaces `decay_steps`.
     epochs: int = 0
     decay_epochs: tuple[int, ...] = ()
-    # "adamw" for training small models from nothing; the rate wants to be lower, about 1e-3.
+    # "adamw" suits small models that train from random weights; its learning rate is about 1e-3.
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 1e-3
     momentum: float = 0.9
-    # On every trained parameter, biases and norms included, unless the next two say otherwise.
+    # Applies to every trained parameter; the next two keys can exempt biases and norms.
     weight_decay: float = 5e-4
     decay_biases: bool = True
     decay_norms: bool = True
-    # Biases, those of norms included, learn so many times as fast; 2 in maskrcnn-benchmark.
+    # The learning rate of all biases, also those of norms, is multiplied by this; it is 2 in
+    # maskrcnn-benchmark.
     bias_rate_factor: float = 1.0
     schedule: Literal["steps", "cosine"] = "steps"
     decay_steps: tuple[int, ...] = (280_000, 600_000, 700_000, 750_000)
     decay_factor: float = 0.1
     warmup_steps: int = 500
     warmup_learning_rate: float = 1e-4
-    # Above 0: warm-up starts at this part of the learning rate, whatever that is, instead of at warmup_learning_rate.
+    # Above 0, the warm-up starts at this fraction of the learning rate instead of at
+    # `warmup_learning_rate`.
     warmup_factor: float = 0.0
-    # Multiply the rate and divide the steps by batch_size / 8 when that is not 1; 0 switches it off.
+    # The batch size that rates and steps are written for. Another `batch_size` multiplies the rates
+    # and divides the steps by its ratio to this one; 0 switches the scaling off.
     autoscale_batch_size: int = 8
-    # False: the steps are meant as they stand, only the rate is scaled. So when they come from the command line.
+    # Whether the steps are scaled, too, or only the rates. A `train.steps` on the command line sets
+    # this to false.
     autoscale_steps: bool = True
-    # Global norm of the gradient; 0: no clipping.
+    # The largest global norm of the gradient; 0 switches clipping off.
     clip_norm: float = 0.0
-    # 0: no moving average of the parameters; else its decay a step, say 0.9998. Evaluation then uses the average.
+    # The decay per step of a moving average of the parameters, for example 0.9998, which
+    # evaluation then uses; 0 keeps no average.
     ema_decay: float = 0.0
-    # Steps with a loss that is not finite are skipped; this many in a row end the training.
+    # Steps whose loss is not finite are skipped; this many of them in a row end the training.
     max_skipped_steps: int = 20
     log_every: int = 10
     checkpoint_every: int = 10_000
-    # How many of the last checkpoints to keep, beside the best one by mask AP (box AP of a detector without masks).
+    # The number of latest checkpoints to keep, besides the one with the best mask AP (or box AP, of
+    # a detector without masks).
     keep_checkpoints: int = 3
-    # 0: no evaluation during training.
+    # The number of steps between evaluations during training; 0 switches them off.
     evaluate_every: int = 0
-    # Images a validation during training looks at; 0: all.
+    # The number of images of an evaluation during training; 0 uses all.
     evaluate_images: int = 0
-    # Validation images drawn with their detections at each evaluation.
+    # The number of validation images that each evaluation draws with their detections.
     draw_images: int = 4
 
     def validate(self, key: str) -> None:
@@ -181,11 +192,11 @@ class TrainConfig:
             self.decay_epochs,
             f"distinct epochs in ascending order, each before the last of {key}.epochs = {self.epochs}"
             if self.epochs
-            else f"empty where {key}.epochs is 0; decay_steps go with steps",
+            else f"empty when {key}.epochs is 0, where decay_steps apply",
         )
 
 
-# maskrcnn-benchmark's "1x".
+# The "1x" schedule of maskrcnn-benchmark.
 RCNN_1X = TrainConfig(
     batch_size=16,
     autoscale_batch_size=16,
@@ -202,7 +213,7 @@ RCNN_1X = TrainConfig(
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation."""
+    """The settings of evaluation."""
 
     batch_size: int = 8
 
@@ -210,12 +221,12 @@ class EvalConfig:
         require(self.batch_size >= 1, f"{key}.batch_size", self.batch_size, "at least 1")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything a run needs. `name` is also the default of the work folder, runs/<name>."""
+    """Everything that a run needs. The work folder is runs/<name> by default."""
 
-    name: str = "yolact_r101"
-    model: ModelConfig = YolactConfig()
+    name: str = "unnamed"
+    model: ModelConfig
     data: DataConfig = DataConfig()
     init: InitConfig = InitConfig()
     train: TrainConfig = TrainConfig()
@@ -231,31 +242,36 @@ class Config:
             self.model.num_classes,
             f"as many as data.class_names, {named} (or empty data.class_names, to read them from the annotations)",
         )
-        if self.model.kind != "yolact":
+        if self.model.keeps_proportions:
+            right = f"False for {self.model.kind}, which keeps the picture's proportions"
             for name in ("expand", "crop"):
                 given = getattr(self.data.augment, name)
-                require(
-                    not given, f"{key}.data.augment.{name}", given, f"False for {self.model.kind}, which keeps the picture's proportions"
-                )
+                require(not given, f"{key}.data.augment.{name}", given, right)
+
+
+def show_differences(config: Config) -> str:
+    """Returns the lines of `show` whose values are not the defaults of this kind of model."""
+    defaults = set(show(Config(model=type(config.model)())).splitlines())
+    return "\n".join(line for line in show(config).splitlines() if line not in defaults)
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Reads a config and applies dotted overrides.
+    """Reads a config and applies overrides by dotted keys.
 
     Args:
-        path: a Python file with `get_config()`, or a `config.json` that a run has saved. A relative path is looked
-            up from the working folder, then from the folder that holds the jaxseg package.
-        overrides: for instance `{"model.num_classes": 3, "train.batch_size": "16"}`; text is parsed by the field's type.
-            A `train.steps` given here is meant literally and switches `train.autoscale_steps` and `train.epochs` off.
+        path: a Python file with `get_config()`, or a `config.json` that a run has saved. If there
+            is no such file, this is the name of a config that comes with jaxseg: "yolact_r50",
+            "yolact_r50.py" or "configs/yolact_r50.py".
+        overrides: values by dotted keys, for example
+            `{"model.num_classes": 3, "train.batch_size": "16"}`; text is parsed by the type of the
+            field. A `train.steps` given here is not scaled with the batch size: it switches
+            `train.autoscale_steps` and `train.epochs` off.
 
     Raises:
-        ConfigError: naming the file or key, what is wrong, and what would be right.
+        ConfigError: the file does not exist or holds no config, a key is unknown, or a value is not
+            valid; the message names the file or key and says what would be right.
     """
-    path = Path(path)
-    found = next((p for p in (path, REPOSITORY / path) if p.is_file()), None)
-    if found is None:
-        near = sorted(p.name for p in (path.parent if path.parent.is_dir() else REPOSITORY / "configs").glob("*.py"))
-        raise ConfigError(f"There is no config file {path}; the files beside it are: {', '.join(near) or 'none'}.")
+    found = _find_config(Path(path))
     if found.suffix == ".json":
         content = read_json(found, ConfigError)
         if not isinstance(content, Mapping):
@@ -269,6 +285,23 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             raise ConfigError("train.steps and train.epochs both say how long to train; give one of them.")
         overrides = {"train.autoscale_steps": False, "train.epochs": 0, "train.decay_epochs": ()} | overrides
     return override(config, overrides)
+
+
+def _find_config(path: Path) -> Path:
+    """Returns the file at `path`, or the config of that name that comes with jaxseg.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    if path.is_file():
+        return path
+    shipped = _SHIPPED / (path.name if path.suffix else f"{path.name}.py")
+    if str(path.parent) in (".", "configs") and shipped.is_file():
+        return shipped
+    beside = path.parent.name and path.parent.is_dir()
+    near = sorted(file.name for file in (path.parent if beside else _SHIPPED).glob("*.py"))
+    where = "files beside it" if beside else "configs that come with jaxseg"
+    raise ConfigError(f"There is no config file {path}; the {where} are: {', '.join(near) or 'none'}.")
 
 
 def _run_config_file(path: Path) -> Config:
@@ -286,26 +319,30 @@ def _run_config_file(path: Path) -> Config:
 
 
 def override(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """A copy of `config` with dotted keys replaced, checked as a whole.
+    """Returns a copy of a config with the values at dotted keys replaced, and checks it as a whole.
 
     Raises:
-        ConfigError: for an unknown key (says which keys there are), a wrong type, or a value out of range.
+        ConfigError: a key is unknown (the message lists the keys there are), or a value has the
+            wrong type or is out of range.
     """
     for key, value in overrides.items():
         config = replace_key(config, key.split("."), value, key)
     names_given = "data.class_names" in overrides or len(config.data.class_names) == config.model.num_classes
     if "model.num_classes" in overrides and not names_given:
-        # Another number of classes is another dataset: its names come from its annotations.
+        # Another number of classes means another dataset, so its annotations give the names.
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, class_names=(), category_ids=()))
     config.validate()
     return config
 
 
 def parse_config_flags(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Splits `--config.a.b=value` (or `--config.a.b value`) from the other arguments.
+    """Separates `--config.a.b=value` (or `--config.a.b value`) from the other arguments.
+
+    Returns:
+        The overrides by their dotted keys, and the other arguments in their order.
 
     Raises:
-        ConfigError: for a flag without a value.
+        ConfigError: a flag has no value.
     """
     overrides: dict[str, str] = {}
     others: list[str] = []

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseg.config import Config, ConfigError, YolactConfig, override
-from jaxseg.data.views.resize import fit_picture
+from jaxseg.config import Config, ConfigError
+from jaxseg.data.views.from_spec import view_rule
+from jaxseg.data.views.view import View, ViewRule
 from jaxseg.devices import on_mesh
-from jaxseg.evaluation.masks import boxes_at_image_size, crops_at_image_size, scaled_boxes, whole_masks
+from jaxseg.evaluation.masks import crops_in_picture, whole_masks, within_picture
 from jaxseg.evaluation.paste import paste_crops
 from jaxseg.models import build_model
 from jaxseg.ops.implementation import require_implementation
@@ -68,48 +69,34 @@ class Selected(NamedTuple):
     soft_masks: np.ndarray | None
 
 
-class Sizes(NamedTuple):
-    """Heights and widths of one picture, which lies in the upper left corner of the network's input.
-
-    Attributes:
-        picture: in its own pixels.
-        fitted: in pixels of the network's input.
-        input: of the whole input.
-    """
-
-    picture: tuple[int, int]
-    fitted: tuple[int, int]
-    input: tuple[int, int]
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
     """A picture on its way to the device.
 
     Attributes:
         index: which one it is.
-        image: float32 `[h, w, 3]`, RGB 0..255, in the network's input.
-        sizes: how it got there.
+        image: float32 `[h, w, 3]`, RGB 0..255, the network's input.
+        view: how the network sees the picture.
     """
 
     index: int
     image: np.ndarray
-    sizes: Sizes
+    view: View
 
 
 class Started(NamedTuple):
-    """A batch that the device works on, with the `index` and the sizes of each picture."""
+    """A batch that the device works on, with the `index` and the view of each picture."""
 
     indices: list[int]
-    sizes: list[Sizes]
+    views: list[View]
     detections: Detections
 
 
-def prepare(index: int, picture: np.ndarray, spec: InputSpec) -> Prepared:
-    """A picture (uint8 `[H, W, 3]`, RGB) in the network's input."""
-    fitted = fit_picture(picture, spec)
+def prepare(index: int, picture: np.ndarray, rule: ViewRule) -> Prepared:
+    """Puts a picture (uint8 `[H, W, 3]`, RGB) into the network's input."""
     height, width, _ = picture.shape
-    return Prepared(index, fitted.image, Sizes((height, width), fitted.size, (fitted.image.shape[0], fitted.image.shape[1])))
+    view = rule.whole((height, width))
+    return Prepared(index, view.evaluation_image(picture), view)
 
 
 class DeviceDetector:
@@ -124,12 +111,14 @@ class DeviceDetector:
 
     Attributes:
         spec: what the detector wants of pictures, and what its boxes and masks mean.
+        rule: how it sees pictures.
         devices: how many.
     """
 
     def __init__(self, config: Config, variables: Any, devices: Sequence[jax.Device], *, fixed: bool = False) -> None:
         require_implementation(config.model.implementation, "config.model.implementation")
         self.spec: InputSpec = build_model(config).input_spec
+        self.rule = view_rule(self.spec)
         self.devices = len(devices)
         mesh = Mesh(np.array(devices), ("data",))
         self._split = NamedSharding(mesh, PartitionSpec("data"))
@@ -137,14 +126,14 @@ class DeviceDetector:
         program = _detect_program(config, mesh)
         self._run: Callable[..., Detections] = functools.partial(program.run, self._variables)
         self._compiled_for = program.compiled_for
-        if fixed and len(self.spec.image_sizes) == 1:
+        if fixed and len(self.spec.input_sizes) == 1:
             self._run, self._compiled_for = jax.jit(self._run), set()
 
     def __call__(self, images: np.ndarray, image_sizes: np.ndarray) -> Detections:
         """Starts detection and returns without waiting for it.
 
         Args:
-            images: float32 `[B, h, w, 3]`, RGB 0..255, of one of `spec.image_sizes`; B is a multiple of `devices`.
+            images: float32 `[B, h, w, 3]`, RGB 0..255, of one of `spec.input_sizes`; B is a multiple of `devices`.
             image_sizes: int32 `[B, 2]`, height and width that each picture has within them.
         """
         compiles, started = images.shape not in self._compiled_for, time.monotonic()
@@ -184,18 +173,18 @@ def _local(array: Any) -> Any:
 
 
 def pad_batch(pictures: Sequence[Prepared], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a `DeviceDetector` takes, of pictures whose inputs have one shape; black rows fill it up to `batch_size`."""
-    input_size = pictures[0].sizes.input
+    """What a `DeviceDetector` takes, of pictures whose inputs have one size; black rows fill it up to `batch_size`."""
+    input_size = pictures[0].view.input_size
     images = np.zeros((batch_size, *input_size, 3), np.float32)
     image_sizes = np.full((batch_size, 2), input_size, np.int32)
     for row, picture in enumerate(pictures):
         images[row] = picture.image
-        image_sizes[row] = picture.sizes.fitted
+        image_sizes[row] = picture.view.image_size
     return images, image_sizes
 
 
-def one_shape_batches(pictures: Iterable[Prepared], batch_size: int, patience: float = math.inf) -> Iterator[list[Prepared]]:
-    """Batches of pictures whose inputs have one shape, each in the order of the pictures.
+def uniform_batches(pictures: Iterable[Prepared], batch_size: int, patience: float = math.inf) -> Iterator[list[Prepared]]:
+    """Batches of pictures whose inputs have one size, each in the order of the pictures.
 
     Args:
         pictures: asked for one by one.
@@ -204,11 +193,11 @@ def one_shape_batches(pictures: Iterable[Prepared], batch_size: int, patience: f
     """
     waiting: dict[tuple[int, int], tuple[int, list[Prepared]]] = {}
     for number, picture in enumerate(pictures):
-        shape = picture.sizes.input
-        batch = waiting.setdefault(shape, (number, []))[1]
+        input_size = picture.view.input_size
+        batch = waiting.setdefault(input_size, (number, []))[1]
         batch.append(picture)
         if len(batch) == batch_size:
-            del waiting[shape]
+            del waiting[input_size]
             yield batch
         # The first of those that wait has waited longest.
         longest = next(iter(waiting), None)
@@ -221,11 +210,11 @@ def one_shape_batches(pictures: Iterable[Prepared], batch_size: int, patience: f
 def start_batches(
     detector: DeviceDetector, pictures: Iterable[Prepared], batch_sizes: Sequence[int], patience: float = math.inf
 ) -> Iterator[Started]:
-    """Starts detection batch by batch, see `one_shape_batches`; each is filled up to the next of `batch_sizes`, which ascend."""
-    for batch in one_shape_batches(pictures, batch_sizes[-1], patience):
+    """Starts detection batch by batch, see `uniform_batches`; each is filled up to the next of the ascending `batch_sizes`."""
+    for batch in uniform_batches(pictures, batch_sizes[-1], patience):
         rows = next(size for size in batch_sizes if size >= len(batch))
         detections = detector(*pad_batch(batch, rows))
-        yield Started([picture.index for picture in batch], [picture.sizes for picture in batch], detections)
+        yield Started([picture.index for picture in batch], [picture.view for picture in batch], detections)
 
 
 def one_ahead(submitted: Iterable[T]) -> Iterator[T]:
@@ -251,40 +240,36 @@ def select(detections: Detections, row: int, selection: Selection) -> Selected:
     return Selected(np.asarray(detections.boxes[row])[:count], scores[:count], np.asarray(detections.classes[row])[:count], masks)
 
 
-def to_picture(found: Selected, sizes: Sizes, spec: InputSpec) -> tuple[np.ndarray, np.ndarray | None]:
+def to_picture(found: Selected, view: View, spec: InputSpec) -> tuple[np.ndarray, np.ndarray | None]:
     """Boxes and masks of one image in the picture.
 
     Returns:
         boxes: float32 `[n, 4]`, continuous `x1, y1, x2, y2` in pixels of the picture, clipped to it.
         masks: bool `[n, H, W]`; None where there are none.
     """
-    boxes, crops = to_crops(found, sizes, spec)
-    return boxes, None if crops is None else whole_masks(crops, sizes.picture, len(boxes))
+    boxes, crops = to_crops(found, view, spec)
+    return boxes, None if crops is None else whole_masks(crops, view.picture_size, len(boxes))
 
 
-def to_crops(found: Selected, sizes: Sizes, spec: InputSpec) -> tuple[np.ndarray, Iterator[MaskCrop] | None]:
-    """As `to_picture`, with the masks one by one as parts of the picture: of a large picture whole masks take gigabytes."""
-    boxes = boxes_at_image_size(found.boxes, sizes.fitted, sizes.picture, spec.pixel_offset)
+def to_crops(found: Selected, view: View, spec: InputSpec) -> tuple[np.ndarray, Iterator[MaskCrop] | None]:
+    """As `to_picture`, with the masks one by one as parts of the picture: whole masks of a large picture take gigabytes."""
+    corners = view.boxes_in_picture(found.boxes)
+    boxes = within_picture(corners, view.picture_size, spec.pixel_offset)
     if found.soft_masks is None:
         return boxes, None
     if spec.mask_frame == "image":
-        height, width = (inside / whole for inside, whole in zip(sizes.fitted, sizes.input, strict=True))
-        return boxes, crops_at_image_size(found.soft_masks, sizes.picture, (height, width))
-    # A mask covers its whole box, what lies outside of the picture, too.
-    frames = scaled_boxes(found.boxes, sizes.fitted, sizes.picture)
+        height, width = (inside / whole for inside, whole in zip(view.image_size, view.input_size, strict=True))
+        return boxes, crops_in_picture(found.soft_masks, view.picture_size, (height, width))
+    # A mask covers its whole box, including what lies outside of the picture.
     if spec.mask_frame == "box":
-        frames[:, 2:] += np.float32(spec.pixel_offset)
-    return boxes, paste_crops(found.soft_masks, frames, sizes.picture, spec.mask_frame)
+        corners[:, 2:] += np.float32(spec.pixel_offset)
+    return boxes, paste_crops(found.soft_masks, corners, view.picture_size, spec.mask_frame)
 
 
 def with_nms(config: Config, rule: str | None) -> Config:
-    """`config` with another rule of non-maximum suppression: "fast", "cross_class" or "greedy"; None leaves it as it is.
+    """`config` with another rule of non-maximum suppression; None leaves the rule as it is.
 
     Raises:
-        ConfigError: there is no such rule, or the detector knows one rule only.
+        ConfigError: the detector does not have this rule.
     """
-    if rule is None:
-        return config
-    if not isinstance(config.model, YolactConfig):
-        raise ConfigError(f"nms = {rule!r} is a choice that YOLACT has; config.model.kind = {config.model.kind!r} knows one rule only.")
-    return override(config, {"model.detection.nms": rule})
+    return config if rule is None else dataclasses.replace(config, model=config.model.with_nms(rule))

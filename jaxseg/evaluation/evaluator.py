@@ -17,9 +17,11 @@ from jax.sharding import Mesh
 
 from jaxseg.config import Config, ConfigError
 from jaxseg.data.sources.dataset import DataError, InstanceDataset, decode_image
+from jaxseg.data.sources.from_config import open_dataset, resolve_classes
 from jaxseg.data.stream.batch_memory import check_batch_memory
+from jaxseg.data.views.view import View, ViewRule
 from jaxseg.evaluation.coco_metrics import CocoResults, coco_metrics, coco_results, merge_results
-from jaxseg.evaluation.detect import DeviceDetector, Prepared, Selection, Sizes, one_ahead, prepare, select, start_batches, to_crops
+from jaxseg.evaluation.detect import DeviceDetector, Prepared, Selection, one_ahead, prepare, select, start_batches, to_crops
 from jaxseg.evaluation.masks import encode_crops
 from jaxseg.files import write_text
 from jaxseg.structures import Detections, InputSpec
@@ -33,35 +35,43 @@ _SECONDS_BETWEEN_LINES = 5.0
 def evaluate(
     config: Config,
     variables: Any,
-    dataset: InstanceDataset,
+    dataset: InstanceDataset | None = None,
     *,
-    batch_size: int,
+    batch_size: int = 0,
     limit: int = 0,
     mesh: Mesh | None = None,
     score_threshold: float = 0.0,
     top_k: int = 0,
-    output: Path | None = None,
+    output: str | Path | None = None,
 ) -> dict[str, float]:
-    """COCO's metrics of a detector's boxes, and of its masks if it has them; see `coco_metrics` for the keys.
+    """Evaluates a detector on a dataset with COCO's metrics, of its boxes and, where it has masks, of its masks.
 
-    Of several processes each looks at its share of the images and every one gets the metrics of all.
+    In a run of several processes all of them call it; each detects in its share of the images and gets the metrics of all.
 
     Args:
         config: of the detector.
-        variables: its parameters and statistics.
-        dataset: with as many categories as the detector has classes.
-        batch_size: images a process has on its devices at a time; rounded up to a multiple of the devices.
-        limit: look at the first so many images; 0 looks at all.
-        mesh: use its devices instead of all.
-        score_threshold: leave out detections up to this score. COCO's AP wants 0.
-        top_k: leave out all but the best so many of an image; 0 leaves out none.
-        output: a folder, see `write_results`; None writes nothing.
+        variables: its parameters and statistics, from `load_weights` or `init_variables`.
+        dataset: images with as many categories as the detector has classes; None opens the validation images of `config.data`.
+        batch_size: how many images a process has on its devices at a time, rounded up to a multiple of the devices; 0 takes
+            `config.eval.batch_size`.
+        limit: looks at the first so many images; 0 looks at all.
+        mesh: its devices are used; None uses all.
+        score_threshold: leaves out detections with this score or a lower one. COCO's AP wants 0.
+        top_k: keeps the best so many detections of an image; 0 keeps all.
+        output: a folder that gets metrics.json and the detections in COCO's JSON form; None writes nothing.
+
+    Returns:
+        the metrics by name, each between 0 and 1 or NaN where there is nothing to find: `box/AP`, `box/AP50`, ..., `mask/AP`, ...;
+        see `coco_metrics` for all of them.
 
     Raises:
-        ConfigError: the detector has another number of classes than the dataset, or masks where the dataset has none, or an option
-            is out of range.
+        ConfigError: the detector has another number of classes than the dataset, or it has masks and the dataset was opened
+            without, or an option is out of range.
+        DataError: the validation images cannot be used.
     """
     selection = Selection(score_threshold, top_k)
+    dataset = open_dataset(resolve_classes(config), "val") if dataset is None else dataset
+    batch_size = batch_size or config.eval.batch_size
     if len(dataset.category_ids) != config.model.num_classes:
         raise ConfigError(
             f"config.model.num_classes = {config.model.num_classes}, but the dataset has {len(dataset.category_ids)} categories; "
@@ -76,7 +86,7 @@ def evaluate(
     results = _gather(detect_dataset(detector, dataset, own, batch_size, selection))
     metrics = coco_metrics(dataset.coco_ground_truth(), results, dataset.category_ids, dataset.class_names)
     if output is not None and jax.process_index() == 0:
-        write_results(output, metrics, results)
+        write_results(Path(output), metrics, results)
     return metrics
 
 
@@ -92,12 +102,12 @@ def detect_dataset(
     progress = _Progress(len(indices))
     # Two pools, for loading ahead must not keep finished detections waiting.
     with ThreadPoolExecutor(_THREADS) as loading, ThreadPoolExecutor(_THREADS) as finishing:
-        images = _ahead(loading, dataset, indices, detector.spec, 2 * batch_size)
+        images = _ahead(loading, dataset, indices, detector.rule, 2 * batch_size)
         for batch in one_ahead(start_batches(detector, images, (batch_size,))):
             on_host = jax.device_get(batch.detections)
             jobs = {
-                index: finishing.submit(_finish, on_host, row, dataset, index, sizes, detector.spec, selection)
-                for row, (index, sizes) in enumerate(zip(batch.indices, batch.sizes, strict=True))
+                index: finishing.submit(_finish, on_host, row, dataset, index, view, detector.spec, selection)
+                for row, (index, view) in enumerate(zip(batch.indices, batch.views, strict=True))
             }
             parts |= {index: job.result() for index, job in jobs.items()}
             progress.advance(len(jobs))
@@ -108,16 +118,16 @@ def detect_dataset(
 
 
 def _finish(
-    detections: Detections, row: int, dataset: InstanceDataset, index: int, sizes: Sizes, spec: InputSpec, selection: Selection
+    detections: Detections, row: int, dataset: InstanceDataset, index: int, view: View, spec: InputSpec, selection: Selection
 ) -> CocoResults:
     """One image's detections at the picture's size; its masks live only until they are run lengths."""
     selected = select(detections, row, selection)
-    boxes, crops = to_crops(selected, sizes, spec)
-    rles = None if crops is None else encode_crops(crops, sizes.picture)
+    boxes, crops = to_crops(selected, view, spec)
+    rles = None if crops is None else encode_crops(crops, view.picture_size)
     return coco_results(dataset.image_ids[index], boxes, selected.classes, selected.scores, rles, dataset.category_ids)
 
 
-def _ahead(pool: ThreadPoolExecutor, dataset: InstanceDataset, indices: Iterable[int], spec: InputSpec, depth: int) -> Iterator[Prepared]:
+def _ahead(pool: ThreadPoolExecutor, dataset: InstanceDataset, indices: Iterable[int], rule: ViewRule, depth: int) -> Iterator[Prepared]:
     """The images in order, loaded `depth` images ahead, without those that cannot be read."""
     waiting: deque[Future[Prepared | None]] = deque()
 
@@ -127,19 +137,19 @@ def _ahead(pool: ThreadPoolExecutor, dataset: InstanceDataset, indices: Iterable
                 yield image
 
     for index in indices:
-        waiting.append(pool.submit(_load, dataset, index, spec))
+        waiting.append(pool.submit(_load, dataset, index, rule))
         yield from ready(depth)
     yield from ready(0)
 
 
-def _load(dataset: InstanceDataset, index: int, spec: InputSpec) -> Prepared | None:
-    height, width = dataset.image_sizes[index]
+def _load(dataset: InstanceDataset, index: int, rule: ViewRule) -> Prepared | None:
+    height, width = dataset.picture_sizes[index]
     try:
         image = decode_image(dataset.encoded_image(index), (int(height), int(width)), dataset.file_names[index])
     except DataError as error:
         logger.warning("%s It counts as an image without detections.", error)
         return None
-    return prepare(index, image, spec)
+    return prepare(index, image, rule)
 
 
 def _gather(results: CocoResults) -> CocoResults:

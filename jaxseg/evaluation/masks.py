@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from jaxseg.data.views.interpolation import Interpolation
 from jaxseg.structures import MaskCrop
 
 MASK_THRESHOLD = 0.5
@@ -27,7 +28,7 @@ class Taps(NamedTuple):
     first: np.ndarray
 
 
-def masks_at_image_size(soft_masks: np.ndarray, image_size: tuple[int, int], covered: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
+def masks_in_picture(soft_masks: np.ndarray, picture_size: tuple[int, int], covered: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
     """Resizes soft masks bilinearly (half-pixel centres, no antialias) and keeps what exceeds 0.5.
 
     The answer of `torch.nn.functional.interpolate(align_corners=False) > 0.5`, as the original post-processes, for the
@@ -35,28 +36,28 @@ def masks_at_image_size(soft_masks: np.ndarray, image_size: tuple[int, int], cov
 
     Args:
         soft_masks: float32 `[D, h, w]`, 0..1.
-        image_size: height and width `(H, W)` of the picture.
+        picture_size: height and width `(H, W)` of the picture.
         covered: the part of the mask's height and width that the picture covers, from its upper left corner.
 
     Returns:
         bool `[D, H, W]`.
     """
-    return whole_masks(crops_at_image_size(soft_masks, image_size, covered), image_size, len(soft_masks))
+    return whole_masks(crops_in_picture(soft_masks, picture_size, covered), picture_size, len(soft_masks))
 
 
-def crops_at_image_size(
-    soft_masks: np.ndarray, image_size: tuple[int, int], covered: tuple[float, float] = (1.0, 1.0)
+def crops_in_picture(
+    soft_masks: np.ndarray, picture_size: tuple[int, int], covered: tuple[float, float] = (1.0, 1.0)
 ) -> Iterator[MaskCrop]:
-    """As `masks_at_image_size`, one by one, and of each the part of the picture that it can be in."""
+    """As `masks_in_picture`, one by one, and of each the part of the picture that it can be in."""
     soft_masks = np.asarray(soft_masks, np.float32)
-    rows, columns = (_interpolation(soft_masks.shape[1 + axis], image_size[axis], covered[axis]) for axis in (0, 1))
+    rows, columns = (_taps(soft_masks.shape[1 + axis], picture_size[axis], covered[axis]) for axis in (0, 1))
     for soft in soft_masks:
         yield threshold_resized(soft, rows, columns, np.greater)
 
 
-def whole_masks(crops: Iterable[MaskCrop], image_size: tuple[int, int], count: int) -> np.ndarray:
+def whole_masks(crops: Iterable[MaskCrop], picture_size: tuple[int, int], count: int) -> np.ndarray:
     """The crops of `count` masks as bool `[count, H, W]`."""
-    masks = np.zeros((count, *image_size), bool)
+    masks = np.zeros((count, *picture_size), bool)
     for mask, (top, left, bits) in zip(masks, crops, strict=True):
         mask[top : top + bits.shape[0], left : left + bits.shape[1]] = bits
     return masks
@@ -80,20 +81,14 @@ def threshold_resized(soft: np.ndarray, rows: Taps, columns: Taps, exceeds: Call
 
 
 @functools.lru_cache(maxsize=64)
-def _interpolation(size: int, new_size: int, covered: float) -> Taps:
-    """The bilinear resize of the first `covered` part of `size` cells; beyond the edge its cell goes on.
-
-    In float32 step by step, for so torch computes them, and pixels near 0.5 depend on it.
-    """
-    scale = np.float32(size * covered) / np.float32(new_size)
-    positions = np.maximum(scale * (np.arange(new_size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0))
-    first = np.minimum(positions.astype(np.int64), size - 1)
-    second_weight = np.minimum(positions - first.astype(np.float32), np.float32(1))
+def _taps(size: int, new_size: int, covered: float) -> Taps:
+    """The bilinear resize of the first `covered` part of `size` cells; beyond the edge its cell is repeated."""
+    positions = Interpolation.between(size, new_size, covered)
     weights = np.zeros((new_size, size), np.float32)
     everywhere = np.arange(new_size)
-    weights[everywhere, first] = 1 - second_weight
-    weights[everywhere, np.minimum(first + 1, size - 1)] += second_weight
-    return Taps(weights, first)
+    weights[everywhere, positions.lower] = positions.lower_weight
+    weights[everywhere, positions.upper] += positions.upper_weight
+    return Taps(weights, positions.lower)
 
 
 def _support(occupied: np.ndarray, axis: int, first: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -104,48 +99,23 @@ def _support(occupied: np.ndarray, axis: int, first: np.ndarray) -> tuple[tuple[
     return (max(low - 1, 0), min(high + 2, occupied.shape[axis])), (int(start), int(stop))
 
 
-def boxes_at_image_size(
-    boxes: np.ndarray, network_size: tuple[int, int], image_size: tuple[int, int], pixel_offset: float = 0.0
-) -> np.ndarray:
-    """Boxes in pixels of the network's input as boxes in pixels of the picture, clipped to it.
+def within_picture(corners: np.ndarray, picture_size: tuple[int, int], pixel_offset: float = 0.0) -> np.ndarray:
+    """Boxes clipped to the picture, in continuous coordinates.
 
-    Continuous coordinates, unlike the original's integers: COCO's ground truth is continuous, and cutting off up to a
-    pixel costs small objects most of their overlap. `integer_boxes` has the original's rule.
+    The original of YOLACT gives integers. COCO's ground truth is continuous, and cutting off up to a pixel costs small objects
+    most of their overlap.
 
     Args:
-        boxes: `[D, 4]`, `x1, y1, x2, y2`.
-        network_size: height and width that the picture has within the network's input.
-        image_size: height and width of the picture.
+        corners: `[D, 4]`, `x1, y1, x2, y2` in pixels of the picture, see `View.boxes_in_picture`.
+        picture_size: height and width of the picture.
         pixel_offset: 1 where boxes end in their last pixel. maskrcnn-benchmark scales such boxes as they are, and then takes
             x2 - x1 + 1 for the width: the last pixel is one of the picture.
 
     Returns:
         float32 `[D, 4]`, with `0 <= x1 <= x2 <= W` and `0 <= y1 <= y2 <= H`.
     """
-    corners = scaled_boxes(boxes, network_size, image_size).reshape(-1, 2, 2)
-    corners[:, 1] += np.float32(pixel_offset)
-    return np.clip(np.sort(corners, axis=1), 0, np.array(image_size[::-1], np.float32)).reshape(-1, 4)
-
-
-def integer_boxes(boxes: np.ndarray, network_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
-    """The original's boxes after post-processing: the low corner cut at 0 only, the high one at the size only, truncated.
-
-    So a box left of the picture keeps a negative high corner, and one right of it a low corner beyond the picture.
-
-    Args and shapes as `boxes_at_image_size`; returns int64 `[D, 4]`.
-    """
-    low, high = np.sort(scaled_boxes(boxes, network_size, image_size).reshape(-1, 2, 2), axis=1).swapaxes(0, 1)
-    corners = np.concatenate([np.maximum(low, 0), np.minimum(high, np.array(image_size[::-1], np.float32))], axis=1)
-    return corners.astype(np.int64)
-
-
-def scaled_boxes(boxes: np.ndarray, network_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
-    """Boxes `[D, 4]` times the picture's size over its size within the network's input, each axis by itself; float32.
-
-    Times the quotient, as the originals compute it: a picture at its own size keeps every bit of its boxes.
-    """
-    height, width = (np.float32(new / old) for new, old in zip(image_size, network_size, strict=True))
-    return np.asarray(boxes, np.float32).reshape(-1, 4) * np.array([width, height, width, height])
+    ends = np.asarray(corners, np.float32).reshape(-1, 2, 2) + np.array([[[0.0], [pixel_offset]]], np.float32)
+    return np.clip(np.sort(ends, axis=1), 0, np.array(picture_size[::-1], np.float32)).reshape(-1, 4)
 
 
 def encode_rle(masks: np.ndarray) -> list[dict[str, Any]]:
@@ -153,18 +123,18 @@ def encode_rle(masks: np.ndarray) -> list[dict[str, Any]]:
     return encode_crops((MaskCrop(0, 0, mask) for mask in masks), masks.shape[1:])
 
 
-def encode_crops(crops: Iterable[MaskCrop], image_size: tuple[int, int]) -> list[dict[str, Any]]:
+def encode_crops(crops: Iterable[MaskCrop], picture_size: tuple[int, int]) -> list[dict[str, Any]]:
     """Masks of a picture of this height and width as `encode_rle` gives them; nothing of the picture's size is made."""
     encoded = []
     for crop in crops:
-        rle = coco_mask.frPyObjects({"size": list(image_size), "counts": _runs(crop, image_size)}, *image_size)
-        encoded.append({"size": list(image_size), "counts": rle["counts"].decode("ascii")})
+        rle = coco_mask.frPyObjects({"size": list(picture_size), "counts": _runs(crop, picture_size)}, *picture_size)
+        encoded.append({"size": list(picture_size), "counts": rle["counts"].decode("ascii")})
     return encoded
 
 
-def _runs(crop: MaskCrop, image_size: tuple[int, int]) -> list[int]:
+def _runs(crop: MaskCrop, picture_size: tuple[int, int]) -> list[int]:
     """Pixels off, on, off, ... down the columns of the whole picture, one after the other."""
-    height, width = image_size
+    height, width = picture_size
     # OpenCV transposes faster than NumPy.
     columns = np.ascontiguousarray(cv2.transpose(crop.bits.view(np.uint8))) if crop.bits.size else np.zeros((0, 0), np.uint8)
     changes = np.diff(np.pad(columns, ((0, 0), (1, 1))).view(np.int8), axis=1)

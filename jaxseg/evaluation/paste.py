@@ -10,29 +10,30 @@ from typing import Literal
 
 import numpy as np
 
+from jaxseg.data.views.interpolation import torch_positions
 from jaxseg.evaluation.masks import Taps, threshold_resized, whole_masks
 from jaxseg.structures import MaskCrop
 
 
-def paste_masks(soft_masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int], frame: Literal["box", "integer_box"]) -> np.ndarray:
+def paste_masks(soft_masks: np.ndarray, boxes: np.ndarray, picture_size: tuple[int, int], frame: Literal["box", "integer_box"]) -> np.ndarray:
     """Binary masks at the picture's size. Only pixels of the box are looked at, and of these only those near an occupied cell.
 
     Args:
         soft_masks: float32 `[D, h, w]`, 0..1, each over its box.
         boxes: `[D, 4]`, `x1, y1, x2, y2` in pixels of the picture; they may reach outside. For "box" in continuous coordinates,
             for "integer_box" as maskrcnn-benchmark and torchvision have them: their corners are pixels.
-        image_size: height and width `(H, W)` of the picture.
+        picture_size: height and width `(H, W)` of the picture.
         frame: "box": as detectron2 and mmdetection sample, and a box without area is empty; "integer_box": as
             maskrcnn-benchmark and torchvision stretch, and any box has at least one pixel.
 
     Returns:
         bool `[D, H, W]`; False for boxes that are not finite.
     """
-    return whole_masks(paste_crops(soft_masks, boxes, image_size, frame), image_size, len(soft_masks))
+    return whole_masks(paste_crops(soft_masks, boxes, picture_size, frame), picture_size, len(soft_masks))
 
 
 def paste_crops(
-    soft_masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int], frame: Literal["box", "integer_box"]
+    soft_masks: np.ndarray, boxes: np.ndarray, picture_size: tuple[int, int], frame: Literal["box", "integer_box"]
 ) -> Iterator[MaskCrop]:
     """As `paste_masks`, one by one, and of each the part of the picture that it can be in."""
     taps, exceeds = (_sampled, np.greater_equal) if frame == "box" else (_stretched, np.greater)
@@ -40,8 +41,8 @@ def paste_crops(
         if not np.isfinite(box).all():
             yield MaskCrop(0, 0, np.zeros((0, 0), bool))
             continue
-        top, rows = taps(box[1], box[3], soft.shape[0], image_size[0])
-        left, columns = taps(box[0], box[2], soft.shape[1], image_size[1])
+        top, rows = taps(box[1], box[3], soft.shape[0], picture_size[0])
+        left, columns = taps(box[0], box[2], soft.shape[1], picture_size[1])
         crop = threshold_resized(soft, rows, columns, exceeds)
         yield MaskCrop(top + crop.top, left + crop.left, crop.bits)
 
@@ -67,8 +68,7 @@ def _stretched(low: np.float32, high: np.float32, cells: int, length: int) -> tu
     size = max(last - first + 1, 1)
     start, stop = (min(max(edge, 0), length) for edge in (first, first + size))
     pixels = np.arange(start - first, stop - first, dtype=np.float32)
-    positions = np.float32(cells + 2) / np.float32(size) * (pixels + np.float32(0.5)) - np.float32(0.5)
-    return start, _taps(np.maximum(positions, np.float32(0)), cells, border=1)
+    return start, _taps(torch_positions(cells + 2, size, pixels), cells, border=1)
 
 
 def _taps(positions: np.ndarray, cells: int, border: int) -> Taps:

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from jaxseg.config import Config
-from jaxseg.data.views.resize import batch_shape
 from jaxseg.evaluation.detect import DeviceDetector, Selection, pad_batch, prepare, select, to_picture
 
 _PERCENTILES = (50, 10, 90)
@@ -58,21 +57,21 @@ def time_detection(
     detector = DeviceDetector(config, variables, jax.local_devices()[:1])
     groups: dict[tuple[int, int], list[np.ndarray]] = {}
     for picture in pictures:
-        groups.setdefault(batch_shape((picture.shape[0], picture.shape[1]), detector.spec), []).append(picture)
+        groups.setdefault(detector.rule.input_size((picture.shape[0], picture.shape[1])), []).append(picture)
     turns = itertools.cycle([itertools.cycle(group) for group in groups.values()])
     milliseconds: dict[str, list[float]] = {}
     compilation = 0.0
     for repetition in range(-len(groups) - warm_up, repetitions):
         batch = list(itertools.islice(next(turns), batch_size))
         marks = [time.perf_counter()]
-        prepared = [prepare(i, picture, detector.spec) for i, picture in enumerate(batch)]
+        prepared = [prepare(i, picture, detector.rule) for i, picture in enumerate(batch)]
         inputs = pad_batch(prepared, batch_size)
         marks.append(time.perf_counter())
         detections = jax.block_until_ready(detector(*inputs))
         marks.append(time.perf_counter())
         on_host = jax.device_get(detections)
         for row in prepared:
-            to_picture(select(on_host, row.index, selection), row.sizes, detector.spec)
+            to_picture(select(on_host, row.index, selection), row.view, detector.spec)
         marks.append(time.perf_counter())
         if repetition < -warm_up:
             compilation += marks[2] - marks[1]

@@ -1,42 +1,57 @@
-"""The interface that every detector of the house has; training, evaluation and prediction know no more than this."""
+"""The interface of every detector, and which detector a configuration describes.
 
-import re
-from typing import Any
+Training, evaluation and prediction know of a detector what stands here, and nothing more.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32, UInt8
 
-from jaxseg.config import BackboneConfig
-from jaxseg.models.layers import NormMode
+from jaxseg.config import Config, ModelConfig
 from jaxseg.structures import Batch, Detections, InputSpec
 
 Images = UInt8[Array, "B H W 3"] | Float32[Array, "B H W 3"]
 
 
 class Detector(nn.Module):
-    """A pure function of its variables and a batch of fixed-size arrays."""
+    """A pure function of its variables and a batch of fixed-size arrays.
+
+    Attributes:
+        config: the model's part of the configuration.
+        dtype: of the convolutions.
+    """
+
+    config: Any
+    dtype: Any = jnp.float32
+
+    @classmethod
+    def from_config(cls, config: Config, dtype: Any) -> "Detector":
+        """The detector of a whole configuration, for one whose modules depend on more than `config.model`."""
+        return cls(config.model, dtype)
 
     @property
     def input_spec(self) -> InputSpec:
-        """The static sizes of the batches this detector wants."""
+        """The static sizes of the batches that this detector takes."""
         raise NotImplementedError(f"{type(self).__name__}.input_spec")
 
     def losses(self, batch: Batch, *, train: bool) -> dict[str, Float32[Array, ""]]:
-        """Every term already weighted and normalised; their sum is what training minimises. Uses the rng `sampling`."""
+        """The terms of the loss, weighted and normalised; training minimises their sum. Random choices use the rng `sampling`."""
         raise NotImplementedError(f"{type(self).__name__}.losses")
 
     def detect(self, images: Images, image_sizes: Int32[Array, "B 2"]) -> Detections:
-        """Fixed-size detections of each image, best score first."""
+        """Detections of each image, of a fixed size, in descending order of their scores."""
         raise NotImplementedError(f"{type(self).__name__}.detect")
 
     def __call__(self, images: Images) -> Any:
-        """Raw outputs, what parity tests and export look at."""
+        """Raw outputs, which the comparisons with the originals look at."""
         raise NotImplementedError(f"{type(self).__name__}.__call__")
 
     def initialize(self, images: Images) -> Any:
-        """Runs every module, so that all parameters come into being."""
+        """Runs every module once, so that all parameters are created."""
         return self(images)
 
     def learns(self, path: tuple[str, ...]) -> bool:
@@ -45,23 +60,29 @@ class Detector(nn.Module):
         return True
 
 
-def is_norm(path: tuple[str, ...]) -> bool:
-    """Whether a parameter is the scale or bias of a batch norm (`bn*`) or group norm (`gn*`)."""
-    return any(module.startswith(("bn", "gn")) for module in path[:-1])
+_DETECTORS: dict[type[ModelConfig], type[Detector]] = {}
+D = TypeVar("D", bound=type[Detector])
 
 
-def in_frozen_stages(path: tuple[str, ...], frozen_stages: int) -> bool:
-    """Whether a parameter belongs to the backbone's first parts, of which 1 is the stem, 2 the stem and C2, and so on."""
-    if path[0] != "backbone":
-        return False
-    stage = re.match(r"stage(\d+)_", path[1])
-    return (int(stage[1]) if stage else 0) < frozen_stages
+def detector_of(config: type[ModelConfig]) -> Callable[[D], D]:
+    """A decorator that says which class of configurations a detector is built from."""
+
+    def register(detector: D) -> D:
+        _DETECTORS[config] = detector
+        return detector
+
+    return register
 
 
-def is_frozen(path: tuple[str, ...], backbone: BackboneConfig, batch_norm: NormMode) -> bool:
-    """Whether a parameter is one of a frozen batch norm, or belongs to the backbone's frozen stages."""
-    frozen_norm = batch_norm == "frozen" and backbone.norm == "batch" and is_norm(path)
-    return frozen_norm or in_frozen_stages(path, backbone.frozen_stages)
+def detector_class(config: type[ModelConfig]) -> type[Detector]:
+    """The detector that is built from a class of configurations.
+
+    Raises:
+        TypeError: no detector is registered for it; its module may not have been imported.
+    """
+    if config not in _DETECTORS:
+        raise TypeError(f"No detector is built from {config.__name__}; decorate one with @jaxseg.models.detector_of({config.__name__}).")
+    return _DETECTORS[config]
 
 
 def normalize_images(images: Images, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> Float[Array, "B H W 3"]:

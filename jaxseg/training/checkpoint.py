@@ -38,15 +38,8 @@ from jaxseg.weights.formats.run_folder import (
 
 logger = logging.getLogger(__name__)
 
-# What may change between two starts of one run: it leaves the variables' meaning as it is.
-_FREE_KEYS = (
-    *("name", "init.", "train.", "eval.", "data.root", "data.workers", "model.dtype"),
-    # What becomes a detection: of YOLACT, R-CNN and RetinaNet.
-    "model.detection.",
-    *("model.rpn.pre_nms_test", "model.rpn.post_nms_test"),
-    *("model.roi.score_threshold", "model.roi.nms_iou", "model.roi.max_detections"),
-    *("model.score_threshold", "model.pre_nms", "model.nms_iou", "model.max_detections"),
-)
+# What may change between two starts of one run, beside `resumable_keys` of the model's configuration.
+_RESUMABLE_KEYS = ("name", "init.", "train.", "eval.", "data.root", "data.workers", "model.dtype")
 
 
 class Checkpoints:
@@ -256,7 +249,8 @@ def check_same_run(run_folder: Path, config: Config) -> list[str]:
     old, new = _flat(to_dict(load_config(path))), _flat(to_dict(config))
     # What is saved says of the last what it is for the next, see `save_config`.
     differing = [key for key in new if old.get(key) != new[key] and key != "init.skip_mismatched"]
-    refused = [key for key in differing if not key.startswith(_FREE_KEYS)]
+    resumable = (*_RESUMABLE_KEYS, *(f"model.{key}" for key in config.model.resumable_keys))
+    refused = [key for key in differing if not key.startswith(resumable)]
     if refused:
         # Another kind of model has other keys.
         refused = ["model.kind"] if "model.kind" in refused else refused

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxseg.config import MAX_STEPS, Config, ConfigError, TrainConfig, show, show_differences
 from jaxseg.data.sources.from_config import InstanceDataset, open_dataset, resolve_classes
 from jaxseg.data.stream.batch_memory import check_batch_memory
-from jaxseg.data.stream.pipeline import training_iterator
+from jaxseg.data.stream.training import training_iterator
 from jaxseg.devices import check_batch_size, make_mesh, replicated, to_global
 from jaxseg.errors import UserError
 from jaxseg.evaluation.coco_metrics import main_metric
@@ -55,19 +55,20 @@ class _Pending:
 
 
 def train(config: Config, workdir: str | Path) -> dict[str, float]:
-    """Trains what `config` describes in the run folder `workdir`, and goes on from there if it holds a run.
+    """Trains the detector that `config` describes, in the run folder `workdir`; goes on from there if the folder holds a run.
 
-    Every process of a run calls it. SIGTERM, Ctrl-C or a closed terminal saves a checkpoint and returns.
+    In a run of several processes all of them call it. SIGTERM, Ctrl-C or a closed terminal saves a checkpoint and returns.
 
     Args:
         config: the experiment; empty class names are read from the training annotations.
-        workdir: run folder; the processes of a run share it. Another training in it is refused while this one lasts.
+        workdir: the run folder, which all processes share. A second training in it is refused while this one lasts.
 
     Returns:
-        averages of the last 100 steps (`loss/<name>`, ...), and the metrics of the last evaluation (`val/mask/AP`, ...), if any.
+        averages over the last 100 steps (`loss/<name>`, ...), and the metrics of the last evaluation (`val/mask/AP`, ...), if there
+        was one.
 
     Raises:
-        ConfigError, DataError, WeightsError, CheckpointError, TrainingError: in one sentence, what is wrong and what would be right.
+        ConfigError, DataError, WeightsError, CheckpointError, TrainingError: one sentence says what is wrong and what would be right.
     """
     mesh = make_mesh()
     check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")

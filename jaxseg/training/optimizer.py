@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float32, Int32
 
 from jaxseg.config import TrainConfig
-from jaxseg.models.detector import is_norm
+from jaxseg.models.freezing import is_norm
 
 # A pytree of parameters, or of one value a parameter.
 Tree = Any

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxseg.config import Config
 from jaxseg.data.sources.dataset import DataError, InstanceDataset
-from jaxseg.data.stream.pipeline import evaluation_batches
+from jaxseg.data.stream.evaluation import evaluation_batches
 from jaxseg.devices import to_global
 from jaxseg.evaluation.coco_metrics import threshold_table
 from jaxseg.evaluation.detect import DRAWN, DeviceDetector, prepare, select, start_batches, to_crops
@@ -86,14 +86,14 @@ class Validation:
         images: dict[int, np.ndarray] = {}
         drawn: dict[str, np.ndarray] = {}
         self._folder.mkdir(exist_ok=True)
-        prepared = (prepare(index, image, detector.spec) for index, image in self._read(images))
+        prepared = (prepare(index, image, detector.rule) for index, image in self._read(images))
         for batch in start_batches(detector, prepared, (self._batch_size,)):
             detections = jax.device_get(batch.detections)
-            for row, (index, sizes) in enumerate(zip(batch.indices, batch.sizes, strict=True)):
+            for row, (index, view) in enumerate(zip(batch.indices, batch.views, strict=True)):
                 found = select(detections, row, DRAWN)
-                boxes, masks = to_crops(found, sizes, detector.spec)
+                boxes, masks = to_crops(found, view, detector.spec)
                 crops = None if masks is None else list(masks)
-                picture = draw(images.pop(index), boxes, crops, found.classes, found.scores, self._dataset.class_names)
+                picture = draw(images.pop(index), boxes, found.classes, self._dataset.class_names, masks=crops, scores=found.scores)
                 name = str(self._dataset.image_ids[index])
                 write_picture(self._folder / f"{step:07d}_{name}.jpg", picture)
                 drawn[name] = picture

@@ -1,7 +1,9 @@
-"""Readers of checkpoints, and the name maps to our variables."""
+"""Readers of checkpoints, and the tables of names that lead to our variables."""
 
 from jaxseg.weights.formats.files import WeightsError
 from jaxseg.weights.formats.run_folder import CheckpointError
 from jaxseg.weights.load import load_weights
+from jaxseg.weights.names.registry import register_names
+from jaxseg.weights.names.rules import NameTable
 
-__all__ = ["CheckpointError", "WeightsError", "load_weights"]
+__all__ = ["CheckpointError", "NameTable", "WeightsError", "load_weights", "register_names"]

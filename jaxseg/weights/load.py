@@ -16,7 +16,7 @@ from jaxseg.weights.formats.files import WeightsError
 from jaxseg.weights.formats.readers import read_weights
 from jaxseg.weights.formats.run_folder import CONFIG
 from jaxseg.weights.names.registry import original, recognise
-from jaxseg.weights.names.rules import Origin
+from jaxseg.weights.names.rules import NameTable
 
 logger = logging.getLogger(__name__)
 
@@ -61,34 +61,34 @@ def load_weights(
         skip_mismatched = config.init.skip_mismatched
     model = build_model(config)
     wanted = _flat(jax.eval_shape(lambda: init_variables(model, config)))
-    origin = recognise(entries, config.model, wanted)
-    if whole and origin.part:
+    table = recognise(entries, config.model, wanted)
+    if whole and table.part:
         raise WeightsError(
-            f"{named or 'The mapping'} holds {origin.title}, the {origin.part} only, which detects nothing; train with it as init.weights."
+            f"{named or 'The mapping'} holds {table.title}, the {table.part} only, which detects nothing; train with it as init.weights."
         )
-    if disagreements := origin.disagreements(config.model):
-        raise WeightsError(_refuse(named, config, origin, disagreements))
-    entries = {origin.current_name(name): value for name, value in entries.items()}
-    names = origin.names(config.model, wanted)
-    found = {path: origin.to_ours(config.model, path, _array(entries[name])) for path, name in names.items() if name in entries}
-    defaults = {path: origin.default(path) for path in names if path not in found}
+    if disagreements := table.disagreements(config.model):
+        raise WeightsError(_refuse(named, config, table, disagreements))
+    entries = {table.current_name(name): value for name, value in entries.items()}
+    names = table.names(config.model, wanted)
+    found = {path: table.to_ours(config.model, path, _array(entries[name])) for path, name in names.items() if name in entries}
+    defaults = {path: table.default(path) for path in names if path not in found}
     found |= {path: np.full(wanted[path].shape, value) for path, value in defaults.items() if value is not None}
-    absent = [path for path in names if path not in found and not _module(path).startswith(origin.optional)]
-    left_over = sorted(name for name in set(entries) - set(names.values()) if origin.needs(name))
+    absent = [path for path in names if path not in found and not _module(path).startswith(table.optional)]
+    left_over = sorted(name for name in set(entries) - set(names.values()) if table.needs(name))
     mismatched = [path for path, value in found.items() if value.shape != wanted[path].shape]
     if absent or left_over or (mismatched and not skip_mismatched):
         shapes = [
-            f"{names[path]}  {np.shape(entries[names[path]])}  {origin.their_shape(config.model, path, wanted[path].shape)}"
+            f"{names[path]}  {np.shape(entries[names[path]])}  {table.their_shape(config.model, path, wanted[path].shape)}"
             for path in mismatched
         ]
-        raise WeightsError(_explain(named, config, origin, [names[path] for path in absent], left_over, shapes, to_train=not whole))
+        raise WeightsError(_explain(named, config, table, [names[path] for path in absent], left_over, shapes, to_train=not whole))
     fresh = [path for path in wanted if path not in found or path in mismatched]
     # A copy of each: what a file is mapped to must not live on in the variables.
     filled = {path: jax.device_put(np.array(found[path], np.float32, order="C")) for path in wanted if path not in fresh}
     if fresh:
         # As `init_variables` makes them; what is not asked for is not compiled.
         filled |= jax.jit(lambda: {path: _flat(init_variables(model, config, config.train.seed))[path] for path in fresh})()
-    _tell(named or "the mapping", origin, len(filled) - len(fresh), [path for path in fresh if path not in mismatched])
+    _tell(named or "the mapping", table, len(filled) - len(fresh), [path for path in fresh if path not in mismatched])
     for path in mismatched:
         logger.warning("skipped %s: %s in the source, %s in the model; it starts fresh", names[path], found[path].shape, wanted[path].shape)
     return flax.traverse_util.unflatten_dict(filled, sep="/")
@@ -129,8 +129,8 @@ def _module(path: str) -> str:
     return path.partition("/")[2].rpartition("/")[0]
 
 
-def _tell(source: str, origin: Origin, count: int, fresh: Sequence[str]) -> None:
-    logger.info("%s: %s, %d arrays%s", source, origin.title, count, f"; fresh start: {', '.join(_summary(fresh))}" if fresh else "")
+def _tell(source: str, table: NameTable, count: int, fresh: Sequence[str]) -> None:
+    logger.info("%s: %s, %d arrays%s", source, table.title, count, f"; fresh start: {', '.join(_summary(fresh))}" if fresh else "")
 
 
 def _summary(paths: Iterable[str]) -> list[str]:
@@ -138,10 +138,10 @@ def _summary(paths: Iterable[str]) -> list[str]:
     return sorted({_module(path).partition("/")[0] for path in paths})
 
 
-def _refuse(source: str | None, config: Config, origin: Origin, disagreements: Sequence[str]) -> str:
+def _refuse(source: str | None, config: Config, table: NameTable, disagreements: Sequence[str]) -> str:
     described = original(config.model)
     return (
-        f"{source or 'The mapping'} holds {origin.title}, and {config.name} describes "
+        f"{source or 'The mapping'} holds {table.title}, and {config.name} describes "
         f"{described.title if described else 'another detector'}, which is not equivalent: {'; '.join(disagreements)}; "
         "take a configuration that agrees, or convert the weights with one first (python -m jaxseg.commands.convert)."
     )
@@ -150,7 +150,7 @@ def _refuse(source: str | None, config: Config, origin: Origin, disagreements: S
 def _explain(
     source: str | None,
     config: Config,
-    origin: Origin,
+    table: NameTable,
     absent: Sequence[str],
     left_over: Sequence[str],
     shapes: Sequence[str],
@@ -166,7 +166,7 @@ def _explain(
     missing = [f"{name:<{width}}  {near[name][0]}" if near.get(name) else name for name in absent]
     return "\n".join(
         [
-            f"The weights{f' in {source}' if source else ''} do not fit {config.name}; they were taken for {origin.title}.",
+            f"The weights{f' in {source}' if source else ''} do not fit {config.name}; they were taken for {table.title}.",
             *rows("Missing there, with the nearest name without a place here", missing),
             *rows("There, and without a place here", left_over),
             *rows("Other shapes, there and here", shapes),

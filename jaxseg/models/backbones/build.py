@@ -4,7 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxseg.config import BackboneConfig
+from jaxseg.models.backbones.config import BackboneConfig
 from jaxseg.models.backbones.darknet import DarkNet
 from jaxseg.models.backbones.resnet import ResNet
 from jaxseg.models.layers import NormMode

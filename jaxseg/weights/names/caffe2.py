@@ -7,11 +7,11 @@ statistics. In both, stems take BGR in 0..255.
 import re
 from collections.abc import Iterator
 
-from jaxseg.config import MASKRCNN_BENCHMARK, ModelConfig, RcnnConfig
+from jaxseg.models import MASKRCNN_BENCHMARK, BackboneModelConfig, RcnnConfig
 from jaxseg.weights.names import resnet as names_resnet
 from jaxseg.weights.names.layouts import BGR, Layout
-from jaxseg.weights.names.rcnn import background_first
-from jaxseg.weights.names.rules import Origin
+from jaxseg.weights.names.rcnn import agreements, background_first
+from jaxseg.weights.names.rules import NameTable
 
 LEAVES = {
     ("params", "kernel"): "_w",
@@ -37,10 +37,8 @@ HEADS = {
 }
 
 
-def detector_modules(config: ModelConfig) -> Iterator[tuple[str, str]]:
+def detector_modules(config: RcnnConfig) -> Iterator[tuple[str, str]]:
     """Pairs of our module path and Detectron's, for every module that holds parameters."""
-    if not isinstance(config, RcnnConfig):
-        return
     yield from names_resnet.CAFFE2.modules(config)
     for level, blocks in enumerate(config.backbone.stage_sizes, 2):
         # A stage's output is called after its last block.
@@ -55,8 +53,9 @@ def detector_modules(config: ModelConfig) -> Iterator[tuple[str, str]]:
 
 
 STEM: dict[str, Layout] = {"backbone/conv1/kernel": BGR}
-MSRA = Origin(
+MSRA = NameTable(
     "a ResNet of MSRA",
+    BackboneModelConfig,
     names_resnet.CAFFE2.modules,
     leaves=LEAVES,
     layouts=lambda config: STEM,
@@ -64,16 +63,16 @@ MSRA = Origin(
     folds_statistics=True,
     unneeded=UNNEEDED,
     renamed=RENAMED,
-    stride_in_1x1=True,
+    agreements={"backbone.stride_in_1x1": True},
 )
-DETECTRON = Origin(
+DETECTRON = NameTable(
     "a detector of Detectron",
+    RcnnConfig,
     detector_modules,
     leaves=LEAVES,
     layouts=lambda config: background_first(config) | STEM,
     folds_statistics=True,
     unneeded=UNNEEDED,
     renamed=RENAMED,
-    conventions=MASKRCNN_BENCHMARK,
-    stride_in_1x1=True,
+    agreements=agreements(MASKRCNN_BENCHMARK, stride_in_1x1=True),
 )

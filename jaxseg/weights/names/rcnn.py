@@ -6,11 +6,18 @@ A table may name more modules than a config's model has: no feature pyramid with
 import re
 from collections.abc import Iterator
 
-from jaxseg.config import ModelConfig, RcnnConfig, RetinaNetConfig, rcnn
+from jaxseg.models import DETECTRON2 as DETECTRON2_CONVENTIONS
+from jaxseg.models import MASKRCNN_BENCHMARK as MASKRCNN_BENCHMARK_CONVENTIONS
+from jaxseg.models import MMDETECTION as MMDETECTION_CONVENTIONS
+from jaxseg.models import TORCHVISION as TORCHVISION_CONVENTIONS
+from jaxseg.models import Conventions, RcnnConfig
+from jaxseg.models.anchored.config import AnchoredConfig
 from jaxseg.weights.names import resnet as names_resnet
 from jaxseg.weights.names.layouts import BACKGROUND_FIRST, BGR, Layout, anchors_by_size, flattened, without_background
-from jaxseg.weights.names.rules import Origin
+from jaxseg.weights.names.rules import NameTable
 
+# Conventions without which a detector's weights mean something else.
+ESSENTIAL = ("resize", "pixel_offset", "cell_anchors", "anchor_strides", "roi_aligned")
 # Training on several devices, each with a copy, writes this in front.
 PARALLEL = (re.compile(r"^module\."), "")
 PYRAMID = range(2, 6)
@@ -59,13 +66,9 @@ MMDETECTION_HEADS = {
     "mask_head/output": "roi_head.mask_head.conv_logits",
 }
 MASKRCNN_BENCHMARK_HEADS = {
-    "fpn/downsample6": "backbone.fpn.top_blocks.p6",
-    "fpn/downsample7": "backbone.fpn.top_blocks.p7",
     "rpn/conv": "rpn.head.conv",
     "rpn/objectness": "rpn.head.cls_logits",
     "rpn/box": "rpn.head.bbox_pred",
-    "head/class": "rpn.head.cls_logits",
-    "head/box": "rpn.head.bbox_pred",
     "box_head/fc1": "roi_heads.box.feature_extractor.fc6",
     "box_head/fc2": "roi_heads.box.feature_extractor.fc7",
     "box_predictor/class": "roi_heads.box.predictor.cls_score",
@@ -79,10 +82,8 @@ MASKRCNN_BENCHMARK_UNNEEDED = {
 }
 
 
-def torchvision(config: ModelConfig) -> Iterator[tuple[str, str]]:
+def torchvision(config: RcnnConfig) -> Iterator[tuple[str, str]]:
     """Pairs of our module path and torchvision's, for every module that holds parameters."""
-    if not isinstance(config, RcnnConfig):
-        return
     yield from names_resnet.TORCHVISION.modules(config, "backbone.body.")
     for level in PYRAMID:
         yield f"fpn/lateral{level}", f"backbone.fpn.inner_blocks.{level - 2}.0"
@@ -92,10 +93,8 @@ def torchvision(config: ModelConfig) -> Iterator[tuple[str, str]]:
     yield from TORCHVISION_HEADS.items()
 
 
-def detectron2(config: ModelConfig) -> Iterator[tuple[str, str]]:
+def detectron2(config: RcnnConfig) -> Iterator[tuple[str, str]]:
     """The same for detectron2."""
-    if not isinstance(config, RcnnConfig):
-        return
     body = "backbone.bottom_up." if config.neck == "fpn" else "backbone."
     yield from names_resnet.DETECTRON2.modules(config, body, "roi_heads.")
     for level in PYRAMID:
@@ -106,10 +105,8 @@ def detectron2(config: ModelConfig) -> Iterator[tuple[str, str]]:
     yield from DETECTRON2_HEADS.items()
 
 
-def mmdetection(config: ModelConfig) -> Iterator[tuple[str, str]]:
+def mmdetection(config: RcnnConfig) -> Iterator[tuple[str, str]]:
     """The same for mmdetection 2."""
-    if not isinstance(config, RcnnConfig):
-        return
     yield from names_resnet.TORCHVISION.modules(config, "backbone.", "roi_head.shared_head.")
     for level in PYRAMID:
         yield f"fpn/lateral{level}", f"neck.lateral_convs.{level - 2}.conv"
@@ -119,26 +116,23 @@ def mmdetection(config: ModelConfig) -> Iterator[tuple[str, str]]:
     yield from MMDETECTION_HEADS.items()
 
 
-def maskrcnn_benchmark(config: ModelConfig) -> Iterator[tuple[str, str]]:
-    """The same for maskrcnn-benchmark, RetinaNet included."""
-    if not isinstance(config, RcnnConfig | RetinaNetConfig):
-        return
+def maskrcnn_benchmark(config: RcnnConfig) -> Iterator[tuple[str, str]]:
+    """The same for maskrcnn-benchmark."""
+    yield from maskrcnn_benchmark_pyramid(config)
+    for i in range(1, config.roi.mask_convolutions + 1):
+        yield f"mask_head/conv{i}", f"roi_heads.mask.feature_extractor.mask_fcn{i}"
+    yield from MASKRCNN_BENCHMARK_HEADS.items()
+
+
+def maskrcnn_benchmark_pyramid(config: AnchoredConfig) -> Iterator[tuple[str, str]]:
+    """The same for the backbone and the feature pyramid of any detector of maskrcnn-benchmark."""
     yield from names_resnet.MASKRCNN_BENCHMARK.modules(config, "backbone.body.", "roi_heads.box.feature_extractor.head.")
     for level in PYRAMID:
         yield f"fpn/lateral{level}", f"backbone.fpn.fpn_inner{level - 1}"
         yield f"fpn/output{level}", f"backbone.fpn.fpn_layer{level - 1}"
-    if isinstance(config, RcnnConfig):
-        for i in range(1, config.roi.mask_convolutions + 1):
-            yield f"mask_head/conv{i}", f"roi_heads.mask.feature_extractor.mask_fcn{i}"
-    else:
-        for i in range(config.head_convolutions):
-            # A ReLU stands between two of them.
-            yield f"head/class_conv{i + 1}", f"rpn.head.cls_tower.{2 * i}"
-            yield f"head/box_conv{i + 1}", f"rpn.head.bbox_tower.{2 * i}"
-    yield from MASKRCNN_BENCHMARK_HEADS.items()
 
 
-def background_first(config: ModelConfig) -> dict[str, Layout]:
+def background_first(config: RcnnConfig) -> dict[str, Layout]:
     """Layouts of detectors whose first class is the background."""
     return _flat_regions(config) | {
         "box_predictor/class": BACKGROUND_FIRST,
@@ -147,55 +141,66 @@ def background_first(config: ModelConfig) -> dict[str, Layout]:
     }
 
 
-def _flat_regions(config: ModelConfig) -> dict[str, Layout]:
-    return {"box_head/fc1/kernel": flattened(config.roi.box_size)} if isinstance(config, RcnnConfig) else {}
+def _flat_regions(config: RcnnConfig) -> dict[str, Layout]:
+    return {"box_head/fc1/kernel": flattened(config.roi.box_size)}
 
 
-def _stem(config: ModelConfig) -> dict[str, Layout]:
+def stem(config: AnchoredConfig) -> dict[str, Layout]:
     """Weights that began as MSRA's have their strides in the 1x1, and take BGR; those that began as torchvision's, neither."""
     return {"backbone/conv1/kernel": BGR} if config.backbone.stride_in_1x1 else {}
 
 
-def _anchors_by_size(config: ModelConfig) -> dict[str, Layout]:
-    if not isinstance(config, RcnnConfig):
-        return {}
+def _anchors_by_size(config: RcnnConfig) -> dict[str, Layout]:
     layout = anchors_by_size(len(config.anchor_sizes[0]), len(config.anchor_aspect_ratios))
     return {"rpn/objectness": layout, "rpn/box": layout}
 
 
-TORCHVISION = Origin(
+def agreements(conventions: Conventions, *, stride_in_1x1: bool | None = None) -> dict[str, object]:
+    """What a configuration must say for weights that were trained with these conventions.
+
+    Args:
+        conventions: of the code base.
+        stride_in_1x1: where the strides of the ResNet's blocks are; None where there are both kinds.
+    """
+    required: dict[str, object] = {f"conventions.{name}": getattr(conventions, name) for name in ESSENTIAL}
+    return required if stride_in_1x1 is None else required | {"backbone.stride_in_1x1": stride_in_1x1}
+
+
+TORCHVISION = NameTable(
     "a detector of torchvision",
+    RcnnConfig,
     torchvision,
     layouts=background_first,
     unneeded=re.compile(r"\.num_batches_tracked$"),
     renamed=TORCHVISION_RENAMED,
-    conventions=rcnn.TORCHVISION,
-    stride_in_1x1=False,
+    agreements=agreements(TORCHVISION_CONVENTIONS, stride_in_1x1=False),
 )
-DETECTRON2 = Origin(
+DETECTRON2 = NameTable(
     "a detector of detectron2",
+    RcnnConfig,
     detectron2,
-    layouts=lambda config: _flat_regions(config) | _stem(config) | _anchors_by_size(config),
+    layouts=lambda config: _flat_regions(config) | stem(config) | _anchors_by_size(config),
     folds_statistics=True,
     unneeded=re.compile(r"^pixel_(mean|std)$|\.anchor_generator\.|\.num_batches_tracked$"),
     renamed=(PARALLEL,),
-    conventions=rcnn.DETECTRON2,
+    agreements=agreements(DETECTRON2_CONVENTIONS),
 )
-MMDETECTION = Origin(
+MMDETECTION = NameTable(
     "a detector of mmdetection",
+    RcnnConfig,
     mmdetection,
-    layouts=lambda config: _flat_regions(config) | _stem(config),
+    layouts=lambda config: _flat_regions(config) | stem(config),
     unneeded=re.compile(r"\.num_batches_tracked$"),
     renamed=(PARALLEL,),
-    conventions=rcnn.MMDETECTION,
+    agreements=agreements(MMDETECTION_CONVENTIONS),
     counts_batches=True,
 )
-MASKRCNN_BENCHMARK = Origin(
+MASKRCNN_BENCHMARK = NameTable(
     "a detector of maskrcnn-benchmark",
+    RcnnConfig,
     maskrcnn_benchmark,
-    layouts=lambda config: background_first(config) | _stem(config),
+    layouts=lambda config: background_first(config) | stem(config),
     unneeded=re.compile("|".join(MASKRCNN_BENCHMARK_UNNEEDED.values())),
     renamed=(PARALLEL,),
-    conventions=rcnn.MASKRCNN_BENCHMARK,
-    stride_in_1x1=True,
+    agreements=agreements(MASKRCNN_BENCHMARK_CONVENTIONS, stride_in_1x1=True),
 )

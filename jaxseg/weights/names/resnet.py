@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from jaxseg.config import ModelConfig, RcnnConfig
+from jaxseg.models import BackboneModelConfig
 
 _PROJECTION = {"shortcut": "downsample.0", "bn_shortcut": "downsample.1"}
 
@@ -24,7 +24,7 @@ class ResNetNames:
     first: int
     block: Mapping[str, str]
 
-    def modules(self, config: ModelConfig, body: str = "", head: str = "") -> Iterator[tuple[str, str]]:
+    def modules(self, config: BackboneModelConfig, body: str = "", head: str = "") -> Iterator[tuple[str, str]]:
         """Pairs of our module path and theirs; `body` and `head` come before theirs.
 
         Args:
@@ -37,13 +37,14 @@ class ResNetNames:
         for ours, theirs in self.stem.items():
             yield f"backbone/{ours}", body + theirs
         for stage, blocks in enumerate(config.backbone.stage_sizes):
-            in_head = stage == 3 and isinstance(config, RcnnConfig) and config.neck == "c4"
+            module = config.last_stage_module if stage == 3 else "backbone"
+            prefix = body if module == "backbone" else head
             for block in range(blocks):
                 for ours, theirs in self.block.items():
                     if block == 0 or "shortcut" not in ours:
                         name = self.stage.format(stage=self.first + stage, block=block, module=theirs)
                         path = f"stage{stage + 1}_block{block}/{ours}"
-                        yield (f"box_head/{path}", head + name) if in_head else (f"backbone/{path}", body + name)
+                        yield f"{module}/{path}", prefix + name
 
 
 STEM = {"conv1": "conv1", "bn1": "bn1"}

@@ -4,10 +4,11 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-from jaxseg.config import Conventions, ModelConfig, YolactConfig
+from jaxseg.config import ModelConfig
 from jaxseg.weights.names.layouts import CONVOLUTION, DENSE, TRANSPOSED_CONVOLUTION, Layout
 
 # Our leaf, with the collection it lives in, beside what others write behind a module's name.
@@ -20,17 +21,16 @@ TORCH_LEAVES = {
 }
 # Of a batch norm that is a scale and a bias only.
 IDENTITY_STATISTICS = {"mean": 0.0, "var": 1.0}
-# Conventions without which a detector's weights mean something else.
-ESSENTIAL = ("resize", "pixel_offset", "cell_anchors", "anchor_strides", "roi_aligned")
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
+class NameTable:
     """A kind of file.
 
     Attributes:
         title: what messages call it.
-        modules: pairs of our module path and theirs, for every module that holds parameters, and more where other models have
+        models: the class of configurations whose detectors such a file can hold.
+        modules: for such a configuration, pairs of our module path and theirs, for every module that holds parameters, and more where other models have
             some; None where names and layouts are ours.
         leaves: what stands behind a module's name.
         layouts: of parameters that are laid out otherwise, by our path without its collection, whole modules included. Kernels
@@ -40,29 +40,29 @@ class Origin:
         folds_statistics: batch norms may come as a scale and a bias only.
         unneeded: entries of files that no model here has.
         renamed: older names, as a pattern, and what they are called now.
-        conventions: that the weights learned with; None where any will do.
-        stride_in_1x1: where the strides of the ResNet's blocks sit; None: there are both.
+        agreements: values of a model's configuration, by their dotted keys, that the weights were
+            trained with and that they would mean something else without.
         counts_batches: batch norms count their batches.
     """
 
     title: str
-    modules: Callable[[ModelConfig], Iterator[tuple[str, str]]] | None
+    models: type[ModelConfig]
+    modules: Callable[[Any], Iterator[tuple[str, str]]] | None
     leaves: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=lambda: TORCH_LEAVES)
-    layouts: Callable[[ModelConfig], Mapping[str, Layout]] | None = None
+    layouts: Callable[[Any], Mapping[str, Layout]] | None = None
     part: str = ""
     optional: tuple[str, ...] = ()
     folds_statistics: bool = False
     unneeded: re.Pattern[str] | None = None
     renamed: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = ()
-    conventions: Conventions | None = None
-    stride_in_1x1: bool | None = None
+    agreements: Mapping[str, object] = dataclasses.field(default_factory=dict)
     counts_batches: bool = False
 
     def names(self, config: ModelConfig, paths: Iterable[str]) -> dict[str, str]:
         """Their name of each of our paths (`params/head/box/kernel`), as far as such a file has it."""
         if self.modules is None:
             return {path: path for path in paths}
-        theirs = dict(self.modules(config))
+        theirs = dict(self.modules(config)) if self.describes(config) else {}
         names = {}
         for path in paths:
             collection, module, leaf = _parts(path)
@@ -85,18 +85,14 @@ class Origin:
         return IDENTITY_STATISTICS.get(_parts(path)[2]) if self.folds_statistics else None
 
     def describes(self, config: ModelConfig) -> bool:
-        """Whether there are such detectors, whatever their conventions."""
-        return self.modules is not None and any(True for _ in self.modules(config))
+        """Whether such a file can hold the weights of this kind of detector, whatever its conventions."""
+        return isinstance(config, self.models)
 
     def disagreements(self, config: ModelConfig) -> list[str]:
         """Where a configuration describes another detector than the weights learned to be, each in a few words."""
-        theirs: dict[str, object] = {}
-        if self.conventions is not None and not isinstance(config, YolactConfig):
-            theirs |= {f"conventions.{name}": getattr(self.conventions, name) for name in ESSENTIAL}
-        if self.stride_in_1x1 is not None:
-            theirs["backbone.stride_in_1x1"] = self.stride_in_1x1
-        ours = {key: functools.reduce(getattr, key.split("."), config) for key in theirs}
-        return [f"model.{key} is {value!r} there and {ours[key]!r} here" for key, value in theirs.items() if value != ours[key]]
+        ours = {key: functools.reduce(getattr, key.split("."), config) for key in self.agreements}
+        pairs = [(key, value, ours[key]) for key, value in self.agreements.items()]
+        return [f"model.{key} is {value!r} there and {own!r} here" for key, value, own in pairs if value != own]
 
     def to_ours(self, config: ModelConfig, path: str, value: np.ndarray) -> np.ndarray:
         """An entry in our layout; a view of it where that will do."""

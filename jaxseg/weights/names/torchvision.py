@@ -6,10 +6,18 @@ that they learned with are ours, within half a grey level.
 
 import re
 
+from jaxseg.models import BackboneModelConfig
 from jaxseg.weights.names import resnet as names_resnet
-from jaxseg.weights.names.rules import Origin
+from jaxseg.weights.names.rules import NameTable
 
 # The classifier, and counters of batch norm.
 UNNEEDED = re.compile(r"^fc\.|\.num_batches_tracked$")
 
-RESNET = Origin("a ResNet of torchvision", names_resnet.TORCHVISION.modules, part="backbone", unneeded=UNNEEDED, stride_in_1x1=False)
+RESNET = NameTable(
+    "a ResNet of torchvision",
+    BackboneModelConfig,
+    names_resnet.TORCHVISION.modules,
+    part="backbone",
+    unneeded=UNNEEDED,
+    agreements={"backbone.stride_in_1x1": False},
+)

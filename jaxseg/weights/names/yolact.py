@@ -7,9 +7,9 @@ A row ends where a module's own parameters begin (`weight`, `bias`, ... there; `
 import re
 from collections.abc import Iterator
 
-from jaxseg.config import ModelConfig, YolactConfig
+from jaxseg.models import BackboneModelConfig, YolactConfig
 from jaxseg.weights.names import resnet as names_resnet
-from jaxseg.weights.names.rules import Origin
+from jaxseg.weights.names.rules import NameTable
 
 # The prediction head's four convolutions; the pyramid's own lists run from P5 down to P3.
 SHARED = {
@@ -46,17 +46,15 @@ RENAMED = {
 }
 
 
-def modules(config: ModelConfig) -> Iterator[tuple[str, str]]:
+def modules(config: YolactConfig) -> Iterator[tuple[str, str]]:
     """Pairs of our module path and the original's, for every module that holds parameters."""
-    if not isinstance(config, YolactConfig):
-        return
     yield from SHARED.items()
     yield from names_resnet.YOLACT.modules(config, "backbone.")
     for ours, theirs in darknet_modules(config):
         yield ours, f"backbone.{theirs}"
 
 
-def darknet_modules(config: ModelConfig) -> Iterator[tuple[str, str]]:
+def darknet_modules(config: BackboneModelConfig) -> Iterator[tuple[str, str]]:
     """The same for a Darknet alone, as `darknet53.pth` has it."""
     if config.backbone.name != "darknet":
         return
@@ -71,8 +69,9 @@ def darknet_modules(config: ModelConfig) -> Iterator[tuple[str, str]]:
             yield f"backbone/{unit}/{ours}", f"{their_unit}.{theirs}"
 
 
-DETECTOR = Origin(
+DETECTOR = NameTable(
     "a detector of dbolya/yolact",
+    YolactConfig,
     modules,
     # Files made for inference are without it.
     optional=("semantic_head",),
@@ -80,6 +79,10 @@ DETECTOR = Origin(
     renamed=tuple((re.compile(old), new) for old, new in RENAMED.values()),
     counts_batches=True,
 )
-DARKNET53 = Origin(
-    "a Darknet-53 of dbolya/yolact", darknet_modules, part="backbone", unneeded=re.compile(UNNEEDED["counters of batch norm"])
+DARKNET53 = NameTable(
+    "a Darknet-53 of dbolya/yolact",
+    BackboneModelConfig,
+    darknet_modules,
+    part="backbone",
+    unneeded=re.compile(UNNEEDED["counters of batch norm"]),
 )

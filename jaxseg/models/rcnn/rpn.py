@@ -11,19 +11,19 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from jaxseg.config import Conventions, RpnConfig
 from jaxseg.devices import each_image, on_each_device
+from jaxseg.models.anchored.conventions import Conventions
+from jaxseg.models.anchored.matching import match_objects
 from jaxseg.models.layers import conv
-from jaxseg.ops.anchors import in_padded_picture, inside_picture
+from jaxseg.models.rcnn.config import RpnConfig
 from jaxseg.ops.boxes import clip_boxes, decode_deltas, encode_deltas, longer_than
 from jaxseg.ops.implementation import Implementation
 from jaxseg.ops.losses import smooth_l1
-from jaxseg.ops.matching import Match, Matches, match_anchors
 from jaxseg.ops.nms import exact_nms
 from jaxseg.ops.sampling import sample_labels
 from jaxseg.structures import Targets
 
-normal = nn.initializers.normal
+_normal = nn.initializers.normal
 
 
 class Proposals(NamedTuple):
@@ -57,9 +57,9 @@ class RpnHead(nn.Module):
     dtype: Any
 
     def setup(self) -> None:
-        self.conv = conv(self.channels, 3, init=normal(0.01), dtype=self.dtype)
-        self.objectness = conv(self.num_anchors, 1, init=normal(0.01), dtype=self.dtype)
-        self.box = conv(4 * self.num_anchors, 1, init=normal(0.01), dtype=self.dtype)
+        self.conv = conv(self.channels, 3, init=_normal(0.01), dtype=self.dtype)
+        self.objectness = conv(self.num_anchors, 1, init=_normal(0.01), dtype=self.dtype)
+        self.box = conv(4 * self.num_anchors, 1, init=_normal(0.01), dtype=self.dtype)
 
     def __call__(self, levels: tuple[Float[Array, "B _ _ c"], ...]) -> RpnOutputs:
         outputs = RpnOutputs([], [])
@@ -160,40 +160,6 @@ def _shared_quota(scores: Float32[Array, "B n"], count: int, group: int) -> tupl
     chosen = chosen.reshape(scores.shape)
     indices = jnp.argsort(~chosen, axis=1, stable=True)[:, :rows]
     return indices, jnp.take_along_axis(chosen, indices, 1)
-
-
-def match_objects(
-    anchors: Float32[np.ndarray, "A 4"],
-    targets: Targets,
-    image_size: Int32[Array, "2"],
-    positive_iou: float,
-    negative_iou: float,
-    conventions: Conventions,
-) -> Matches:
-    """What the anchors are to the objects of one image, by the conventions' rules; anchors that may not learn are ignored.
-
-    Args:
-        anchors: of all levels, in pixels of the network's input.
-        targets: ground truth; crowds do not count.
-        image_size: height and width of the picture within the network's input.
-        positive_iou: see `match_anchors`.
-        negative_iou: see `match_anchors`.
-        conventions: whose rules.
-    """
-    labels, matched = match_anchors(
-        anchors,
-        targets.boxes,
-        targets.valid & ~targets.crowd,
-        positive_iou=positive_iou,
-        negative_iou=negative_iou,
-        forced=conventions.forced_match,
-        forced_min_iou=conventions.forced_match_iou,
-        pixel_offset=conventions.pixel_offset,
-        # Objects do not choose among anchors beyond the picture; those that reach out of it they may choose, in vain.
-        candidates=None if conventions.padding_anchors else in_padded_picture(anchors, image_size),
-    )
-    learns = inside_picture(anchors, image_size, border=conventions.anchor_border)
-    return Matches(jnp.where(learns, labels, Match.IGNORE), matched)
 
 
 def rpn_sums(

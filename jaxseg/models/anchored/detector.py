@@ -1,13 +1,12 @@
 """What R-CNN and RetinaNet share: pictures that keep their proportions, and anchors on the levels of a pyramid."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
-from jaxseg.config import RcnnConfig, RetinaNetConfig
-from jaxseg.models.detector import Detector, Images, blank_padding, is_frozen, normalize_images
+from jaxseg.models.anchored.config import AnchoredConfig
+from jaxseg.models.detector import Detector, Images, blank_padding, normalize_images
+from jaxseg.models.freezing import is_frozen
 from jaxseg.ops.anchors import pyramid_anchors
 from jaxseg.structures import InputSpec, Resize
 
@@ -15,28 +14,26 @@ Levels = tuple[Float[Array, "B _ _ c"], ...]
 
 
 class AnchoredDetector(Detector):
-    """A detector whose boxes start from anchors, with the conventions of one of the originals.
+    """A detector whose boxes start from anchors, with the conventions of one of the originals."""
 
-    Attributes:
-        config: the model's part of the configuration.
-        dtype: of the convolutions.
-    """
-
-    config: RcnnConfig | RetinaNetConfig
-    dtype: Any = jnp.float32
+    config: AnchoredConfig
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Of the levels that anchors lie on."""
+        """The strides of the levels that anchors lie on."""
         raise NotImplementedError(f"{type(self).__name__}.strides")
 
     @property
+    def mask_crop_size(self) -> int | None:
+        """The number of cells along a side of a ground-truth mask; None for a detector without masks."""
+        return None
+
+    @property
     def input_spec(self) -> InputSpec:
-        """A few padded shapes; masks, if any, are over their boxes."""
-        c = self.config
-        crop = c.roi.mask_crop_size if isinstance(c, RcnnConfig) and c.masks else None
+        """A few padded shapes of the input; masks, if there are any, lie over their boxes."""
+        c, crop = self.config, self.mask_crop_size
         return InputSpec(
-            image_sizes=c.input.padded_shapes,
+            input_sizes=c.input.padded_shapes,
             mask_size=(crop, crop) if crop else None,
             semantic_size=None,
             num_classes=c.num_classes,

@@ -10,14 +10,14 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float32, Int32
 
-from jaxseg.config import RetinaNetConfig
 from jaxseg.devices import each_image
-from jaxseg.models.anchored import AnchoredDetector, Levels, whole_sizes
+from jaxseg.models.anchored.detector import AnchoredDetector, Levels, whole_sizes
+from jaxseg.models.anchored.matching import match_objects
 from jaxseg.models.backbones.build import build_backbone
-from jaxseg.models.detector import Images
+from jaxseg.models.detector import Images, detector_of
 from jaxseg.models.fpn import FPN
 from jaxseg.models.layers import conv
-from jaxseg.models.rpn import match_objects
+from jaxseg.models.retinanet.config import RetinaNetConfig
 from jaxseg.ops.boxes import DELTA_WEIGHTS, clip_boxes, decode_deltas, encode_deltas, longer_than
 from jaxseg.ops.losses import sigmoid_focal_loss, smooth_l1
 from jaxseg.ops.matching import Match
@@ -78,6 +78,7 @@ class RetinaNetHead(nn.Module):
         return LevelOutputs(tower("class", self.num_classes, prior), tower("box", 4, nn.initializers.zeros))
 
 
+@detector_of(RetinaNetConfig)
 class RetinaNet(AnchoredDetector):
     """Trunk, pyramid from P3 to P7, and a head that classifies and moves the anchors of every cell."""
 

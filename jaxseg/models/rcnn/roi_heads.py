@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from jaxseg.config import Conventions, RoiConfig
+from jaxseg.models.anchored.conventions import Conventions
 from jaxseg.models.backbones.resnet import Bottleneck
 from jaxseg.models.layers import Deconvolution, NormMode, conv, kaiming_normal, kaiming_uniform
-from jaxseg.models.rpn import Proposals
+from jaxseg.models.rcnn.config import RoiConfig
+from jaxseg.models.rcnn.rpn import Proposals
 from jaxseg.ops.boxes import DELTA_WEIGHTS, clip_boxes, decode_deltas, encode_deltas, longer_than
 from jaxseg.ops.implementation import Implementation
 from jaxseg.ops.losses import smooth_l1

@@ -1,52 +1,16 @@
-"""Backbones, and YOLACT."""
-
-from __future__ import annotations
+"""The settings of YOLACT."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal, cast, get_args
 
+from jaxseg.config.model import ModelConfig
 from jaxseg.config.values import require
+from jaxseg.models.backbones.config import RESNET101, BackboneConfig, BackboneModelConfig
 
+# Batch norm over fewer images than this does more harm than good (the original's rule).
+MIN_BATCH_NORM_IMAGES = 6
 
-@dataclasses.dataclass(frozen=True)
-class BackboneConfig:
-    """`resnet` (bottlenecks) or `darknet`, by blocks a stage and the stem's width."""
-
-    name: Literal["resnet", "darknet"] = "resnet"
-    stage_sizes: tuple[int, ...] = (3, 4, 23, 3)
-    width: int = 64
-    # RGB, in 0..255. Darknet divides by 255 only.
-    pixel_mean: tuple[float, ...] = (123.68, 116.78, 103.94)
-    pixel_std: tuple[float, ...] = (58.40, 57.12, 57.38)
-    # Of a ResNet's blocks: the stride sits on the first 1x1 convolution, as in MSRA's weights, and not on the 3x3.
-    stride_in_1x1: bool = False
-    # Of a ResNet. "group": 32 groups a layer.
-    norm: Literal["batch", "group"] = "batch"
-    # Added to the variance.
-    norm_epsilon: float = 1e-5
-    # Training leaves the first so many parts as they are: 1 is the stem, 2 the stem and C2, ...
-    frozen_stages: int = 0
-
-    def validate(self, key: str) -> None:
-        stages = 4 if self.name == "resnet" else 5
-        require(len(self.stage_sizes) == stages, f"{key}.stage_sizes", self.stage_sizes, f"{stages} stages for a {self.name}")
-        require(min(self.stage_sizes) >= 1, f"{key}.stage_sizes", self.stage_sizes, "at least one block a stage")
-        require(self.width >= 1, f"{key}.width", self.width, "at least 1")
-        for name in ("pixel_mean", "pixel_std"):
-            require(len(getattr(self, name)) == 3, f"{key}.{name}", getattr(self, name), "three numbers, for R, G and B")
-        require(min(self.pixel_std) > 0, f"{key}.pixel_std", self.pixel_std, "numbers above 0")
-        require(self.norm_epsilon >= 0, f"{key}.norm_epsilon", self.norm_epsilon, "0 or more")
-        require(0 <= self.frozen_stages <= stages + 1, f"{key}.frozen_stages", self.frozen_stages, f"0 to {stages + 1}")
-        plain = self.norm == "batch" and not self.stride_in_1x1
-        require(self.name == "resnet" or plain, f"{key}.name", self.name, "resnet, for stride_in_1x1 and group norm are of ResNets")
-
-
-RESNET50 = BackboneConfig(stage_sizes=(3, 4, 6, 3))
-RESNET101 = BackboneConfig(stage_sizes=(3, 4, 23, 3))
-RESNET152 = BackboneConfig(stage_sizes=(3, 8, 36, 3))
-DARKNET53 = BackboneConfig(
-    name="darknet", stage_sizes=(1, 2, 8, 8, 4), width=32, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(255.0, 255.0, 255.0)
-)
+NmsRule = Literal["fast", "cross_class", "greedy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +47,7 @@ class LossConfig:
 class DetectionConfig:
     """From raw outputs to detections, as the original's `Detect`."""
 
-    nms: Literal["fast", "cross_class", "greedy"] = "fast"
+    nms: NmsRule = "fast"
     # A prior is a candidate when its best foreground probability exceeds this.
     score_threshold: float = 0.05
     iou_threshold: float = 0.5
@@ -98,11 +62,10 @@ class DetectionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class YolactConfig:
+class YolactConfig(BackboneModelConfig):
     """YOLACT (arXiv:1904.02689). Defaults: YOLACT-base."""
 
     kind: Literal["yolact"] = "yolact"
-    num_classes: int = 80
     image_size: int = 550
     backbone: BackboneConfig = RESNET101
     fpn_channels: int = 256
@@ -116,23 +79,30 @@ class YolactConfig:
     square_anchors: bool = True
     # "auto": frozen when the global batch is under 6 images, as the original does per GPU.
     batch_norm: Literal["auto", "train", "frozen"] = "auto"
-    # Of the convolutions; "auto" is bfloat16 on GPUs and TPUs, float32 on CPUs. Parameters, boxes and losses stay float32.
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    # Of non-maximum suppression: "auto" takes the kernels on NVIDIA GPUs that run them and plain JAX ("xla") elsewhere.
-    implementation: Literal["auto", "xla", "mosaic_gpu"] = "auto"
     losses: LossConfig = LossConfig()
     detection: DetectionConfig = DetectionConfig()
 
+    resumable_keys: ClassVar[tuple[str, ...]] = ("detection.",)
+    nms_rules: ClassVar[tuple[str, ...]] = get_args(NmsRule)
+
     @property
     def has_masks(self) -> bool:
-        """Whether the detector learns and finds masks."""
         return True
 
+    def freezes_batch_norm(self, batch_size: int) -> bool:
+        """Whether training leaves all batch norms as they are, given the size of the global batch."""
+        too_few = batch_size < MIN_BATCH_NORM_IMAGES
+        return self.batch_norm == "frozen" or (self.batch_norm == "auto" and too_few)
+
+    def with_nms(self, rule: str) -> ModelConfig:
+        if rule not in self.nms_rules:
+            return super().with_nms(rule)
+        return dataclasses.replace(self, detection=dataclasses.replace(self.detection, nms=cast(NmsRule, rule)))
+
     def validate(self, key: str) -> None:
-        self.backbone.validate(f"{key}.backbone")
+        super().validate(key)
         self.losses.validate(f"{key}.losses")
         self.detection.validate(f"{key}.detection")
-        require(self.num_classes >= 1, f"{key}.num_classes", self.num_classes, "at least 1 (background is not counted)")
         require(self.image_size >= 32, f"{key}.image_size", self.image_size, "at least 32 pixels")
         for name in ("fpn_channels", "head_channels", "prototype_channels", "num_prototypes"):
             require(getattr(self, name) >= 1, f"{key}.{name}", getattr(self, name), "at least 1")

@@ -9,14 +9,24 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from jaxseg.config import RcnnConfig
 from jaxseg.devices import each_image
-from jaxseg.models.anchored import AnchoredDetector, Levels, whole_sizes
+from jaxseg.models.anchored.detector import AnchoredDetector, Levels, whole_sizes
 from jaxseg.models.backbones.build import build_backbone
-from jaxseg.models.detector import Images
+from jaxseg.models.detector import Images, detector_of
 from jaxseg.models.fpn import FPN
-from jaxseg.models.roi_heads import BoxHead, BoxPredictor, C5Head, MaskHead, RoiSamples, kept_regions, mask_sum, region_sums, sample_regions
-from jaxseg.models.rpn import Proposals, RpnHead, RpnOutputs, propose, rpn_losses, rpn_sums
+from jaxseg.models.rcnn.config import RcnnConfig
+from jaxseg.models.rcnn.roi_heads import (
+    BoxHead,
+    BoxPredictor,
+    C5Head,
+    MaskHead,
+    RoiSamples,
+    kept_regions,
+    mask_sum,
+    region_sums,
+    sample_regions,
+)
+from jaxseg.models.rcnn.rpn import Proposals, RpnHead, RpnOutputs, propose, rpn_losses, rpn_sums
 from jaxseg.ops.roi_align import pyramid_levels, roi_align
 from jaxseg.structures import Batch, Detections
 
@@ -33,6 +43,7 @@ class RcnnOutputs:
     box_deltas: Float32[Array, "B P C 4"]
 
 
+@detector_of(RcnnConfig)
 class Rcnn(AnchoredDetector):
     """Trunk, neck, region proposals, and heads that look at each region."""
 
@@ -61,6 +72,10 @@ class Rcnn(AnchoredDetector):
     def strides(self) -> tuple[int, ...]:
         """Of the levels that anchors lie on; regions are pooled from all of them but P6."""
         return (4, 8, 16, 32, 64) if self.config.neck == "fpn" else (16,)
+
+    @property
+    def mask_crop_size(self) -> int | None:
+        return self.config.roi.mask_crop_size if self.config.masks else None
 
     # ---- The network ----
 

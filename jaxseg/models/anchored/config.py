@@ -1,0 +1,75 @@
+"""The settings that Faster R-CNN, Mask R-CNN and RetinaNet share."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from jaxseg.config.values import require
+from jaxseg.models.anchored.conventions import MASKRCNN_BENCHMARK, Conventions
+from jaxseg.models.backbones.config import MSRA_RESNET50, BackboneConfig, BackboneModelConfig
+
+# Sides of the network's input are multiples of this, so that every level of the pyramid halves evenly.
+SIZE_DIVISOR = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+    """The network's input: pictures keep their proportions and are padded on the right and below to one of a few shapes."""
+
+    # Training draws one of them; evaluation takes the largest.
+    shorter_side: tuple[int, ...] = (800,)
+    longer_side: int = 1333
+    # Height and width of each shape; empty: one that holds every landscape picture, and one for portraits.
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def padded_shapes(self) -> tuple[tuple[int, int], ...]:
+        """`shapes`, or the two that hold every picture."""
+        if self.shapes:
+            return tuple((height, width) for height, width in self.shapes)
+        short, long = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in (max(self.shorter_side), self.longer_side))
+        return ((short, long), (long, short)) if short != long else ((short, long),)
+
+    def validate(self, key: str) -> None:
+        require(len(self.shorter_side) >= 1, f"{key}.shorter_side", self.shorter_side, "one side or more")
+        require(min(self.shorter_side) >= SIZE_DIVISOR, f"{key}.shorter_side", self.shorter_side, f"at least {SIZE_DIVISOR} pixels")
+        require(self.longer_side >= max(self.shorter_side), f"{key}.longer_side", self.longer_side, "at least the largest of shorter_side")
+        even = all(len(shape) == 2 and min(shape) > 0 and not any(side % SIZE_DIVISOR for side in shape) for shape in self.shapes)
+        require(even, f"{key}.shapes", self.shapes, f"pairs of height and width, multiples of {SIZE_DIVISOR}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchoredConfig(BackboneModelConfig):
+    """A detector whose boxes start from anchors, on pictures that keep their proportions."""
+
+    input: InputConfig = InputConfig()
+    backbone: BackboneConfig = MSRA_RESNET50
+    fpn_channels: int = 256
+    # One tuple for each level that anchors lie on, in pixels.
+    anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+    # Height over width.
+    anchor_aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    # "eval" uses the running statistics while scales and biases learn; "frozen" keeps these, too.
+    batch_norm: Literal["train", "eval", "frozen"] = "frozen"
+    conventions: Conventions = MASKRCNN_BENCHMARK
+
+    keeps_proportions: ClassVar[bool] = True
+
+    @property
+    def anchor_levels(self) -> int:
+        """The number of levels that anchors lie on."""
+        return 5
+
+    def validate(self, key: str) -> None:
+        super().validate(key)
+        require(self.fpn_channels >= 1, f"{key}.fpn_channels", self.fpn_channels, "at least 1")
+        require(self.backbone.name == "resnet", f"{key}.backbone.name", self.backbone.name, "resnet")
+        self.input.validate(f"{key}.input")
+        self.conventions.validate(f"{key}.conventions")
+        sizes, ratios = self.anchor_sizes, self.anchor_aspect_ratios
+        counts = {len(level) for level in sizes}
+        levels = f"one tuple a level, and there are {self.anchor_levels}"
+        require(len(sizes) == self.anchor_levels, f"{key}.anchor_sizes", sizes, levels)
+        shared = "as many sizes on each level, for the head is shared"
+        require(len(counts) == 1 and min(counts) >= 1, f"{key}.anchor_sizes", sizes, shared)
+        require(all(size > 0 for level in sizes for size in level), f"{key}.anchor_sizes", sizes, "sizes above 0")
+        require(len(ratios) >= 1 and min(ratios) > 0, f"{key}.anchor_aspect_ratios", ratios, "one or more ratios above 0")

@@ -1,0 +1,76 @@
+"""The settings of a backbone, and the backbones that the originals start from."""
+
+import dataclasses
+from typing import Literal
+
+from jaxseg.config.model import ModelConfig
+from jaxseg.config.values import require
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """`resnet` (bottlenecks) or `darknet`, by blocks a stage and the stem's width."""
+
+    name: Literal["resnet", "darknet"] = "resnet"
+    stage_sizes: tuple[int, ...] = (3, 4, 23, 3)
+    width: int = 64
+    # RGB, in 0..255. Darknet divides by 255 only.
+    pixel_mean: tuple[float, ...] = (123.68, 116.78, 103.94)
+    pixel_std: tuple[float, ...] = (58.40, 57.12, 57.38)
+    # Of a ResNet's blocks: the stride sits on the first 1x1 convolution, as in MSRA's weights, and not on the 3x3.
+    stride_in_1x1: bool = False
+    # Of a ResNet. "group": 32 groups a layer.
+    norm: Literal["batch", "group"] = "batch"
+    # Added to the variance.
+    norm_epsilon: float = 1e-5
+    # Training leaves the first so many parts as they are: 1 is the stem, 2 the stem and C2, ...
+    frozen_stages: int = 0
+
+    def validate(self, key: str) -> None:
+        stages = 4 if self.name == "resnet" else 5
+        require(len(self.stage_sizes) == stages, f"{key}.stage_sizes", self.stage_sizes, f"{stages} stages for a {self.name}")
+        require(min(self.stage_sizes) >= 1, f"{key}.stage_sizes", self.stage_sizes, "at least one block a stage")
+        require(self.width >= 1, f"{key}.width", self.width, "at least 1")
+        for name in ("pixel_mean", "pixel_std"):
+            require(len(getattr(self, name)) == 3, f"{key}.{name}", getattr(self, name), "three numbers, for R, G and B")
+        require(min(self.pixel_std) > 0, f"{key}.pixel_std", self.pixel_std, "numbers above 0")
+        require(self.norm_epsilon >= 0, f"{key}.norm_epsilon", self.norm_epsilon, "0 or more")
+        require(0 <= self.frozen_stages <= stages + 1, f"{key}.frozen_stages", self.frozen_stages, f"0 to {stages + 1}")
+        plain = self.norm == "batch" and not self.stride_in_1x1
+        require(self.name == "resnet" or plain, f"{key}.name", self.name, "resnet, for stride_in_1x1 and group norm are of ResNets")
+
+
+RESNET50 = BackboneConfig(stage_sizes=(3, 4, 6, 3))
+RESNET101 = BackboneConfig(stage_sizes=(3, 4, 23, 3))
+RESNET152 = BackboneConfig(stage_sizes=(3, 8, 36, 3))
+DARKNET53 = BackboneConfig(
+    name="darknet", stage_sizes=(1, 2, 8, 8, 4), width=32, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(255.0, 255.0, 255.0)
+)
+
+# MSRA's ResNet-50 in RGB: colours not scaled, batch norm as a scale and a bias.
+MSRA_RESNET50 = dataclasses.replace(
+    RESNET50,
+    pixel_mean=(122.7717, 115.9465, 102.9801),
+    pixel_std=(1.0, 1.0, 1.0),
+    stride_in_1x1=True,
+    norm_epsilon=0.0,
+    frozen_stages=2,
+)
+# torchvision's, as mmdetection and torchvision normalise colours.
+IMAGENET_RESNET50 = dataclasses.replace(RESNET50, pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375), frozen_stages=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneModelConfig(ModelConfig):
+    """The settings of a detector on one of our backbones, whose published weights it can then load."""
+
+    backbone: BackboneConfig = RESNET50
+
+    @property
+    def last_stage_module(self) -> str:
+        """The module that holds C5 of a ResNet: "backbone", or a head that looks at regions of C4."""
+        return "backbone"
+
+    def validate(self, key: str) -> None:
+        super().validate(key)
+        self.backbone.validate(f"{key}.backbone")

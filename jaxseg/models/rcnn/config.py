@@ -1,0 +1,104 @@
+"""The settings of Faster R-CNN and Mask R-CNN."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from jaxseg.config.values import require
+from jaxseg.models.anchored.config import AnchoredConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RpnConfig:
+    """Region proposals: which anchors learn, and how many proposals go on."""
+
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3
+    # Anchors of an image that learn, and the largest part of them that may be positive.
+    samples: int = 256
+    positive_fraction: float = 0.5
+    # Of each level, by score.
+    pre_nms_train: int = 2000
+    pre_nms_test: int = 1000
+    nms_iou: float = 0.7
+    # Of an image; in training of conventions.proposal_group images.
+    post_nms_train: int = 1000
+    post_nms_test: int = 1000
+
+    def validate(self, key: str) -> None:
+        for name in ("positive_iou", "negative_iou", "positive_fraction", "nms_iou"):
+            require(0 <= getattr(self, name) <= 1, f"{key}.{name}", getattr(self, name), "between 0 and 1")
+        require(
+            self.negative_iou <= self.positive_iou, f"{key}.negative_iou", self.negative_iou, f"at most positive_iou, {self.positive_iou}"
+        )
+        for name in ("samples", "pre_nms_train", "pre_nms_test", "post_nms_train", "post_nms_test"):
+            require(getattr(self, name) >= 1, f"{key}.{name}", getattr(self, name), "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class RoiConfig:
+    """Regions of interest: which of them learn, what is pooled, and what is kept as detections."""
+
+    positive_iou: float = 0.5
+    samples: int = 512
+    positive_fraction: float = 0.25
+    box_size: int = 7
+    box_features: int = 1024
+    mask_size: int = 14
+    mask_channels: int = 256
+    mask_convolutions: int = 4
+    # Ground-truth masks come to the device as so many cells by so many, spread over their box.
+    mask_crop_size: int = 112
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    max_detections: int = 100
+
+    def validate(self, key: str) -> None:
+        for name in ("positive_iou", "positive_fraction", "score_threshold", "nms_iou"):
+            require(0 <= getattr(self, name) <= 1, f"{key}.{name}", getattr(self, name), "between 0 and 1")
+        for name in ("samples", "box_size", "box_features", "mask_size", "mask_channels", "max_detections"):
+            require(getattr(self, name) >= 1, f"{key}.{name}", getattr(self, name), "at least 1")
+        require(self.mask_convolutions >= 0, f"{key}.mask_convolutions", self.mask_convolutions, "0 or more")
+        require(
+            self.mask_crop_size >= 8 and self.mask_crop_size % 8 == 0,
+            f"{key}.mask_crop_size",
+            self.mask_crop_size,
+            "a multiple of 8, for the cells travel as bits",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RcnnConfig(AnchoredConfig):
+    """Faster R-CNN (arXiv:1506.01497) and Mask R-CNN (arXiv:1703.06870).
+
+    Defaults: Mask R-CNN, ResNet-50 with a feature pyramid, as maskrcnn-benchmark trains it.
+    """
+
+    kind: Literal["rcnn"] = "rcnn"
+    # False: Faster R-CNN.
+    masks: bool = True
+    # What regions are pooled from: a pyramid; C4, with C5 as the head; or C5 at C4's resolution.
+    neck: Literal["fpn", "c4", "dilated_c5"] = "fpn"
+    rpn: RpnConfig = RpnConfig(post_nms_train=2000)
+    roi: RoiConfig = RoiConfig()
+
+    resumable_keys: ClassVar[tuple[str, ...]] = (
+        *("rpn.pre_nms_test", "rpn.post_nms_test"),
+        *("roi.score_threshold", "roi.nms_iou", "roi.max_detections"),
+    )
+
+    @property
+    def has_masks(self) -> bool:
+        return self.masks
+
+    @property
+    def anchor_levels(self) -> int:
+        return 5 if self.neck == "fpn" else 1
+
+    @property
+    def last_stage_module(self) -> str:
+        return "box_head" if self.neck == "c4" else "backbone"
+
+    def validate(self, key: str) -> None:
+        super().validate(key)
+        for name in ("rpn", "roi"):
+            getattr(self, name).validate(f"{key}.{name}")
