@@ -14,10 +14,10 @@ import PIL.Image
 
 from jaxseg.config import Config, ConfigError
 from jaxseg.data.stream.batch_memory import check_batch_memory
+from jaxseg.data.views.view import View
 from jaxseg.evaluation.detect import (
     DeviceDetector,
     Selection,
-    Sizes,
     Started,
     one_ahead,
     prepare,
@@ -32,7 +32,8 @@ from jaxseg.ops.masks import resize_masks
 from jaxseg.pictures import ImageError, read_picture
 from jaxseg.structures import AnyArray, Detections, MaskCrop
 
-# On accelerators masks over the whole picture are resized on a canvas of a multiple of this many pixels, so that few sizes are compiled.
+# On accelerators, masks over the input are resized on a canvas of a multiple of this many pixels,
+# so that few sizes are compiled.
 _CANVAS_STEP = 128
 # Pixels of such a canvas, of which a hundred masks in float32 take 6 GB.
 _LARGEST_CANVAS = 1 << 24
@@ -47,12 +48,13 @@ class Prediction:
 
     Attributes:
         boxes: float32 `[n, 4]`, `x1, y1, x2, y2` in pixels of the picture, clipped to it.
-        masks: in the form that `Predictor` was asked for: bool `[n, H, W]`; n run lengths in COCO's compressed form,
-            `{"size": [H, W], "counts": text}`; or n parts of masks, `MaskCrop`. None where the detector has no masks.
+        masks: in the form that `Predictor` was asked for: bool `[n, H, W]`; n run lengths in COCO's
+            compressed form, `{"size": [H, W], "counts": text}`; or n parts of masks, `MaskCrop`.
+            None where the detector has no masks.
         scores: float32 `[n]`, 0..1.
         classes: int32 `[n]`, 0 .. C-1.
         names: the name of each object's class.
-        image_size: height and width of the picture.
+        picture_size: height and width of the picture.
     """
 
     boxes: np.ndarray
@@ -60,7 +62,7 @@ class Prediction:
     scores: np.ndarray
     classes: np.ndarray
     names: tuple[str, ...]
-    image_size: tuple[int, int]
+    picture_size: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -69,19 +71,23 @@ class Prediction:
 class Predictor:
     """Finds objects in pictures of any sizes.
 
-    Pictures are detected in batches of 1, 2, 4, ... up to `batch_size`, filled up where needed, so that few programs are
-    compiled; the host finishes one batch while the device works on the next. A batch has inputs of one shape, so where the
-    detector knows several, pictures may overtake each other on the way; answers come in the order of the pictures.
+    Pictures are detected in batches of 1, 2, 4, ... up to `batch_size`, filled up where needed, so
+    that few programs are compiled; the host finishes one batch while the device works on the next.
+    A batch has inputs of one size, so where the detector knows several, pictures may overtake each
+    other on the way; answers come in the order of the pictures.
 
     Args:
-        config: of the detector. `data.class_names` gives the names; where it is empty they are "class 0", "class 1", ...
+        config: of the detector. `data.class_names` gives the names; where it is empty they are
+            "class 0", "class 1", ...
         variables: its parameters and statistics, from `init_variables` or `load_weights`.
         score_threshold: keep objects with a score above it; 0 keeps all.
         top_k: keep at most so many of a picture; 0 keeps all.
         nms: of YOLACT, instead of `config.model.detection.nms`: "fast", "cross_class" or "greedy".
-        batch_size: the largest batch, a power of two; 0 takes the largest one up to `config.eval.batch_size`.
-        masks: their form, see `Prediction`. "full" masks take a byte a pixel of the picture each; "rle" (run lengths) and "crop"
-            (the part around the object) take as much as the object, whatever the picture's size.
+        batch_size: the largest batch, a power of two; 0 takes the largest one up to
+            `config.eval.batch_size`.
+        masks: their form, see `Prediction`. "full" masks take a byte a pixel of the picture each;
+            "rle" (run lengths) and "crop" (the part around the object) take as much as the object,
+            whatever the picture's size.
 
     Raises:
         ConfigError: for an option out of range.
@@ -113,9 +119,9 @@ class Predictor:
         spec = self._detector.spec
         check_batch_memory(spec, batch_size, 0, "batch_size", bytes_per_color=4)
         # Cells over boxes are few, and quickly pasted by the host.
-        self._masks_on_device = device.platform != "cpu" and spec.mask_frame == "image" and spec.resize.rule == "stretch"
-        # Pictures of each shape in turn still fill their batches.
-        self._patience = len(spec.image_sizes) * batch_size
+        self._masks_on_device = device.platform != "cpu" and spec.mask_frame == "image"
+        # Pictures of each input size in turn still fill their batches.
+        self._patience = len(spec.input_sizes) * batch_size
 
     @overload
     def __call__(self, images: Picture) -> Prediction: ...
@@ -127,18 +133,20 @@ class Predictor:
         """The objects of one picture, or of each in a list or tuple.
 
         Args:
-            images: uint8 `[H, W, 3]`, RGB; grey `[H, W]` and RGBA `[H, W, 4]` are converted, alpha is dropped. Or a picture of
-                Pillow's, in any mode, with its pixels as they are; or the path of a file, turned as its EXIF orientation says.
+            images: uint8 `[H, W, 3]`, RGB; grey `[H, W]` and RGBA `[H, W, 4]` are converted, alpha
+                is dropped. Or a picture of Pillow's, in any mode, with its pixels as they are; or
+                the path of a file, turned as its EXIF orientation says.
 
         Raises:
-            ImageError: for anything else, before anything is detected; or "full" masks of a picture would not fit into memory.
+            ImageError: for anything else, before anything is detected; or "full" masks of a picture
+                would not fit into memory.
         """
         if not isinstance(images, list | tuple):
             return next(self.stream([rgb_image(images)]))
         return list(self.stream([rgb_image(image, f"Picture {i}") for i, image in enumerate(images)]))
 
     def stream(self, images: Iterable[Picture]) -> Iterator[Prediction]:
-        """The objects of each of many pictures, which are asked for as they are needed: nothing keeps all of them.
+        """The objects of each of many pictures, which are asked for as they are needed.
 
         Raises:
             ImageError: at the first picture that cannot be used.
@@ -148,36 +156,38 @@ class Predictor:
         for batch, packed in one_ahead(self._submit(images)):
             detections = batch.detections if packed is None else dataclasses.replace(batch.detections, masks=None)
             on_host = jax.device_get(detections)
-            for row, (index, sizes) in enumerate(zip(batch.indices, batch.sizes, strict=True)):
-                finished[index] = functools.partial(self._finish, on_host, row, sizes, None if packed is None else packed[row])
+            for row, (index, view) in enumerate(zip(batch.indices, batch.views, strict=True)):
+                finished[index] = functools.partial(self._finish, on_host, row, view, None if packed is None else packed[row])
             while given in finished:
                 yield finished.pop(given)()
                 given += 1
 
     def _submit(self, images: Iterable[Picture]) -> Iterator[tuple[Started, list[jax.Array] | None]]:
         """Starts detection batch by batch: what is found, and masks packed at canvas size."""
-        pictures = (prepare(i, rgb_image(image, f"Picture {i}"), self._detector.spec) for i, image in enumerate(images))
+        pictures = (prepare(i, rgb_image(image, f"Picture {i}"), self._detector.rule) for i, image in enumerate(images))
         for batch in start_batches(self._detector, pictures, self._batch_sizes, self._patience):
             masks, packed = batch.detections.masks, None
             # Of very large pictures the host makes the masks, one by one.
-            largest = max(math.prod(_canvas(sizes.picture)) for sizes in batch.sizes)
-            if self._masks_on_device and masks is not None and largest <= _LARGEST_CANVAS:
-                packed = [_packed_row(masks, row, sizes.picture) for row, sizes in enumerate(batch.sizes)]
+            largest = max(math.prod(_canvas(view.picture_size)) for view in batch.views)
+            # The device's resize is of pictures that fill the input.
+            filled = all(view.image_size == view.input_size for view in batch.views)
+            if self._masks_on_device and masks is not None and filled and largest <= _LARGEST_CANVAS:
+                packed = [_packed_row(masks, row, view.picture_size) for row, view in enumerate(batch.views)]
             yield batch, packed
 
-    def _finish(self, detections: Detections, row: int, sizes: Sizes, packed: jax.Array | None) -> Prediction:
+    def _finish(self, detections: Detections, row: int, view: View, packed: jax.Array | None) -> Prediction:
         selected = select(detections, row, self._selection)
-        boxes, crops = to_crops(selected, sizes, self._detector.spec)
+        boxes, crops = to_crops(selected, view, self._detector.spec)
         if packed is not None:
             # The rows are in order of score, so the wanted ones come first.
-            crops = _unpacked(np.asarray(packed)[: len(selected.scores)], sizes.picture)
+            crops = _unpacked(np.asarray(packed)[: len(selected.scores)], view.picture_size)
         return Prediction(
             boxes=boxes,
-            masks=None if crops is None else self._formed(crops, sizes.picture, len(boxes)),
+            masks=None if crops is None else self._formed(crops, view.picture_size, len(boxes)),
             scores=selected.scores,
             classes=selected.classes,
             names=tuple(self.class_names[k] for k in selected.classes),
-            image_size=sizes.picture,
+            picture_size=view.picture_size,
         )
 
     def _formed(self, crops: Iterator[MaskCrop], size: tuple[int, int], count: int) -> Any:
@@ -201,27 +211,31 @@ def _canvas(size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _packed_row(masks: AnyArray, row: int, image_size: tuple[int, int]) -> jax.Array:
+def _packed_row(masks: AnyArray, row: int, picture_size: tuple[int, int]) -> jax.Array:
     # The row is data, so that all rows have one program.
     soft_masks = jax.lax.dynamic_index_in_dim(masks, row, keepdims=False)
-    return _packed_masks(soft_masks, np.array(image_size, np.int32), _canvas(image_size))
+    return _packed_masks(soft_masks, np.array(picture_size, np.int32), _canvas(picture_size))
 
 
 @functools.partial(jax.jit, static_argnames="canvas")
-def _packed_masks(soft_masks: jax.Array, image_size: jax.Array, canvas: tuple[int, int]) -> jax.Array:
-    """Masks of one picture on a canvas, one bit a pixel along x: a 32nd of what the host would else have to fetch."""
-    return jnp.packbits(resize_masks(soft_masks, image_size, canvas) > MASK_THRESHOLD, axis=2)
+def _packed_masks(soft_masks: jax.Array, picture_size: jax.Array, canvas: tuple[int, int]) -> jax.Array:
+    """Masks of one picture on a canvas, one bit a pixel along x.
+
+    This is a 32nd of what the host would have to fetch otherwise.
+    """
+    return jnp.packbits(resize_masks(soft_masks, picture_size, canvas) > MASK_THRESHOLD, axis=2)
 
 
 def rgb_image(image: Any, whose: str = "The picture") -> np.ndarray:
-    """A picture as uint8 `[H, W, 3]`: grey is repeated, an alpha channel is dropped, all else is refused.
+    """A picture as uint8 `[H, W, 3]`; grey is repeated, and an alpha channel is dropped.
 
     Args:
         image: an array, a picture of Pillow's, or the path of a file.
         whose: the subject of the error's sentence.
 
     Raises:
-        ImageError: it is no uint8 array of a picture's shape, or is empty; or no picture is in the file.
+        ImageError: it is no uint8 array of a picture's shape, or is empty; or no picture is in the
+            file.
     """
     if isinstance(image, str | Path):
         return read_picture(image)
@@ -245,7 +259,10 @@ def rgb_image(image: Any, whose: str = "The picture") -> np.ndarray:
 
 
 def as_json(prediction: Prediction) -> list[dict[str, Any]]:
-    """The objects of one picture as plain dicts and numbers, masks of any form both as run lengths and as polygons."""
+    """The objects of one picture as plain dicts and numbers.
+
+    Masks of any form are given both as run lengths and as polygons.
+    """
     rows: list[dict[str, Any]] = [
         {"box": box, "class": number, "name": name, "score": score}
         for box, number, name, score in zip(
@@ -255,7 +272,7 @@ def as_json(prediction: Prediction) -> list[dict[str, Any]]:
     if prediction.masks is None:
         return rows
     crops = [_as_crop(mask) for mask in prediction.masks]
-    rles = encode_crops(crops, prediction.image_size)
+    rles = encode_crops(crops, prediction.picture_size)
     outlines = [polygons(crop.bits, (crop.left, crop.top)) for crop in crops]
     return [{**row, "rle": rle, "polygons": outline} for row, rle, outline in zip(rows, rles, outlines, strict=True)]
 

@@ -1,7 +1,8 @@
-"""The three pytrees that travel through the house: `Targets`, `Batch` and `Detections`, and the `InputSpec` that sizes them.
+"""The three pytrees that all parts share, `Targets`, `Batch` and `Detections`, and their sizes.
 
-Everything that varies from picture to picture is padded to a fixed size and carries a validity mask,
-so that one compiled program serves every picture. Shapes below are for one image; a batch adds `B` in front.
+Everything that varies from picture to picture is padded to a fixed size and carries a validity
+mask, so that one compiled program serves every picture. Shapes below are for one image; a batch
+adds `B` in front.
 """
 
 import dataclasses
@@ -33,9 +34,9 @@ class Resize:
     """How a picture gets into the network's input.
 
     Attributes:
-        rule: "stretch" fills the input whatever its proportions. All others keep them, and differ in how they round the size
-            and in who interpolates: "opencv" (mmdetection), "pillow" (detectron2), "pillow_truncated" (maskrcnn-benchmark),
-            "float" (torchvision).
+        rule: "stretch" fills the input whatever its proportions. All others keep them, and differ
+            in how they round the size and in who interpolates: "opencv" (mmdetection), "pillow"
+            (detectron2), "pillow_truncated" (maskrcnn-benchmark), "float" (torchvision).
         shorter_sides: pixels; training draws one, evaluation takes the largest.
         longer_side: pixels; the longer side may not exceed it.
     """
@@ -47,26 +48,63 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """What a detector wants its batches to be; `Detector.input_spec` gives it, data and evaluation obey.
+    """What a detector wants its batches to be; data and evaluation follow it.
+
+    How pictures get into the input (`resize`) and what masks cover (`mask_frame`) are separate
+    choices: each of one goes with each of the other.
 
     Attributes:
-        image_sizes: heights and widths that the network's input may have; each batch has one of them.
-        mask_size: height and width of the ground-truth masks (YOLACT: the prototypes'); None: a detector without masks.
-        semantic_size: height and width of the per-class masks (YOLACT: P3's); None: not wanted.
+        input_sizes: heights and widths that the network's input may have; each batch has one of
+            them.
+        mask_size: height and width of the ground-truth masks (YOLACT: the prototypes'), or None for
+            a detector without masks. Masks over the input are of this size in the first of
+            `input_sizes`; see `mask_size_in` for the others.
+        semantic_size: height and width of the masks of each class (YOLACT: P3's), over the first of
+            `input_sizes`, or None where they are not wanted; see `semantic_size_in` for the others.
         num_classes: of the dataset; rows of `Targets.semantic`.
         resize: how a picture gets into the input.
-        mask_frame: what a mask's cells cover. "image": the network's input; "box": the object's box; "integer_box": the same, and
-            a detected mask goes back into the picture stretched over the whole pixels of its box.
+        mask_frame: what a mask's cells cover. "image": the network's input. "box": the object's
+            box. "integer_box": the same, and a detected mask goes back into the picture stretched
+            over the whole pixels of its box.
         pixel_offset: 1 where boxes end in their last pixel (x + width - 1).
+
+    Raises:
+        ValueError: the cells over another of `input_sizes` are no whole number.
     """
 
-    image_sizes: tuple[tuple[int, int], ...]
+    input_sizes: tuple[tuple[int, int], ...]
     mask_size: tuple[int, int] | None
     semantic_size: tuple[int, int] | None
     num_classes: int
     resize: Resize = Resize()
     mask_frame: Literal["image", "box", "integer_box"] = "image"
     pixel_offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        for input_size in self.input_sizes:
+            self.mask_size_in(input_size)
+            self.semantic_size_in(input_size)
+
+    def mask_size_in(self, input_size: tuple[int, int]) -> tuple[int, int] | None:
+        """Height and width of the ground-truth masks in a batch of this input size."""
+        return self._in_input("mask_size", self.mask_size, input_size) if self.mask_frame == "image" else self.mask_size
+
+    def semantic_size_in(self, input_size: tuple[int, int]) -> tuple[int, int] | None:
+        """Height and width of the masks of each class in a batch of this input size."""
+        return self._in_input("semantic_size", self.semantic_size, input_size)
+
+    def _in_input(self, name: str, size: tuple[int, int] | None, input_size: tuple[int, int]) -> tuple[int, int] | None:
+        """A size that is stated for the first input, for another one."""
+        if size is None:
+            return None
+        first = self.input_sizes[0]
+        height, width = (cells * side for cells, side in zip(size, input_size, strict=True))
+        if height % first[0] or width % first[1]:
+            raise ValueError(
+                f"{name} = {size} in an input of {first} would be {(height / first[0], width / first[1])} in one of {input_size}; "
+                "these must be whole numbers."
+            )
+        return height // first[0], width // first[1]
 
 
 @struct.dataclass
@@ -78,9 +116,10 @@ class Targets:
         classes: 0 .. C-1, in the order of the dataset's category ids.
         valid: the row holds an object (ordinary or crowd); all other rows are padding.
         crowd: the row is a crowd region: it silences priors, and no loss learns from it.
-        masks: instance masks, packed along x (`numpy.packbits`, big endian), over the input or each over its box, see
-            `InputSpec.mask_frame`; None for a detector without masks.
-        semantic: union of the masks of each class at the semantic head's resolution, packed along x; None where not wanted.
+        masks: instance masks, packed along x (`numpy.packbits`, big endian), over the input or each
+            over its box, see `InputSpec.mask_frame`; None for a detector without masks.
+        semantic: union of the masks of each class at the semantic head's resolution, packed along
+            x; None where not wanted.
     """
 
     boxes: Float32[AnyArray, "*B N 4"]
@@ -96,8 +135,10 @@ class Batch:
     """What one training or validation step gets.
 
     Attributes:
-        images: RGB, 0..255, at network size (uint8 in training; evaluation keeps the resize's float32).
-        image_sizes: height and width that each picture has within the network's input; padding lies right of it and below.
+        images: RGB, 0..255, the network's input (uint8 in training; evaluation keeps the resize's
+            float32).
+        image_sizes: height and width that each picture has within the network's input; padding lies
+            right of it and below.
         indices: position of the image in its dataset, so that the host can name it; -1 for padding.
         valid: False for images that only fill up the last batch.
         targets: ground truth of each image.
@@ -115,12 +156,13 @@ class Detections:
     """What a detector found in one image, best score first, `D` rows of which `valid` ones count.
 
     Attributes:
-        boxes: `x1, y1, x2, y2` in pixels of the network's input; may reach outside of it; see `InputSpec.pixel_offset`.
+        boxes: `x1, y1, x2, y2` in pixels of the network's input; may reach outside of it; see
+            `InputSpec.pixel_offset`.
         scores: 0..1.
         classes: 0 .. C-1.
         valid: the row holds a detection; valid rows come first.
-        masks: probability of each cell, over the input (0 outside the box) or over the detection's box, see
-            `InputSpec.mask_frame`; None where the detector has no masks.
+        masks: probability of each cell, over the input (0 outside the box) or over the detection's
+            box, see `InputSpec.mask_frame`; None where the detector has no masks.
     """
 
     boxes: Float32[AnyArray, "*B D 4"]

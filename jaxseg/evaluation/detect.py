@@ -1,4 +1,7 @@
-"""What the evaluator and the predictor share: pictures into batches, the device's half of detection, and the way back to the picture."""
+"""What the evaluator and the predictor share.
+
+They put pictures into batches, detect on devices, and bring what is found back into the picture.
+"""
 
 import dataclasses
 import functools
@@ -49,7 +52,8 @@ class Selection:
             raise ConfigError(f"top_k = {self.top_k} is out of range; it must be 0 (all) or more.")
 
 
-# What is worth drawing, as users of the original mostly choose: of a young detector, too, whose many scores are all alike.
+# What is worth drawing, as most users of the original choose. A detector that has learnt little has
+# many detections of the same score.
 DRAWN = Selection(score_threshold=0.15, top_k=15)
 
 
@@ -60,7 +64,8 @@ class Selected(NamedTuple):
         boxes: float32 `[n, 4]`, `x1, y1, x2, y2` in pixels of the network's input.
         scores: float32 `[n]`.
         classes: int32 `[n]`.
-        soft_masks: float32 `[n, h, w]`, over the network's input or each over its box, see `InputSpec.mask_frame`; or None.
+        soft_masks: float32 `[n, h, w]`, over the network's input or each over its box, see
+            `InputSpec.mask_frame`; or None.
     """
 
     boxes: np.ndarray
@@ -100,14 +105,17 @@ def prepare(index: int, picture: np.ndarray, rule: ViewRule) -> Prepared:
 
 
 class DeviceDetector:
-    """A detector with its variables on some of this process's devices; compiles once for each shape of input and size of batch.
+    """A detector with its variables on some of this process's devices.
+
+    It compiles once for each size of input and size of batch.
 
     Args:
         config: its `model` says which detector.
         variables: as `init_variables` gives them; arrays on a mesh of several processes are fine.
         devices: the batch is split over them.
-        fixed: compile the variables into the program, which is 5 % faster on a CPU: for variables that do not change. Not done
-            where the input has several shapes, for each has programs of its own, and each of these would hold the variables.
+        fixed: compile the variables into the program, which is 5 % faster on a CPU: for variables
+            that do not change. Not done where the input has several sizes, for each has programs
+            of its own, and each of these would hold the variables.
 
     Attributes:
         spec: what the detector wants of pictures, and what its boxes and masks mean.
@@ -133,7 +141,8 @@ class DeviceDetector:
         """Starts detection and returns without waiting for it.
 
         Args:
-            images: float32 `[B, h, w, 3]`, RGB 0..255, of one of `spec.input_sizes`; B is a multiple of `devices`.
+            images: float32 `[B, h, w, 3]`, RGB 0..255, of one of `spec.input_sizes`; B is a
+                multiple of `devices`.
             image_sizes: int32 `[B, 2]`, height and width that each picture has within them.
         """
         compiles, started = images.shape not in self._compiled_for, time.monotonic()
@@ -155,7 +164,7 @@ class _Program(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _detect_program(config: Config, mesh: Mesh) -> _Program:
-    """One jitted function a config and devices, so that evaluating again during training compiles nothing."""
+    """One jitted function a config and devices: evaluating again compiles nothing."""
     model = build_model(config)
 
     # Named, for this is what logs and profiles call the program.
@@ -173,7 +182,10 @@ def _local(array: Any) -> Any:
 
 
 def pad_batch(pictures: Sequence[Prepared], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a `DeviceDetector` takes, of pictures whose inputs have one size; black rows fill it up to `batch_size`."""
+    """What a `DeviceDetector` takes, of pictures whose inputs have one size.
+
+    Black rows fill it up to `batch_size`.
+    """
     input_size = pictures[0].view.input_size
     images = np.zeros((batch_size, *input_size, 3), np.float32)
     image_sizes = np.full((batch_size, 2), input_size, np.int32)
@@ -189,7 +201,8 @@ def uniform_batches(pictures: Iterable[Prepared], batch_size: int, patience: flo
     Args:
         pictures: asked for one by one.
         batch_size: of a full batch; the last ones may have fewer.
-        patience: the pictures that may come after a batch's first one before the batch goes without being full.
+        patience: the pictures that may come after a batch's first one before the batch goes without
+            being full.
     """
     waiting: dict[tuple[int, int], tuple[int, list[Prepared]]] = {}
     for number, picture in enumerate(pictures):
@@ -210,7 +223,10 @@ def uniform_batches(pictures: Iterable[Prepared], batch_size: int, patience: flo
 def start_batches(
     detector: DeviceDetector, pictures: Iterable[Prepared], batch_sizes: Sequence[int], patience: float = math.inf
 ) -> Iterator[Started]:
-    """Starts detection batch by batch, see `uniform_batches`; each is filled up to the next of the ascending `batch_sizes`."""
+    """Starts detection batch by batch, see `uniform_batches`.
+
+    Each batch is filled up to the next of `batch_sizes`, which ascend.
+    """
     for batch in uniform_batches(pictures, batch_sizes[-1], patience):
         rows = next(size for size in batch_sizes if size >= len(batch))
         detections = detector(*pad_batch(batch, rows))
@@ -218,7 +234,10 @@ def start_batches(
 
 
 def one_ahead(submitted: Iterable[T]) -> Iterator[T]:
-    """Yields each item after asking for the next: where asking starts work on a device, the work overlaps with the caller's."""
+    """Yields each item after asking for the next.
+
+    Where asking starts work on a device, that overlaps with the caller's work.
+    """
     iterator = iter(submitted)
     try:
         waiting = next(iterator)
@@ -244,7 +263,8 @@ def to_picture(found: Selected, view: View, spec: InputSpec) -> tuple[np.ndarray
     """Boxes and masks of one image in the picture.
 
     Returns:
-        boxes: float32 `[n, 4]`, continuous `x1, y1, x2, y2` in pixels of the picture, clipped to it.
+        boxes: float32 `[n, 4]`, continuous `x1, y1, x2, y2` in pixels of the picture, clipped to
+            it.
         masks: bool `[n, H, W]`; None where there are none.
     """
     boxes, crops = to_crops(found, view, spec)
@@ -252,7 +272,10 @@ def to_picture(found: Selected, view: View, spec: InputSpec) -> tuple[np.ndarray
 
 
 def to_crops(found: Selected, view: View, spec: InputSpec) -> tuple[np.ndarray, Iterator[MaskCrop] | None]:
-    """As `to_picture`, with the masks one by one as parts of the picture: whole masks of a large picture take gigabytes."""
+    """As `to_picture`, with the masks one by one as parts of the picture.
+
+    The whole masks of a large picture take gigabytes.
+    """
     corners = view.boxes_in_picture(found.boxes)
     boxes = within_picture(corners, view.picture_size, spec.pixel_offset)
     if found.soft_masks is None:

@@ -46,27 +46,31 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluates a detector on a dataset with COCO's metrics, of its boxes and, where it has masks, of its masks.
 
-    In a run of several processes all of them call it; each detects in its share of the images and gets the metrics of all.
+    In a run of several processes all of them call it; each detects in its share of the images and
+    gets the metrics of all.
 
     Args:
         config: of the detector.
         variables: its parameters and statistics, from `load_weights` or `init_variables`.
-        dataset: images with as many categories as the detector has classes; None opens the validation images of `config.data`.
-        batch_size: how many images a process has on its devices at a time, rounded up to a multiple of the devices; 0 takes
-            `config.eval.batch_size`.
+        dataset: images with as many categories as the detector has classes; None opens the
+            validation images of `config.data`.
+        batch_size: how many images a process has on its devices at a time, rounded up to a multiple
+            of the devices; 0 takes `config.eval.batch_size`.
         limit: looks at the first so many images; 0 looks at all.
         mesh: its devices are used; None uses all.
         score_threshold: leaves out detections with this score or a lower one. COCO's AP wants 0.
         top_k: keeps the best so many detections of an image; 0 keeps all.
-        output: a folder that gets metrics.json and the detections in COCO's JSON form; None writes nothing.
+        output: a folder that gets metrics.json and the detections in COCO's JSON form; None writes
+            nothing.
 
     Returns:
-        the metrics by name, each between 0 and 1 or NaN where there is nothing to find: `box/AP`, `box/AP50`, ..., `mask/AP`, ...;
+        the metrics by name, each between 0 and 1 or NaN where there is nothing to find: `box/AP`,
+            `box/AP50`, ..., `mask/AP`, ...;
         see `coco_metrics` for all of them.
 
     Raises:
-        ConfigError: the detector has another number of classes than the dataset, or it has masks and the dataset was opened
-            without, or an option is out of range.
+        ConfigError: the detector has another number of classes than the dataset, or it has masks
+            and the dataset was opened without, or an option is out of range.
         DataError: the validation images cannot be used.
     """
     selection = Selection(score_threshold, top_k)
@@ -111,7 +115,7 @@ def detect_dataset(
             }
             parts |= {index: job.result() for index, job in jobs.items()}
             progress.advance(len(jobs))
-    # Pictures of one shape went together.
+    # Pictures whose inputs have one size went together.
     found = merge_results([parts[index] for index in indices if index in parts])
     masks = None if detector.spec.mask_size is None else found.masks
     return CocoResults(found.boxes, masks, [dataset.image_ids[index] for index in indices])
@@ -167,7 +171,8 @@ def _gather(results: CocoResults) -> CocoResults:
 def write_results(output: Path, metrics: Mapping[str, float], results: CocoResults) -> None:
     """Writes metrics.json (null for what there is nothing to find of), bbox_detections.json and, of masks, mask_detections.json.
 
-    The names of the original; the two files are what `pycocotools.coco.COCO.loadRes` and COCO's server read.
+    The names of the original; the two files are what `pycocotools.coco.COCO.loadRes` and COCO's
+    server read.
     """
     output.mkdir(parents=True, exist_ok=True)
     numbers = {key: None if math.isnan(value) else value for key, value in metrics.items()}

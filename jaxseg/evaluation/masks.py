@@ -1,4 +1,7 @@
-"""From a detector's output to the picture: masks and boxes at image size, run lengths and polygons. NumPy, on the host."""
+"""From a detector's output to the picture: masks, boxes, run lengths and polygons.
+
+NumPy, on the host.
+"""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +24,8 @@ class Taps(NamedTuple):
 
     Attributes:
         weights: float32 `[new_size, size]`; a row mixes two neighbouring cells, or is 0.
-        first: `[new_size]`, ascending, the first of the two cells; -1 and size - 1 where the other is beyond the edge.
+        first: `[new_size]`, ascending, the first of the two cells; -1 and size - 1 where the other
+            is beyond the edge.
     """
 
     weights: np.ndarray
@@ -31,13 +35,15 @@ class Taps(NamedTuple):
 def masks_in_picture(soft_masks: np.ndarray, picture_size: tuple[int, int], covered: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
     """Resizes soft masks bilinearly (half-pixel centres, no antialias) and keeps what exceeds 0.5.
 
-    The answer of `torch.nn.functional.interpolate(align_corners=False) > 0.5`, as the original post-processes, for the
-    price of the pixels around each mask: nothing can exceed 0.5 further than one cell from a cell that does.
+    The answer of `torch.nn.functional.interpolate(align_corners=False) > 0.5`, as the original
+    post-processes, for the price of the pixels around each mask: nothing can exceed 0.5 further
+    than one cell from a cell that does.
 
     Args:
         soft_masks: float32 `[D, h, w]`, 0..1.
         picture_size: height and width `(H, W)` of the picture.
-        covered: the part of the mask's height and width that the picture covers, from its upper left corner.
+        covered: the part of the mask's height and width that the picture covers, from its upper
+            left corner.
 
     Returns:
         bool `[D, H, W]`.
@@ -82,7 +88,7 @@ def threshold_resized(soft: np.ndarray, rows: Taps, columns: Taps, exceeds: Call
 
 @functools.lru_cache(maxsize=64)
 def _taps(size: int, new_size: int, covered: float) -> Taps:
-    """The bilinear resize of the first `covered` part of `size` cells; beyond the edge its cell is repeated."""
+    """The bilinear resize of the first `covered` part of `size` cells."""
     positions = Interpolation.between(size, new_size, covered)
     weights = np.zeros((new_size, size), np.float32)
     everywhere = np.arange(new_size)
@@ -92,7 +98,10 @@ def _taps(size: int, new_size: int, covered: float) -> Taps:
 
 
 def _support(occupied: np.ndarray, axis: int, first: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Along an axis: cells that matter (the occupied ones and one more on each side), and new positions that occupied ones reach."""
+    """Which cells along an axis matter, and which new positions they reach.
+
+    The cells are those that are occupied, and one more on each side.
+    """
     cells = np.flatnonzero(occupied.any(1 - axis))
     low, high = int(cells[0]), int(cells[-1])
     start, stop = np.searchsorted(first, [low - 1, high + 1])
@@ -102,14 +111,15 @@ def _support(occupied: np.ndarray, axis: int, first: np.ndarray) -> tuple[tuple[
 def within_picture(corners: np.ndarray, picture_size: tuple[int, int], pixel_offset: float = 0.0) -> np.ndarray:
     """Boxes clipped to the picture, in continuous coordinates.
 
-    The original of YOLACT gives integers. COCO's ground truth is continuous, and cutting off up to a pixel costs small objects
-    most of their overlap.
+    The original of YOLACT gives integers. COCO's ground truth is continuous, and cutting off up to
+    a pixel costs small objects most of their overlap.
 
     Args:
         corners: `[D, 4]`, `x1, y1, x2, y2` in pixels of the picture, see `View.boxes_in_picture`.
         picture_size: height and width of the picture.
-        pixel_offset: 1 where boxes end in their last pixel. maskrcnn-benchmark scales such boxes as they are, and then takes
-            x2 - x1 + 1 for the width: the last pixel is one of the picture.
+        pixel_offset: 1 where boxes end in their last pixel. maskrcnn-benchmark scales such boxes as
+            they are, and then takes x2 - x1 + 1 for the width: the last pixel is one of the
+            picture.
 
     Returns:
         float32 `[D, 4]`, with `0 <= x1 <= x2 <= W` and `0 <= y1 <= y2 <= H`.
@@ -119,12 +129,18 @@ def within_picture(corners: np.ndarray, picture_size: tuple[int, int], pixel_off
 
 
 def encode_rle(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Bool masks `[D, H, W]` as COCO's compressed run lengths, ready for JSON: `{"size": [H, W], "counts": text}`."""
+    """Bool masks `[D, H, W]` as COCO's compressed run lengths.
+
+    They are ready for JSON: `{"size": [H, W], "counts": text}`.
+    """
     return encode_crops((MaskCrop(0, 0, mask) for mask in masks), masks.shape[1:])
 
 
 def encode_crops(crops: Iterable[MaskCrop], picture_size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Masks of a picture of this height and width as `encode_rle` gives them; nothing of the picture's size is made."""
+    """Masks of a picture of this height and width as `encode_rle` gives them.
+
+    No array of the picture's size is made.
+    """
     encoded = []
     for crop in crops:
         rle = coco_mask.frPyObjects({"size": list(picture_size), "counts": _runs(crop, picture_size)}, *picture_size)
@@ -152,16 +168,18 @@ def decode_rle(rles: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def polygons(mask: np.ndarray, origin: tuple[int, int] = (0, 0)) -> list[list[float]]:
-    """The outlines of a bool mask `[H, W]` as COCO writes polygons: one `[x1, y1, x2, y2, ...]` a connected part.
+    """The outlines of a bool mask `[H, W]` as COCO writes polygons.
+
+    Each connected part has one, `[x1, y1, x2, y2, ...]`.
 
     The mask's upper left corner lies at `origin` (x, y).
 
-    Outlines run along the edges of pixels, in continuous coordinates, so even a single pixel has an area. COCO's form is
-    a union of filled rings: holes are lost (the run lengths keep them), and so are parts that lie inside a hole.
-    An empty mask has no polygon.
+    Outlines run along the edges of pixels, in continuous coordinates, so even a single pixel has an
+    area. COCO's form is a union of filled rings: holes are lost (the run lengths keep them), and so
+    are parts that lie inside a hole. An empty mask has no polygon.
     """
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    # On a lattice of half pixels the pixel k covers 2k .. 2k + 2, so that contours through lattice points are pixel edges.
+    # On a lattice of half pixels, pixel k covers 2k .. 2k + 2, so its edges lie on lattice points.
     lattice = np.zeros((2 * height + 1, 2 * width + 1), np.uint8)
     lattice[1::2, 1::2] = mask[y : y + height, x : x + width]
     contours, _ = cv2.findContours(cv2.dilate(lattice, np.ones((3, 3), np.uint8)), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)

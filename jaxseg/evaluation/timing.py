@@ -21,7 +21,7 @@ class Timing:
 
     Attributes:
         batch_size: pictures detected together.
-        compilation: seconds until the first batch of each shape of input was done.
+        compilation: seconds until the first batch of each size of input was done.
         milliseconds: of each phase and of the total, one number a repetition, for the whole batch.
     """
 
@@ -42,8 +42,8 @@ def time_detection(
 ) -> Timing:
     """Times detection from pictures in memory to boxes and masks at their size, one batch after the other on one device.
 
-    Nothing overlaps: each phase is waited for, so a pipelined run is faster than the total. A batch has inputs of one shape;
-    where the pictures need several, these take turns.
+    Nothing overlaps: each phase is waited for, so a pipelined run is faster than the total. A batch
+    has inputs of one size; where the pictures need several, these take turns.
 
     Args:
         config: of the detector.

@@ -44,6 +44,11 @@ class Sample:
     masks: UInt8[ndarray, "n H W"] | None
     index: int
 
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.image.shape[0], self.image.shape[1]
+
 
 @dataclasses.dataclass
 class Objects:
@@ -76,7 +81,7 @@ class InstanceDataset(abc.ABC):
     Attributes:
         image_ids: the dataset's own id of each image.
         file_names: path of each image, relative to the image folder.
-        image_sizes: height and width of each image.
+        picture_sizes: height and width of each image.
         object_counts: rows of annotation each image has, crowds included.
         category_ids: the dataset's category ids in ascending order; class `k` is `category_ids[k]`.
         class_names: one name a category id.
@@ -87,7 +92,7 @@ class InstanceDataset(abc.ABC):
 
     image_ids: list[int]
     file_names: list[str]
-    image_sizes: Int32[ndarray, "len 2"]
+    picture_sizes: Int32[ndarray, "len 2"]
     object_counts: Int64[ndarray, "len"]
     category_ids: tuple[int, ...]
     class_names: tuple[str, ...]
@@ -127,7 +132,7 @@ class InstanceDataset(abc.ABC):
             raise IndexError(f"image {position} of a dataset of {len(self)}")
         encoded, objects = self.record(position)
         if objects.rles is not None:
-            require_room(len(objects.rles), self._size(position), self.file_names[position])
+            require_mask_memory(len(objects.rles), self._size(position), self.file_names[position])
         return Sample(
             image=decode_image(encoded, self._size(position), self.file_names[position]),
             boxes=objects.corners.astype(np.float32),
@@ -146,7 +151,7 @@ class InstanceDataset(abc.ABC):
         return decode_image(self.encoded_image(index), self._size(index), self.file_names[index])
 
     def _size(self, index: int) -> tuple[int, int]:
-        height, width = self.image_sizes[index]
+        height, width = self.picture_sizes[index]
         return int(height), int(width)
 
     def coco_ground_truth(self) -> dict[str, Any]:
@@ -173,7 +178,7 @@ class InstanceDataset(abc.ABC):
                 annotations.append(annotation)
         images = [
             {"id": image_id, "file_name": name, "height": int(size[0]), "width": int(size[1])}
-            for image_id, name, size in zip(self.image_ids, self.file_names, self.image_sizes, strict=True)
+            for image_id, name, size in zip(self.image_ids, self.file_names, self.picture_sizes, strict=True)
         ]
         categories = [{"id": number, "name": name} for number, name in zip(self.category_ids, self.class_names, strict=True)]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
@@ -215,7 +220,7 @@ def _decode(encoded: bytes, flags: int) -> ndarray | None:
         return None
 
 
-def require_room(count: int, size: tuple[int, int], name: str) -> None:
+def require_mask_memory(count: int, size: tuple[int, int], name: str) -> None:
     """Raises DataError where decoded masks of one image would take more than a quarter of the machine's memory.
 
     Args:
@@ -243,7 +248,7 @@ class FirstImages(InstanceDataset):
     def __init__(self, dataset: InstanceDataset, count: int):
         self._dataset = dataset
         self.image_ids, self.file_names = dataset.image_ids[:count], dataset.file_names[:count]
-        self.image_sizes, self.object_counts = dataset.image_sizes[:count], dataset.object_counts[:count]
+        self.picture_sizes, self.object_counts = dataset.picture_sizes[:count], dataset.object_counts[:count]
         self.category_ids, self.class_names = dataset.category_ids, dataset.class_names
         self.has_masks, self.left_out, self.skipped = dataset.has_masks, dataset.left_out, dataset.skipped
 

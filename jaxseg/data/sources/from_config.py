@@ -3,15 +3,16 @@
 import dataclasses
 
 from jaxseg.config import Config, ConfigError
-from jaxseg.data.sources.coco.categories import listed
+from jaxseg.data.sources.coco.categories import joined
 from jaxseg.data.sources.coco.files import CocoDataset, Split, open_coco_files, resolve_root
 from jaxseg.data.sources.dataset import DataError, FirstImages, InstanceDataset, Objects, Sample
+from jaxseg.data.sources.tfds_coco import open_tfds
 
 __all__ = ["CocoDataset", "DataError", "InstanceDataset", "Objects", "Sample", "Split", "open_dataset", "resolve_classes", "resolve_root"]
 
 
 def open_dataset(config: Config, split: Split) -> InstanceDataset:
-    """The training or validation images of a config, from COCO files or from the shards of `jaxseg.data.sources.tfds_coco`.
+    """The training or validation images of a config, from COCO files or from the shards that `jaxseg.commands.write_shards` wrote.
 
     Validation keeps images without objects, for COCO's metrics count what a detector sees in them. Objects have masks where
     the config's detector has.
@@ -19,14 +20,8 @@ def open_dataset(config: Config, split: Split) -> InstanceDataset:
     Raises:
         DataError: something is missing (says where it was looked for and how to get it) or cannot be used.
     """
-    dataset: InstanceDataset
-    if config.data.format == "coco":
-        dataset = open_coco_files(config, split)
-    else:
-        # Not at the top: TFDS takes a second to import, and most runs do not use it.
-        from jaxseg.data.sources.tfds_coco import open_tfds
-
-        dataset = open_tfds(config, split)
+    open_format = open_coco_files if config.data.format == "coco" else open_tfds
+    dataset: InstanceDataset = open_format(config, split)
     return FirstImages(dataset, config.data.limit_images) if config.data.limit_images else dataset
 
 
@@ -48,7 +43,7 @@ def resolve_classes(config: Config, dataset: InstanceDataset | None = None) -> C
     if found != config.model.num_classes:
         raise ConfigError(
             f"config.model.num_classes = {config.model.num_classes}, but the training annotations have {found} categories "
-            f"({listed(dataset.class_names)}); set --config.model.num_classes={found}."
+            f"({joined(dataset.class_names)}); set --config.model.num_classes={found}."
         )
     data = dataclasses.replace(config.data, class_names=dataset.class_names, category_ids=dataset.category_ids)
     return dataclasses.replace(config, data=data)

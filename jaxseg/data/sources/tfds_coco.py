@@ -1,12 +1,6 @@
-"""The TFDS dataset `coco_instances`: a COCO folder as array_record shards, which read fast over a network. No TensorFlow.
+"""The TFDS dataset `coco_instances`: a COCO folder as array_record shards, which read fast over a network. TensorFlow is not needed."""
 
-python -m jaxseg.data.sources.tfds_coco --config configs/yolact_r101.py --output data/coco_shards --config.data.root=data/coco
-python train.py --config configs/yolact_r101.py --config.data.format=tfds --config.data.root=data/coco_shards
-"""
-
-import argparse
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +8,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxseg.commands.run import run_command
-from jaxseg.config import Config, ConfigError, load_config, parse_config_flags
-from jaxseg.data.sources.coco.categories import distinct_names, listed
+from jaxseg.config import Config
+from jaxseg.data.sources.coco.categories import distinct_names, joined
 from jaxseg.data.sources.coco.files import CocoDataset, Split, open_coco_files, resolve_root
 from jaxseg.data.sources.dataset import DataError, InstanceDataset, Objects
-from jaxseg.files import is_file_name
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -98,7 +90,7 @@ def _catalogue(dataset: CocoDataset) -> dict[str, Any]:
     return {
         "image_ids": dataset.image_ids,
         "file_names": dataset.file_names,
-        "image_sizes": dataset.image_sizes.tolist(),
+        "image_sizes": dataset.picture_sizes.tolist(),
         "object_counts": dataset.object_counts.tolist(),
     }
 
@@ -121,7 +113,7 @@ class TfdsDataset(InstanceDataset):
         where = Path(folder) / CocoInstances.name / str(CocoInstances.VERSION)
         if not where.is_dir():
             raise DataError(
-                f"There are no shards at {where.absolute()}; write them with python -m jaxseg.data.sources.tfds_coco --output {folder}, "
+                f"There are no shards at {where.absolute()}; write them with python -m jaxseg.commands.write_shards --output {folder}, "
                 "or set --config.data.format=coco to read COCO files."
             )
         builder = tfds.builder_from_directory(where)
@@ -140,7 +132,7 @@ class TfdsDataset(InstanceDataset):
         self._records = np.flatnonzero(counts > 0) if not keep_empty else np.arange(len(counts))
         self.image_ids = [catalogue["image_ids"][i] for i in self._records]
         self.file_names = [catalogue["file_names"][i] for i in self._records]
-        self.image_sizes = np.array(catalogue["image_sizes"], np.int32)[self._records]
+        self.picture_sizes = np.array(catalogue["image_sizes"], np.int32)[self._records]
         self.object_counts = counts[self._records]
         self.category_ids = tuple(builder.info.metadata["category_ids"])
         names = dict(zip(self.category_ids, builder.info.metadata["class_names"], strict=True))
@@ -152,7 +144,7 @@ class TfdsDataset(InstanceDataset):
         """The image file's bytes and the annotations, from one look into the shards."""
         record = self._source[int(self._records[index])]
         objects = record["objects"]
-        size = [int(side) for side in self.image_sizes[index]]
+        size = [int(side) for side in self.picture_sizes[index]]
         return record["image"], Objects(
             boxes=np.asarray(objects["bbox"], np.float64).reshape(-1, 4),
             classes=np.asarray(objects["label"], np.int32),
@@ -180,7 +172,7 @@ def open_tfds(config: Config, split: Split) -> TfdsDataset:
     dataset = TfdsDataset(resolve_root(config.data), split, keep_empty=keep_empty, masks=config.model.has_masks)
     if config.data.category_ids and (config.data.category_ids, config.data.class_names) != (dataset.category_ids, dataset.class_names):
         raise DataError(
-            f"The shards in {resolve_root(config.data)} hold the {len(dataset.category_ids)} classes {listed(dataset.class_names)}, "
+            f"The shards in {resolve_root(config.data)} hold the {len(dataset.category_ids)} classes {joined(dataset.class_names)}, "
             "not those of data.class_names and data.category_ids; "
             f"--config.model.num_classes={len(dataset.category_ids)} reads them from the shards."
         )
@@ -200,26 +192,3 @@ def write_shards(config: Config, output: str | Path) -> Path:
         raise DataError(f"{builder.data_path} holds shards already; remove it or choose another --output.")
     builder.download_and_prepare()
     return Path(builder.data_path)
-
-
-def main(arguments: list[str]) -> int:
-    """The command line; 2 where the config or the dataset cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxseg.data.sources.tfds_coco", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="whose data.* names the COCO files; --config.data.root=DIR replaces a value")
-    parser.add_argument("--output", required=True, help="folder for the shards")
-
-    def body() -> None:
-        overrides, others = parse_config_flags(arguments)
-        flags = parser.parse_args(others)
-        if not is_file_name(flags.output):
-            raise ConfigError(f"--output {flags.output!r} is no name that a folder can have.")
-        where = write_shards(load_config(flags.config, overrides), flags.output)
-        print(f"Wrote {where}; read it with --config.data.format=tfds --config.data.root={flags.output}")
-
-    return run_command(body)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

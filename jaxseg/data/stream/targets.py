@@ -1,67 +1,41 @@
-"""Ground truth as the losses take it: boxes in network pixels, masks at the losses' resolutions, packed to bits, padded."""
+"""Ground truth as the losses take it.
+
+Boxes are in pixels of the network's input, masks are bits at the losses' resolutions, and all is
+padded to a fixed number of rows.
+"""
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
 
 from jaxseg.data.sources.dataset import Sample
 from jaxseg.data.views.box_masks import crop_masks
-from jaxseg.data.views.image_masks import warp_masks
-from jaxseg.data.views.placement import Placement, mask_frames, place_boxes, usable_boxes
-from jaxseg.data.views.transforms import kept_objects, warp_boxes
-from jaxseg.data.views.window import Window
+from jaxseg.data.views.view import View
 from jaxseg.structures import InputSpec, Targets
 
-# How the network sees a picture: a stretched window of it, or all of it in its proportions.
-View = Window | Placement
 
-
-def whole_view(picture_size: tuple[int, int], spec: InputSpec) -> View:
-    """The picture of this height and width as evaluation shows it."""
-    if spec.resize.rule == "stretch":
-        return Window.whole(picture_size)
-    return Placement.whole(picture_size, spec)
-
-
-def visible_objects(sample: Sample, spec: InputSpec, view: View) -> Int[np.ndarray, "m"]:
-    """The objects of an image that a view shows: all that its targets would hold if they had rows enough."""
-    if isinstance(view, Window):
-        return np.flatnonzero(kept_objects(sample.boxes, view, spec.image_sizes[0]))
-    return np.flatnonzero(usable_boxes(sample.boxes, sample.image.shape[:2], spec.pixel_offset))
-
-
-def to_targets(sample: Sample, spec: InputSpec, max_objects: int, view: View | None = None) -> Targets:
-    """The targets of one image.
+def to_targets(sample: Sample, view: View, spec: InputSpec, max_objects: int) -> Targets:
+    """The targets of one picture.
 
     Args:
-        sample: an image with its objects, at any size.
-        spec: what the detector wants: a stretched input comes with masks over the whole of it, one that keeps proportions
-            with masks over boxes.
-        max_objects: rows of the result. An image with more objects keeps the ordinary ones with the largest boxes, and
-            crowds as far as there is room; the semantic masks hold all of its ordinary objects.
-        view: what the network sees; None: the whole image.
+        sample: a picture with its objects.
+        view: what the network sees of it.
+        spec: what the detector wants.
+        max_objects: rows of the result. A picture with more objects keeps the ordinary ones with
+            the largest boxes, and crowds as far as there is room; the semantic masks hold all of
+            its ordinary objects.
 
     Returns:
-        NumPy arrays. Objects that `visible_objects` leaves out are not in it; the others keep their order.
+        NumPy arrays. Objects that the view does not keep are not in it; the others keep their
+        order.
 
     Raises:
         ValueError: the detector wants masks, and the sample has none.
     """
-    picture_size = sample.image.shape[:2]
-    view = view or whole_view(picture_size, spec)
-    kept = visible_objects(sample, spec, view)
+    kept = np.flatnonzero(view.keeps(sample.boxes))
     rows = kept[_largest(sample.boxes[kept], sample.crowd[kept], max_objects)]
-    masks, semantic = None, None
-    if isinstance(view, Window):
-        boxes = warp_boxes(sample.boxes[rows], view, spec.image_sizes[0])
-        if spec.mask_size is not None:
-            masks = warp_masks(_masks(sample), rows, view, spec.image_sizes[0], spec.mask_size)
-        if spec.semantic_size is not None:
-            semantic = _semantic(sample, kept[~sample.crowd[kept]], view, spec.image_sizes[0], spec.num_classes, spec.semantic_size)
-    else:
-        boxes = place_boxes(sample.boxes[rows], picture_size, view, spec.pixel_offset)
-        if spec.mask_size is not None:
-            frames = mask_frames(boxes, picture_size, view, spec.pixel_offset)
-            masks = crop_masks(_masks(sample), rows, frames, spec.mask_size, mirror=view.mirror)
+    boxes = view.boxes_in_input(sample.boxes[rows])
+    masks = _masks(sample, rows, boxes, view, spec)
+    semantic = _semantic(sample, kept[~sample.crowd[kept]], view, spec)
     return Targets(
         boxes=_padded(boxes, max_objects),
         classes=_padded(sample.classes[rows].astype(np.int32), max_objects),
@@ -72,7 +46,56 @@ def to_targets(sample: Sample, spec: InputSpec, max_objects: int, view: View | N
     )
 
 
-def _masks(sample: Sample) -> UInt8[np.ndarray, "n H W"]:
+def no_targets(spec: InputSpec, max_objects: int, input_size: tuple[int, int]) -> Targets:
+    """The targets of a picture without objects, in an input of this height and width."""
+    mask_size, semantic_size = spec.mask_size_in(input_size), spec.semantic_size_in(input_size)
+    return Targets(
+        boxes=np.zeros((max_objects, 4), np.float32),
+        classes=np.zeros(max_objects, np.int32),
+        valid=np.zeros(max_objects, bool),
+        crowd=np.zeros(max_objects, bool),
+        masks=None if mask_size is None else np.zeros((max_objects, *_packed(mask_size)), np.uint8),
+        semantic=None if semantic_size is None else np.zeros((spec.num_classes, *_packed(semantic_size)), np.uint8),
+    )
+
+
+def _packed(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in bytes of masks of this size as bits."""
+    return size[0], -(-size[1] // 8)
+
+
+def _largest(boxes: Float32[np.ndarray, "n 4"], crowd: Bool[np.ndarray, "n"], count: int) -> Int[np.ndarray, "m"]:
+    """At most `count` rows in their old order: ordinary objects first, of these the largest."""
+    if len(boxes) <= count:
+        return np.arange(len(boxes))
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return np.sort(np.lexsort((-areas, crowd))[:count])
+
+
+def _masks(
+    sample: Sample, rows: Int[np.ndarray, "m"], boxes: Float32[np.ndarray, "m 4"], view: View, spec: InputSpec
+) -> Bool[np.ndarray, "m h w"] | None:
+    """Masks of some objects, over the input or each over its box in the input."""
+    size = spec.mask_size_in(view.input_size)
+    if size is None:
+        return None
+    if spec.mask_frame == "image":
+        return view.masks_over_input(_full_masks(sample), rows, size)
+    return crop_masks(_full_masks(sample), rows, view.mask_frames(boxes), size, mirror=view.mirror)
+
+
+def _semantic(sample: Sample, rows: Int[np.ndarray, "m"], view: View, spec: InputSpec) -> Bool[np.ndarray, "C h w"] | None:
+    """The union of the masks of each class over the input, of some objects."""
+    size = spec.semantic_size_in(view.input_size)
+    if size is None:
+        return None
+    union = np.zeros((spec.num_classes, *size), np.bool_)
+    for label, mask in zip(sample.classes[rows], view.masks_over_input(_full_masks(sample), rows, size), strict=True):
+        union[label] |= mask
+    return union
+
+
+def _full_masks(sample: Sample) -> UInt8[np.ndarray, "n H W"]:
     if sample.masks is None:
         raise ValueError("The detector learns masks, but its dataset was opened without; open it with the detector's own config.")
     return sample.masks
@@ -82,33 +105,3 @@ def _padded(rows: np.ndarray, count: int) -> np.ndarray:
     result = np.zeros((count, *rows.shape[1:]), rows.dtype)
     result[: len(rows)] = rows
     return result
-
-
-def _largest(boxes: Float32[np.ndarray, "n 4"], crowd: Bool[np.ndarray, "n"], count: int) -> Int[np.ndarray, "m"]:
-    """At most `count` rows, ordinary objects before crowds, then the largest boxes; in their old order."""
-    if len(boxes) <= count:
-        return np.arange(len(boxes))
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    return np.sort(np.lexsort((-areas, crowd))[:count])
-
-
-def _semantic(
-    sample: Sample, rows: Int[np.ndarray, "m"], window: Window, network_size: tuple[int, int], num_classes: int, size: tuple[int, int]
-) -> Bool[np.ndarray, "C h w"]:
-    union = np.zeros((num_classes, *size), np.bool_)
-    for label, mask in zip(sample.classes[rows], warp_masks(_masks(sample), rows, window, network_size, size), strict=True):
-        union[label] |= mask
-    return union
-
-
-def no_targets(spec: InputSpec, max_objects: int) -> Targets:
-    """The targets of an image without objects: padding only."""
-    nothing = Sample(
-        image=np.zeros((1, 1, 3), np.uint8),
-        boxes=np.zeros((0, 4), np.float32),
-        classes=np.zeros(0, np.int32),
-        crowd=np.zeros(0, bool),
-        masks=np.zeros((0, 1, 1), np.uint8),
-        index=-1,
-    )
-    return to_targets(nothing, spec, max_objects)

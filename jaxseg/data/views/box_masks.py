@@ -1,7 +1,8 @@
-"""Ground-truth masks as R-CNN's losses take them: each over its own box, as so many cells by so many.
+"""Ground-truth masks as R-CNN's losses take them, each over its own box as a fixed grid of cells.
 
-An object costs the same number of cells whatever its size, and a picture's size costs nothing: of a large object 4 by 4 points
-a cell are looked at. A cell of a small object, less than a pixel, takes what bilinear interpolation says at its centre.
+An object costs the same number of cells whatever its size, and a picture's size costs nothing: in
+each cell of a large object 4 by 4 points are looked at. A cell of a small object, less than a
+pixel, takes what bilinear interpolation gives at its centre.
 """
 
 import cv2
@@ -22,15 +23,17 @@ def crop_masks(
     *,
     mirror: bool = False,
 ) -> Bool[np.ndarray, "m {size[0]} {size[1]}"]:
-    """Some masks over their frames: cells that at least half belong to the object.
+    """Some masks over their frames; a cell is set where at least half of it belongs to the object.
 
     Args:
         masks: of 0 and 1, at the picture's size.
         rows: which of them.
-        frames: `x1, y1, x2, y2` for each of `rows`, in pixels of the picture, continuous coordinates, with an area. Where a
-            frame reaches over the picture's edge, the pixels at the edge go on.
+        frames: `x1, y1, x2, y2` for each of `rows`, in continuous coordinates of the picture's
+            pixels, with an area. Where a frame reaches over the picture's edge, the pixels at the
+            edge are repeated.
         size: height and width of the result.
-        mirror: the result is seen in a mirror: its first column is the frame's right side.
+        mirror: left and right change places, so the result's first column is the frame's right
+            side.
     """
     result = np.zeros((len(rows), *size), bool)
     for bits, row, (x1, y1, x2, y2) in zip(result, rows, frames.tolist(), strict=True):
@@ -48,7 +51,10 @@ def crop_masks(
 
 
 def _taps(start: float, stop: float, size: int, length: int) -> tuple[Int[np.ndarray, "taps cells"], UInt16[np.ndarray, "taps cells"]]:
-    """The pixels of `length` that each of `size` cells from `start` to `stop` looks at, and their weights."""
+    """The pixels that `size` cells from `start` to `stop` look at, and their weights.
+
+    There are `length` pixels, of which the last ones are repeated beyond the edge.
+    """
     cell = (stop - start) / size
     centres = start + (np.arange(size) + 0.5) * cell
     if cell > 1:

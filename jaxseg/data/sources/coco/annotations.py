@@ -1,6 +1,7 @@
-"""The annotations of a COCO instance file, judged once at opening, and looked up by image.
+"""The annotations of a COCO instance file, checked when it is opened, and looked up by image.
 
-Polygons of COCO's 860,000 training objects would be gigabytes as Python lists; here they are blocks of 16-bit numbers.
+As Python lists, the polygons of COCO's 860,000 training objects would take gigabytes; here they are
+blocks of 16-bit numbers.
 """
 
 from collections.abc import Sequence
@@ -13,11 +14,11 @@ from numpy import ndarray
 from pycocotools import mask as coco_mask
 
 from jaxseg.data.sources.coco.categories import choose_categories
-from jaxseg.data.sources.coco.checks import judge, positions
+from jaxseg.data.sources.coco.checks import find_problems, positions
 from jaxseg.data.sources.coco.instance_file import Reason, Rows, read_instance_file
 from jaxseg.data.sources.dataset import Objects
 
-_TOLD = {
+_DESCRIPTIONS = {
     Reason.NO_OBJECT: "annotations that are no JSON object, or whose image_id or category_id is no whole number of at most 64 bits",
     Reason.NO_IMAGE: "annotations of an image that is not in images",
     Reason.NO_CATEGORY: "annotations of a category that is not in categories",
@@ -42,36 +43,36 @@ class Annotations:
     """The checked content of one instance file.
 
     Attributes:
-        image_ids, file_names, image_sizes: one row an image, in the file's order.
-        category_ids, class_names: in ascending order of category id.
-        counts: annotations of each image.
-        skipped: annotations left out, by reason.
-        first_skipped: by reason, words that name the first of them.
+        image_ids, file_names, picture_sizes: one entry for each image, in the file's order.
+        category_ids, class_names: one entry for each category, in ascending order of the id.
+        counts: the number of annotations of each image.
+        skipped: the number of annotations left out, by the reason in words.
+        first_skipped: the description of the first of them, by the reason.
     """
 
     def __init__(self, path: Path, category_ids: Sequence[int] = (), class_names: Sequence[str] = (), *, masks: bool = True):
-        """Reads and checks `path`; see `CocoDataset` for the arguments. Without `masks` no `segmentation` is kept or judged.
+        """Reads and checks a file; see `CocoDataset` for the arguments.
 
         Raises:
-            DataError: the file as a whole cannot be used.
+            DataError: the file has a general fault.
         """
         self._masks = masks
         file = read_instance_file(path, masks)
         self.category_ids, self.class_names = choose_categories(file.categories, path, category_ids, class_names)
         file.check()
-        self.image_ids, self.file_names, self.image_sizes = file.image_ids, file.file_names, file.image_sizes
+        self.image_ids, self.file_names, self.picture_sizes = file.image_ids, file.file_names, file.picture_sizes
         known = np.array(list(file.categories), np.int64)
         labels = {number: label for label, number in enumerate(self.category_ids)}
         image, category = (
             positions(np.frombuffer(ids, np.int64), of) for ids, of in ((file.rows.image, self.image_ids), (file.rows.category, known))
         )
         label = np.array([labels.get(number, -1) for number in file.categories], np.int32)[category]
-        reason = judge(file, image, category, label)
-        self._settle(file.rows, reason, image, label)
-        self._tell(file.rows, reason)
+        reason = find_problems(file, image, category, label)
+        self._sort_by_image(file.rows, reason, image, label)
+        self._count_skipped(file.rows, reason)
 
-    def _settle(self, rows: Rows, reason: Int8[ndarray, "n"], image: Int32[ndarray, "n"], label: Int32[ndarray, "n"]) -> None:
-        """Sorts what is good by image."""
+    def _sort_by_image(self, rows: Rows, reason: Int8[ndarray, "n"], image: Int32[ndarray, "n"], label: Int32[ndarray, "n"]) -> None:
+        """Keeps the annotations without a problem, sorted by image."""
         kept = np.flatnonzero(reason == 0)
         kept = kept[np.argsort(image[kept], kind="stable")]
         self.counts = np.bincount(image[kept], minlength=len(self.image_ids))
@@ -88,26 +89,26 @@ class Annotations:
         rle[np.frombuffer(rows.rle_row, np.int32)] = np.arange(len(rows.rles))
         self._rle_number, self._rles = rle[kept], rows.rles
 
-    def _tell(self, rows: Rows, reason: Int8[ndarray, "n"]) -> None:
-        """Counts what is left out, and names the first of each reason."""
+    def _count_skipped(self, rows: Rows, reason: Int8[ndarray, "n"]) -> None:
+        """Counts the annotations that are left out, and describes the first for each reason."""
         self.skipped, self.first_skipped = {}, {}
         counts = np.bincount(reason, minlength=len(Reason))
         counts[Reason.NO_OBJECT] = rows.without_object
         for number in (np.flatnonzero(counts[1:]) + 1).tolist():
-            words = _TOLD[Reason(number)]
+            words = _DESCRIPTIONS[Reason(number)]
             self.skipped[words] = int(counts[number])
             self.first_skipped[words] = (
-                f"annotations[{rows.first_without}]" if number == Reason.NO_OBJECT else _named(rows, int(np.argmax(reason == number)))
+                f"annotations[{rows.first_without}]" if number == Reason.NO_OBJECT else _describe_row(rows, int(np.argmax(reason == number)))
             )
 
     def objects(self, image: int) -> Objects:
-        """The annotations of one image, in the file's order, masks as compressed RLE.
+        """Returns the annotations of one image, in the file's order, with masks as compressed RLE.
 
-        An area that the file does not have is the mask's, or the box's without masks.
+        If the file has no area, the area is that of the mask, or of the box without masks.
         """
         rows = range(int(self._first[image]), int(self._first[image + 1]))
         span = slice(rows.start, rows.stop)
-        size = [int(side) for side in self.image_sizes[image]]
+        size = [int(side) for side in self.picture_sizes[image]]
         rles = [self._rle(row, size) for row in rows] if self._masks else None
         boxes, areas = self._boxes[span].copy(), self._areas[span].copy()
         for row in np.flatnonzero(np.isnan(areas)):
@@ -128,6 +129,6 @@ class Annotations:
         return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
 
 
-def _named(rows: Rows, row: int) -> str:
+def _describe_row(rows: Rows, row: int) -> str:
     number, image = rows.number[row], rows.image[row]
     return f"annotation {number} of image {image}" if rows.named[row] else f"annotations[{number}] of image {image}"

@@ -1,4 +1,4 @@
-"""Which of a dataset's categories are used, and what they are called."""
+"""The choice of a dataset's categories, and their names."""
 
 import itertools
 from collections import Counter
@@ -8,31 +8,39 @@ from pathlib import Path
 from jaxseg.data.sources.dataset import DataError, logger
 from jaxseg.errors import shortened
 
-# Names or ids that a message lists.
-_LISTED = 100
+# The largest number of names or ids that a message lists.
+_MAX_LISTED = 100
 
-# Characters of a name.
-_LONGEST_TOLD = 200
-
-
-def told(name: str) -> str:
-    """A name for a message, in quotes where it is long or odd."""
-    return name if name.isprintable() and len(name) <= _LONGEST_TOLD else shortened(name)
+# The largest number of characters of a name in a message.
+_MAX_LENGTH = 200
 
 
-def listed(values: Iterable[object]) -> str:
-    """Names or ids for a message; only the first of very many."""
-    shown = [told(str(value)) for value in itertools.islice(values, _LISTED + 1)]
-    return ", ".join([*shown[:_LISTED], "..."] if len(shown) > _LISTED else shown)
+def printable(name: str) -> str:
+    """Returns a name for a message, quoted and shortened if it is long or cannot be printed."""
+    return name if name.isprintable() and len(name) <= _MAX_LENGTH else shortened(name)
+
+
+def joined(values: Iterable[object]) -> str:
+    """Joins names or ids for a message, which only lists the first of very many."""
+    shown = [printable(str(value)) for value in itertools.islice(values, _MAX_LISTED + 1)]
+    return ", ".join([*shown[:_MAX_LISTED], "..."] if len(shown) > _MAX_LISTED else shown)
 
 
 def distinct_names(names: Mapping[int, str], where: object) -> dict[int, str]:
-    """Category names by id, with the id behind those that several share; tells so in the log."""
+    """Appends the id to names that several categories have, and warns of it in the log.
+
+    Args:
+        names: the category names by id.
+        where: the file or folder, for the message.
+
+    Returns:
+        Distinct names by id.
+    """
     shared = [name for name, count in Counter(names.values()).items() if count > 1]
     if shared:
-        logger.warning("%s has several categories of one name, which get their ids behind it: %s.", where, listed(shared))
+        logger.warning("%s has several categories of one name, which get their ids behind it: %s.", where, joined(shared))
     distinct = dict(names)
-    # Again, in case that a category is called what another one is now.
+    # The loop is needed because a category may already have the new name of another one.
     while again := {name for name, count in Counter(distinct.values()).items() if count > 1}:
         distinct = {number: f"{name} (id {number})" if name in again else name for number, name in distinct.items()}
     return distinct
@@ -41,10 +49,19 @@ def distinct_names(names: Mapping[int, str], where: object) -> dict[int, str]:
 def choose_categories(
     categories: Mapping[int, str], path: Path, wanted_ids: Sequence[int], wanted_names: Sequence[str]
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Category ids in use, and their names, from all that the file has.
+    """Chooses the categories to use from those in a file.
+
+    Args:
+        categories: all names by id.
+        path: the file, for messages.
+        wanted_ids: the ids to use; if empty, all are used.
+        wanted_names: the names that the file must give them, or nothing.
+
+    Returns:
+        The ids in ascending order, and their names.
 
     Raises:
-        DataError: it has none, or none of those that the config wants, or calls one differently.
+        DataError: the file has no categories, none of the wanted ones, or another name for one.
     """
     names = distinct_names(categories, path)
     if not wanted_ids:
@@ -60,7 +77,7 @@ def choose_categories(
             )
     if not names.keys() & set(wanted_ids):
         raise DataError(
-            f"{path} has none of the categories {listed(wanted_ids)} that data.category_ids of the config asks for; "
-            f"it has {listed(sorted(names)) or 'none'}."
+            f"{path} has none of the categories {joined(wanted_ids)} that data.category_ids of the config asks for; "
+            f"it has {joined(sorted(names)) or 'none'}."
         )
     return tuple(wanted_ids), tuple(wanted_names) or tuple(names.get(number, str(number)) for number in wanted_ids)

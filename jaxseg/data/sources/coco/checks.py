@@ -1,4 +1,4 @@
-"""Judges what an instance file says of each annotation, all rows at once: a reason to leave it out, or none."""
+"""Checks the annotations of an instance file, many rows at once, for reasons to leave them out."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,29 +9,30 @@ from numpy import ndarray
 from jaxseg.data.sources.coco.instance_file import InstanceFile, Reason, Rows
 from jaxseg.data.sources.coco.polygons import Measures
 
-# Square pixels; points on one line give rounding errors, not exactly 0.
+# In square pixels. For points on one line, the computed area is a rounding error, and not exactly 0.
 _SMALLEST_AREA = 1e-6
 
-# Pixels of an object: pycocotools takes 80 bytes for each.
+# In pixels along the outline of an object; pycocotools takes 80 bytes for each.
 _LONGEST_OUTLINE = 2**22
 
-# pycocotools writes a byte beyond its memory where all runs take 6 characters: each is 2**24 pixels then, or a change by that.
-# An object of fewer pixels, and any in a smaller picture, has no such runs.
+# pycocotools writes a byte beyond its memory if all runs take 6 characters, that is, if each run or
+# change of runs is 2**24 pixels or more. An object with a smaller extent, or in a smaller picture,
+# has no such runs.
 _LARGEST_EXTENT = 2**25
 _LARGE_PICTURE = 2**26
 
-# Of a box or polygon that lies within the unit square; writers round.
+# The largest coordinate of a box or polygon in the unit square, with a margin for rounding.
 _UNIT = 1 + 1e-6
 
-# The side of a picture in which a whole pixel in the corner is nothing special.
+# In a picture with a side of at most this, a box within the first pixel is not suspicious.
 _SMALL_PICTURE = 2
 
-# Rows that are judged at once, so that memory stays small.
+# The number of rows that are checked at once, which bounds the memory.
 _SPAN = 2**18
 
 
 def positions(wanted: Int64[ndarray, "m"], ids: Int64[ndarray, "n"]) -> Int32[ndarray, "m"]:
-    """The place of each wanted id among distinct ids; -1 where it is not there."""
+    """Returns the index of each wanted id among distinct ids, or -1 if it is not among them."""
     order = np.argsort(ids)
     ordered = ids[order]
     places = np.empty(len(wanted), np.int32)
@@ -46,37 +47,40 @@ def _spans(count: int) -> Iterator[slice]:
         yield slice(start, min(start + _SPAN, count))
 
 
-def judge(file: InstanceFile, image: Int32[ndarray, "n"], category: Int32[ndarray, "n"], label: Int32[ndarray, "n"]) -> Int8[ndarray, "n"]:
-    """The reason to leave out each row; polygons that are no good are dropped from the file, and counted off from their rows.
+def find_problems(file: InstanceFile, image: Int32[ndarray, "n"], category: Int32[ndarray, "n"], label: Int32[ndarray, "n"]) -> Int8[ndarray, "n"]:
+    """Finds the reason to leave out each annotation, which is 0 if there is none.
 
     Args:
-        file: read, and changed as said.
-        image: the place of each row's image, -1 where there is none.
-        category: the same for the category.
-        label: its class, -1 where the config leaves it out.
+        file: the content of the file. Polygons that cannot be used are removed from it.
+        image: the index of each annotation's image, or -1 if the file does not list it.
+        category: the index of its category, or -1 if the file does not list it.
+        label: its class, or -1 if the configuration leaves it out.
     """
-    rows, sizes = file.rows, file.image_sizes
+    rows, sizes = file.rows, file.picture_sizes
     reason = np.frombuffer(rows.reason, np.int8).copy()
     reason[label < 0] = Reason.OTHER_CATEGORY
     reason[category < 0] = Reason.NO_CATEGORY
     reason[image < 0] = Reason.NO_IMAGE
-    _judge_rles(rows, reason, sizes, image)
-    _judge_boxes(np.frombuffer(rows.box, np.float64).reshape(-1, 4), reason, sizes, image)
+    _check_rles(rows, reason, sizes, image)
+    _check_boxes(np.frombuffer(rows.box, np.float64).reshape(-1, 4), reason, sizes, image)
     if file.masks:
-        _judge_polygons(rows, reason, sizes, image)
+        _check_polygons(rows, reason, sizes, image)
     return reason
 
 
-def _judge_rles(rows: Rows, reason: Int8[ndarray, "n"], sizes: ndarray, image: Int32[ndarray, "n"]) -> None:
-    """Marks rows whose run lengths are of another size than their image."""
+def _check_rles(rows: Rows, reason: Int8[ndarray, "n"], sizes: ndarray, image: Int32[ndarray, "n"]) -> None:
+    """Marks rows whose run lengths have another size than their image."""
     row = np.frombuffer(rows.rle_row, np.int32)
     stated = np.stack([np.frombuffer(side, np.int32) for side in (rows.rle_height, rows.rle_width)], axis=1)
     other = (stated != sizes[image[row]]).any(axis=1)
     reason[row[other & (reason[row] == 0)]] = Reason.BAD_RLE
 
 
-def _judge_boxes(boxes: Float64[ndarray, "n 4"], reason: Int8[ndarray, "n"], sizes: ndarray, image: Int32[ndarray, "n"]) -> None:
-    """Marks boxes (x, y, width, height) that are no box of their image, and most boxes' being fractions of it."""
+def _check_boxes(boxes: Float64[ndarray, "n 4"], reason: Int8[ndarray, "n"], sizes: ndarray, image: Int32[ndarray, "n"]) -> None:
+    """Marks boxes (x, y, width, height) that are not valid in their image.
+
+    If most boxes of the file lie in the unit square, these are marked as fractions of the image.
+    """
     unit = np.zeros(len(reason), bool)
     large = 0
     for span in _spans(len(reason)):
@@ -94,8 +98,8 @@ def _judge_boxes(boxes: Float64[ndarray, "n 4"], reason: Int8[ndarray, "n"], siz
         reason[unit] = Reason.UNIT_BOX
 
 
-def _judge_polygons(rows: Rows, reason: Int8[ndarray, "n"], sizes: ndarray, image: Int32[ndarray, "n"]) -> None:
-    """Drops bad polygons, and marks rows that have no mask then."""
+def _check_polygons(rows: Rows, reason: Int8[ndarray, "n"], sizes: ndarray, image: Int32[ndarray, "n"]) -> None:
+    """Drops bad polygons, and marks rows that are left without a mask."""
     ends = np.cumsum(np.frombuffer(rows.polygon_count, np.int32), dtype=np.int64)
     outlines, extents = np.zeros(len(reason), np.float32), np.zeros(len(reason), np.float32)
     good: list[ndarray] = []
@@ -125,7 +129,15 @@ def _drop_polygons(
     good: Sequence[Bool[ndarray, "p"]],
     unit: Sequence[Bool[ndarray, "p"]],
 ) -> None:
-    """Keeps the polygons that are `good` and not `unit`, and marks rows that have no mask then."""
+    """Keeps the polygons that are `good` and not `unit`, and marks rows without a mask.
+
+    Args:
+        rows: the annotations.
+        reason: the reason to leave out each row, which is updated.
+        ends: for each row, the number of polygons up to and including its own.
+        good: for each block of polygons, which of them can be used.
+        unit: for each block, which of them lie in the unit square and are left out for this.
+    """
     kept = [g & ~u for g, u in zip(good, unit, strict=True)]
     counts, units = np.frombuffer(rows.polygon_count, np.int32), np.zeros(len(reason), bool)
     counts[:] = 0
@@ -140,27 +152,31 @@ def _drop_polygons(
 
 
 def _owners(ends: Int64[ndarray, "n"], span: range) -> Int64[ndarray, "p"]:
-    """The row of each polygon of a block, where each row's polygons end before `ends`."""
+    """Returns the row of each polygon of a block, where the polygons of each row end before `ends`."""
     return np.searchsorted(ends, np.arange(span.start, span.stop), side="right")
 
 
 def _add_by_row(totals: ndarray, rows: Int64[ndarray, "p"], values: ndarray) -> None:
-    """Adds values to the totals of ascending rows."""
+    """Adds values to the totals of their rows, which are in ascending order."""
     if len(rows):
         first, last = int(rows[0]), int(rows[-1])
         totals[first : last + 1] += np.bincount(rows - first, values).astype(totals.dtype)
 
 
 def _extents(measures: Measures, sizes: ndarray) -> Float64[ndarray, "p"]:
-    """Pixels of the rectangle around what lies in the picture, where the picture is large."""
+    """Returns the area in pixels of the rectangle around each polygon's visible part.
+
+    It is 0 if the picture is not large.
+    """
     sides = np.minimum(measures.highs, sizes[:, ::-1]) - np.maximum(measures.lows, 0)
     return np.where(sizes.prod(axis=1, dtype=np.int64) < _LARGE_PICTURE, 0, sides.prod(axis=1))
 
 
 def _good_polygons(measures: Measures, sizes: ndarray) -> Bool[ndarray, "p"]:
-    """Which polygons have an area and touch the image, reaching at most its own size beyond each side.
+    """Returns which polygons have an area, touch the image, and do not reach far beyond it.
 
-    A polygon far outside is an error of whoever wrote it, and pycocotools would walk along every pixel of its outline.
+    They may reach beyond each side by the size of the image. A polygon farther outside is an error,
+    and pycocotools would follow every pixel of its outline.
     """
     sides, lows, highs = sizes[:, ::-1], measures.lows, measures.highs
     inside = (lows < sides) & (highs > 0) & (lows >= -sides) & (highs <= 2 * sides)

@@ -1,4 +1,4 @@
-"""A dataset of COCO instance files: one JSON and a folder of images."""
+"""A dataset in COCO's format: a JSON file of annotations and a folder of images."""
 
 import functools
 import os
@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxseg.config import Config, DataConfig
 from jaxseg.data.sources.coco.annotations import Annotations
-from jaxseg.data.sources.coco.categories import told
+from jaxseg.data.sources.coco.categories import printable
 from jaxseg.data.sources.dataset import DataError, InstanceDataset, Objects, logger
 from jaxseg.data.sources.shapes import ensure_shapes
 from jaxseg.errors import shortened
@@ -18,17 +18,18 @@ from jaxseg.files import is_file_name
 
 Split = Literal["train", "val"]
 
-# Folders whose listings are held at once.
+# The number of folders whose listings are kept in memory.
 _LISTINGS = 64
 
 _DOWNLOADS = "http://images.cocodataset.org"
 
 
 class CocoDataset(InstanceDataset):
-    """Images and instances in COCO's form: boxes, masks as polygons or run lengths (compressed or not), crowds.
+    """Images and objects in COCO's format: boxes, crowds, and masks as polygons or run lengths.
 
-    What is wrong with the file as a whole is refused here. Single bad annotations and missing image files are left out,
-    counted in `skipped`, and told once in the log. The ids of annotations only name them there, so they may repeat or be missing.
+    Run lengths may be compressed or not. A file with a general fault is refused. Single bad
+    annotations and missing image files are left out, counted in `skipped`, and reported once in the
+    log. The ids of annotations only serve to name them there, so they may repeat or be missing.
     """
 
     def __init__(
@@ -41,15 +42,15 @@ class CocoDataset(InstanceDataset):
         keep_empty: bool = False,
         masks: bool = True,
     ):
-        """Opens a dataset; reads the JSON and lists the image folder, opens no image.
+        """Opens a dataset: reads the JSON file and lists the image folder, but opens no image.
 
         Args:
             annotations: the JSON file.
-            images: the folder that its `file_name`s start from.
-            category_ids: the categories to use, in ascending order; empty: all the file has.
-            class_names: what the file must call them; empty: whatever it calls them.
-            keep_empty: keep images without objects; the original leaves them out.
-            masks: False: boxes are enough, and `segmentation` is not looked at; True: an object needs it.
+            images: the folder that its `file_name`s are relative to.
+            category_ids: the categories to use, in ascending order; by default, all in the file.
+            class_names: the names that the file must give them; by default, any.
+            keep_empty: whether to keep images without objects, which YOLACT's original leaves out.
+            masks: whether objects need a `segmentation`; otherwise it is ignored.
 
         Raises:
             DataError: a file or folder is missing or cannot be used; the message says which and why.
@@ -67,41 +68,44 @@ class CocoDataset(InstanceDataset):
         self._rows = np.flatnonzero(present if keep_empty else present & (counts > 0))
         if missing := int((~present).sum()):
             example = self._annotations.file_names[int(np.flatnonzero(~present)[0])]
-            self.skipped[f"images whose file is missing, for instance {told(example)}"] = missing
+            self.skipped[f"images whose file is missing, for instance {printable(example)}"] = missing
         self.left_out = int(present.sum()) - len(self._rows)
         if self.left_out:
             logger.info("%s: %d images without objects are left out.", annotations, self.left_out)
         if self.skipped:
-            logger.warning("%s: skipped %s.", annotations, self._told_skipped())
+            logger.warning("%s: skipped %s.", annotations, self._describe_skipped())
         if not len(self._rows):
-            raise DataError(f"{annotations} has no image with a usable annotation; skipped: {self._told_skipped() or 'nothing'}.")
+            raise DataError(f"{annotations} has no image with a usable annotation; skipped: {self._describe_skipped() or 'nothing'}.")
         self.image_ids = self._annotations.image_ids[self._rows].tolist()
         self.file_names = [self._annotations.file_names[i] for i in self._rows]
-        self.image_sizes, self.object_counts = self._annotations.image_sizes[self._rows], counts[self._rows]
+        self.picture_sizes, self.object_counts = self._annotations.picture_sizes[self._rows], counts[self._rows]
 
-    def _told_skipped(self) -> str:
-        """What was skipped, for a message, each kind with the name of the first."""
+    def _describe_skipped(self) -> str:
+        """Describes for a message what was skipped, with the first annotation of each kind."""
         first = self._annotations.first_skipped
         return "; ".join(f"{n} {what}" + (f" (the first: {first[what]})" if what in first else "") for what, n in self.skipped.items())
 
     def _present(self, annotations: str | Path) -> np.ndarray:
-        """Which image files exist: one listing a folder, for asking after each file is slow on a network."""
+        """Returns which image files exist.
+
+        Each folder is listed once, because to look for each file is slow on a network.
+        """
         names = self._annotations.file_names
         listing = functools.lru_cache(_LISTINGS)(lambda folder: _listing(self._folder / folder))
         present = np.zeros(len(names), bool)
-        # In order, so that the names of one folder come together, and few listings are held.
+        # Sorted, so that the names of one folder come together and few listings are kept.
         for i in sorted(range(len(names)), key=names.__getitem__):
             present[i] = os.path.basename(names[i]) in listing(os.path.dirname(names[i]))
         if not present.any():
-            raise DataError(f"None of the {len(names)} images of {annotations} is in {self._folder}; the first is {told(names[0])}.")
+            raise DataError(f"None of the {len(names)} images of {annotations} is in {self._folder}; the first is {printable(names[0])}.")
         return present
 
     def objects(self, index: int) -> Objects:
-        """The annotations of image `index`; does not open the image."""
+        """Returns the annotations of image `index` without opening it."""
         return self._annotations.objects(int(self._rows[index]))
 
     def encoded_image(self, index: int) -> bytes:
-        """The image file's bytes.
+        """Returns the bytes of the file of image `index`.
 
         Raises:
             DataError: the file cannot be read.
@@ -123,21 +127,21 @@ def _listing(folder: Path) -> frozenset[str]:
 
 
 def _exists(path: Path, what: str) -> bool:
-    """Whether there is such a file or folder.
+    """Whether a file or folder exists.
 
     Raises:
-        DataError: nobody can know, because of its name or of permissions.
+        DataError: this cannot be known, because of its name or of permissions.
     """
     if not is_file_name(str(path)):
         raise DataError(f"The {what} cannot be {shortened(str(path))}: no file can have a NUL or half of a surrogate pair in its name.")
     try:
         return path.exists()
     except OSError as error:
-        raise DataError(f"The {what} {told(str(path))} cannot be read: {error.strerror or error}.") from None
+        raise DataError(f"The {what} {printable(str(path))} cannot be read: {error.strerror or error}.") from None
 
 
 def _require(path: Path, what: str, is_right: Callable[[Path], bool], wrong: str) -> None:
-    """Raises DataError unless the path is there, and of the right kind."""
+    """Raises DataError unless a path exists and is of the right kind."""
     if not _exists(path, what):
         raise DataError(f"There is no {what} {path}.")
     if not is_right(path):
@@ -145,7 +149,7 @@ def _require(path: Path, what: str, is_right: Callable[[Path], bool], wrong: str
 
 
 def resolve_root(data: DataConfig) -> Path:
-    """The dataset's folder: `data.root`, else $JAXSEG_DATA, else data/coco.
+    """Returns the dataset's folder: `data.root`, or else $JAXSEG_DATA, or else data/coco.
 
     Raises:
         DataError: no folder can have this name.
@@ -160,13 +164,15 @@ def resolve_root(data: DataConfig) -> Path:
 
 
 def open_coco_files(config: Config, split: Split) -> CocoDataset:
-    """The COCO files that `config.data` names; writes the synthetic shapes first where it asks for them.
+    """Opens the COCO files that `config.data` names.
 
-    Validation keeps images without objects, for COCO's metrics count what a detector sees in them. Masks are read where the
-    config's detector has them.
+    If the configuration asks for the synthetic shapes, they are written first. The validation split
+    keeps images without objects, because COCO's metrics count false detections in them. Masks are
+    read if the configuration's detector has masks.
 
     Raises:
-        DataError: something is missing (says where it was looked for and how to get it) or cannot be used.
+        DataError: something is missing (the message says where it is expected and how to get it) or
+            cannot be used.
     """
     data, root = config.data, resolve_root(config.data)
     if data.synthetic:
@@ -187,7 +193,7 @@ def open_coco_files(config: Config, split: Split) -> CocoDataset:
 
 
 def _missing(path: Path, field: str, data: DataConfig) -> str:
-    """One sentence: where it was looked for, how to get COCO, and the demo that needs no data."""
+    """Returns a sentence on what is missing, how to get COCO, and the demo that needs no data."""
     default = DataConfig()
     if (data.train_annotations, data.val_annotations) != (default.train_annotations, default.val_annotations):
         return f"There is no {path.absolute()}, which {field} of the config names; set --config.data.root or --config.{field} right."

@@ -1,4 +1,7 @@
-"""Reads a COCO instance file into flat columns, entry by entry; what is wrong with the file as a whole is refused here."""
+"""Reading a COCO instance file into columns, entry by entry.
+
+Files with a general fault are refused; faults of single annotations are recorded.
+"""
 
 import dataclasses
 import enum
@@ -22,18 +25,18 @@ from jaxseg.files import is_file_name
 
 _LISTS = ("images", "annotations", "categories")
 
-# Of an image, so that its area fits the 32 bits that pycocotools counts in.
+# The longest side of an image, whose area then fits into the 32 bits that pycocotools uses.
 _LONGEST_SIDE = 65535
 
-# Names of categories take more memory than their text.
+# The limit exists because the names of categories take more memory than their text.
 _MOST_CATEGORIES = 100_000
 
-# Keys that a message lists.
-_KEYS_TOLD = 10
+# The largest number of keys that a message lists.
+_MAX_KEYS = 10
 
 
 class Reason(enum.IntEnum):
-    """Why an annotation is left out; one that has several faults is counted under one of them."""
+    """The reason to leave out an annotation; one with several faults has only one of the reasons."""
 
     NONE = 0
     NO_OBJECT = 1
@@ -52,17 +55,22 @@ class Reason(enum.IntEnum):
 
 @dataclasses.dataclass
 class Rows:
-    """Growing columns, one row an annotation that names an image and a category.
+    """Growing columns, with one row for each annotation that names an image and a category.
 
     Attributes:
         image, category: the ids.
-        number: the annotation's own id where `named`, else its place in the file's list.
-        reason: what reading alone finds wrong with it.
-        box: four numbers a row.
-        area: not a number where the file has none.
-        polygon_count: how many of `polygons`, which are in the rows' order, belong to the row.
-        rle_row, rle_height, rle_width: of each of `rles`, the row and the stated size.
-        without_object: how many annotations have no row, for they name no image or category; the first of them is `first_without`.
+        number: the annotation's own id if `named`, otherwise its index in the file's list.
+        named: whether the annotation has an id of its own.
+        reason: the fault that was found while reading, or 0.
+        crowd: whether the annotation is a crowd region.
+        box: four numbers for each row.
+        area: the area, or NaN if the file has none.
+        polygon_count: the number of `polygons`, which are in the order of the rows, of each row.
+        rle_row, rle_height, rle_width: for each of `rles`, its row and its stated size.
+        rles: compressed run lengths.
+        polygons: the polygons of all rows.
+        without_object: the number of annotations without a row, which name no image or category.
+        first_without: the index of the first of these.
     """
 
     image: array = dataclasses.field(default_factory=lambda: array("q"))
@@ -83,13 +91,19 @@ class Rows:
     first_without: int = 0
 
     def add(self, entries: list, place: int, masks: bool) -> None:
-        """Files elements of the file's annotations, of which the first has this place in them."""
+        """Adds some of the file's annotations.
+
+        Args:
+            entries: the annotations.
+            place: the index of the first of them in the file's list.
+            masks: whether masks are read.
+        """
         places: Sequence[int] = range(place, place + len(entries))
         if not _all_have_ids(entries):
             entries, places = self._with_ids(entries, places)
         boxes, crowds = list(map(numbers, _column(entries, "bbox"))), _column(entries, "iscrowd")
         rows = range(len(self.image), len(self.image) + len(entries))
-        filed = [self._file(*row, masks) for row in zip(entries, boxes, crowds, rows, strict=True)]
+        filed = [self._add_mask(*row, masks) for row in zip(entries, boxes, crowds, rows, strict=True)]
         self.image.extend(_column(entries, "image_id"))
         self.category.extend(_column(entries, "category_id"))
         own = _column(entries, "id")
@@ -103,15 +117,22 @@ class Rows:
         self.area.frombytes(b"".join([numbers([area]) or _NO_AREA for area in _column(entries, "area")]))
 
     def _with_ids(self, entries: list, places: Sequence[int]) -> tuple[list, Sequence[int]]:
-        """The annotations that name an image and a category, and their places; counts the others."""
+        """Returns the annotations that name an image and a category, and their indices in the file.
+
+        The others are counted.
+        """
         known = [isinstance(entry, dict) and _all_have_ids([entry]) for entry in entries]
         if not self.without_object:
             self.first_without = places[known.index(False)]
         self.without_object += known.count(False)
         return list(itertools.compress(entries, known)), list(itertools.compress(places, known))
 
-    def _file(self, entry: dict, box: array, crowd: Any, row: int, masks: bool) -> tuple[int, int]:
-        """Files the mask of an annotation: the reason to leave the row out, and how many polygons it has."""
+    def _add_mask(self, entry: dict, box: array, crowd: Any, row: int, masks: bool) -> tuple[int, int]:
+        """Adds the mask of an annotation.
+
+        Returns:
+            The reason to leave out the row, or 0, and the number of its polygons.
+        """
         if crowd not in (0, 1, None):
             return Reason.BAD_CROWD, 0
         if len(box) != 4:
@@ -132,7 +153,7 @@ class Rows:
             return Reason.NO_SEGMENTATION, 0
         count = 0
         for polygon in polygons:
-            # Fewer than three points have no area (and pycocotools would take two for a box).
+            # Fewer than three points have no area, and pycocotools would take two for a box.
             if len(polygon) >= 6 and len(polygon) % 2 == 0:
                 self.polygons.add(polygon)
                 count += 1
@@ -159,7 +180,15 @@ _NO_AREA = array("d", [math.nan])
 
 @dataclasses.dataclass
 class InstanceFile:
-    """The content of one instance file: `image_ids` are distinct, `categories` has a name for each id."""
+    """The content of an instance file.
+
+    Attributes:
+        path: the file.
+        masks: whether masks are read.
+        rows: the annotations.
+        categories: the names of the categories by id.
+        file_names: the file name of each image.
+    """
 
     path: Path
     masks: bool
@@ -174,12 +203,18 @@ class InstanceFile:
         return np.frombuffer(self._image_ids, np.int64)
 
     @property
-    def image_sizes(self) -> ndarray:
-        """Height and width of each image."""
+    def picture_sizes(self) -> ndarray:
+        """The height and width of each image."""
         return np.frombuffer(self._sides, np.int32).reshape(-1, 2)
 
     def add(self, key: str, entries: list, place: int) -> None:
-        """Files elements of one of the lists, of which the first has this place in it."""
+        """Adds some entries of one of the lists.
+
+        Args:
+            key: the name of the list.
+            entries: the entries.
+            place: the index of the first of them in the list.
+        """
         if key == "annotations":
             self.rows.add(entries, place, self.masks)
             return
@@ -222,7 +257,7 @@ class InstanceFile:
         self.categories[number] = name
 
     def check(self) -> None:
-        """Refuses a file without images, or with one id for two."""
+        """Refuses a file that has no images, or two images with the same id."""
         if not self.file_names:
             raise DataError(f"{self.path} has no images; it must list at least one.")
         ordered = np.sort(self.image_ids)
@@ -232,10 +267,15 @@ class InstanceFile:
 
 
 def read_instance_file(path: Path, masks: bool) -> InstanceFile:
-    """The content of `path`; without `masks` no `segmentation` is kept or judged.
+    """Reads an instance file.
+
+    Args:
+        path: the file.
+        masks: whether masks are read; otherwise every `segmentation` is ignored.
 
     Raises:
-        DataError: the file cannot be read, or one of its lists is missing or has an entry that cannot be used.
+        DataError: the file cannot be read, or one of its lists is missing or has an entry that
+            cannot be used.
     """
     content = InstanceFile(path, masks)
     try:
@@ -252,7 +292,11 @@ def read_instance_file(path: Path, masks: bool) -> InstanceFile:
 
 
 def _read_lists(stream: JsonStream, content: InstanceFile) -> tuple[dict[str, str], list[str]]:
-    """Files the elements of the lists; the type of each of them, and the first other keys."""
+    """Adds the entries of the lists to the content.
+
+    Returns:
+        The type of the value of each list's key, and the first other keys.
+    """
     found: dict[str, str] = {}
     others: list[str] = []
     for key in stream.items():
@@ -260,7 +304,7 @@ def _read_lists(stream: JsonStream, content: InstanceFile) -> tuple[dict[str, st
             raise DataError(f"{stream.path} is not a COCO instance file: it has the key {key} more than once.")
         if key not in _LISTS:
             stream.skip()
-            if len(others) < _KEYS_TOLD:
+            if len(others) < _MAX_KEYS:
                 others.append(shortened(key)[1:-1])
         elif stream.peek() != "[":
             found[key] = stream.skip()
@@ -274,7 +318,7 @@ def _read_lists(stream: JsonStream, content: InstanceFile) -> tuple[dict[str, st
 
 
 def numbers(value: Any) -> array:
-    """A list of numbers as doubles; empty for anything else."""
+    """Converts a list of numbers to doubles, and anything else to an empty array."""
     try:
         return array("d", value) if isinstance(value, list) else array("d")
     except (TypeError, OverflowError):
@@ -286,7 +330,7 @@ def _column(entries: list[dict], key: str) -> list:
 
 
 def _all_have_ids(entries: list) -> bool:
-    """Whether each of these annotations names an image and a category."""
+    """Whether all of these annotations name an image and a category."""
     if set(map(type, entries)) != {dict}:
         return False
     ids = _column(entries, "image_id") + _column(entries, "category_id")
@@ -294,7 +338,7 @@ def _all_have_ids(entries: list) -> bool:
 
 
 def _is_id(value: Any) -> TypeGuard[int]:
-    """Whether this is a whole number that 64 bits hold; JSON's truth values are none."""
+    """Whether a value is an integer of at most 64 bits, and not a truth value."""
     return type(value) is int and value.bit_length() < 64
 
 

@@ -1,4 +1,7 @@
-"""Reads a JSON object of any size through a window on its text, so that memory holds little more than one entry of a list."""
+"""Reading a JSON object of any size through a window on its text.
+
+Memory holds little more than one entry of a list.
+"""
 
 import codecs
 import json
@@ -12,30 +15,31 @@ import numpy as np
 from jaxseg.data.sources.dataset import DataError
 from jaxseg.errors import shortened
 
-# Bytes that are read at once.
+# The number of bytes that are read at once.
 _PIECE = 2**19
 
-# Characters of the values that are handed out together.
+# The number of characters of the values that are returned together.
 _BATCH = 2**15
 
-# Characters of one value that is built in memory.
+# The largest number of characters of a value that is built in memory.
 _LONGEST_VALUE = 3_000_000
 
-# Lists and objects in a value that does not end in the window yet: each takes up to 50 times its text.
+# The largest number of lists and objects in a value that does not end within the window. Each takes
+# up to 50 times as much memory as its text.
 _MOST_BRACKETS = 2**17
 
-# A value that ends this near to the window's end may go on behind it, as 1.5e3 does after 1.
+# A value that ends this close to the window's end may go on after it, as 1.5e3 does after 1.
 _TAIL = 16
 
-# As deep as Python itself reads.
+# The depth to which Python itself reads.
 _DEEPEST = 1000
 
-# What a character does to the depth of brackets.
+# The change of the depth of brackets at each character.
 _STEPS = np.zeros(256, np.int8)
 _STEPS[[ord("["), ord("{")]] = 1
 _STEPS[[ord("]"), ord("}")]] = -1
 
-# What the first character of a value that is passed over says of its type.
+# The type of a skipped value, by its first character.
 _KINDS = {"[": "list", "{": "dict", '"': "str"}
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -43,10 +47,10 @@ _DECODER = json.JSONDecoder()
 
 
 class JsonStream:
-    """A JSON file from its beginning to its end; each method goes on where the last one ended."""
+    """A JSON file that is read from its start to its end; each method goes on after the last one."""
 
     def __init__(self, path: Path, file: BinaryIO):
-        """Starts behind the byte order mark, if there is one.
+        """Starts after the byte order mark, if there is one.
 
         Args:
             path: the file's name, for messages.
@@ -57,19 +61,22 @@ class JsonStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._ended = False
         self._text, self._position = "", 0
-        # Of what the window has left behind: bytes read, line breaks, and characters behind the last of these.
+        # The bytes read so far, the line breaks before the window, and the characters since the last
+        # of these.
         self._bytes = self._lines = self._columns = 0
-        # Characters of the values that a batch holds.
+        # The number of characters of the values in a batch.
         self._built = 0
         if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
             self._bytes = len(codecs.BOM_UTF8)
         file.seek(self._bytes)
 
     def items(self) -> Iterator[str]:
-        """The keys of the object that the file holds; the caller reads or skips the value of each before the next.
+        """Yields the keys of the object that the file holds.
+
+        The caller must read or skip the value of each key before the next.
 
         Raises:
-            DataError: the file holds something else, or something behind the object.
+            DataError: the file holds something else, or something after the object.
         """
         if self.peek() != "{":
             self._refuse_other_values()
@@ -86,31 +93,31 @@ class JsonStream:
             if self.peek() != '"':
                 raise self._broken("Expecting property name enclosed in double quotes")
             key = self.value()
-            self._take(":")
+            self._expect(":")
             yield key
-            if self._take(",}") == "}":
+            if self._expect(",}") == "}":
                 return
 
     def batches(self) -> Iterator[list]:
-        """The elements of the list that comes next, in lists that stand for little text."""
-        self._take("[")
+        """Yields the elements of the next list, in batches of a bounded amount of text."""
+        self._expect("[")
         if self.peek() == "]":
-            self._take("]")
+            self._expect("]")
             return
         batch: list[Any] = []
         more = True
         while more:
             batch.append(self.value())
-            more = self._take(",]") == ","
+            more = self._expect(",]") == ","
             if self._built > _BATCH or not more:
                 yield batch
                 batch, self._built = [], 0
 
     def value(self) -> Any:
-        """The value that comes next.
+        """Reads the next value.
 
         Raises:
-            DataError: it is no JSON, or too large to be built in memory.
+            DataError: it is not valid JSON, or too large to be built in memory.
         """
         self.peek()
         while True:
@@ -129,10 +136,10 @@ class JsonStream:
                 if self._ended or end <= len(self._text) - _TAIL:
                     self._position, self._built = end, self._built + end - self._position
                     return value
-            self._widen()
+            self._extend_window()
 
     def skip(self) -> str:
-        """Passes over the value that comes next without building it; the name of its type."""
+        """Skips the next value without building it, and returns the name of its type."""
         kind = _KINDS.get(self.peek())
         if kind is None:
             return type(self.value()).__name__
@@ -145,13 +152,13 @@ class JsonStream:
                 raise self._broken("Unterminated string" if quoted else "Expecting ',' delimiter")
 
     def _pass_brackets(self, depth: int, quoted: bool) -> tuple[int, bool, bool]:
-        """Follows strings and brackets up to the window's end, or to that of the value.
+        """Follows strings and brackets to the end of the window or of the value.
 
         Returns:
-            The depth there, whether it lies in a string, and whether it is the value's end.
+            The depth there, whether it is in a string, and whether it is the end of the value.
         """
         text = self._text[self._position :]
-        # A backslash and what it stands before stay together.
+        # A backslash must stay together with the character after it.
         text = text[: len(text) - (len(text) - len(text.rstrip("\\"))) % 2]
         characters = np.frombuffer(text.replace("\\\\", "__").replace('\\"', "__").encode("ascii", "replace"), np.uint8)
         outside = (np.cumsum(characters == ord('"'), dtype=np.int32) + quoted) % 2 == 0
@@ -167,7 +174,7 @@ class JsonStream:
         return (int(depths[-1]), not outside[-1], False) if len(text) else (depth, quoted, False)
 
     def peek(self) -> str:
-        """The next character that is no space; nothing at the end of the file."""
+        """Returns the next character that is not a space, or an empty text at the end of the file."""
         while True:
             found = self._text[self._position : self._position + 1]
             if found and found not in " \t\n\r":
@@ -176,8 +183,8 @@ class JsonStream:
             if self._position == len(self._text) and not self._read():
                 return ""
 
-    def _take(self, allowed: str) -> str:
-        """The next character, which must be one of `allowed`."""
+    def _expect(self, allowed: str) -> str:
+        """Reads the next character, which must be one of `allowed`."""
         found = self.peek()
         if not found or found not in allowed:
             raise self._broken(f"Expecting {allowed[0]!r} delimiter")
@@ -200,15 +207,15 @@ class JsonStream:
         self._position, self._bytes, self._ended = 0, self._bytes + len(piece), not piece
         return True
 
-    def _widen(self) -> None:
-        """Adds a piece for a value that goes on behind the window's end."""
+    def _extend_window(self) -> None:
+        """Adds a piece to the window for a value that does not end in it."""
         brackets = sum(self._text.count(bracket, self._position) for bracket in "[{")
         if len(self._text) - self._position > _LONGEST_VALUE or brackets > _MOST_BRACKETS:
             raise self._too_large()
         self._read()
 
     def _refuse_other_values(self) -> None:
-        """Tells what the file holds instead of an object."""
+        """Raises an error that says what the file holds instead of an object."""
         if not self.peek():
             raise DataError(f"{self.path} is empty; it must be a COCO instance file.")
         kind = "list" if self.peek() == "[" else type(self.value()).__name__

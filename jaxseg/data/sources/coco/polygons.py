@@ -1,4 +1,4 @@
-"""Polygons in their file's order, in blocks that hold the coordinates in as few bytes as lose nothing."""
+"""Compact storage of polygons, in blocks that hold the coordinates without loss in few bytes."""
 
 import itertools
 from array import array
@@ -10,16 +10,17 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32
 from numpy import ndarray
 
-# COCO writes two decimals: hundredths in 16 bits hold its polygons without loss, in a quarter of the memory.
+# COCO writes two decimals, so hundredths in 16 bits hold its polygons without loss, in a quarter of
+# the memory of doubles.
 _HUNDREDTHS = 100.0
 _PACKED = (np.uint16, np.int32)
 
-# Numbers, so that what is computed for a block stays small beside the file.
+# The number of coordinates in a block, which bounds the memory of computations on it.
 _BLOCK = 2**18
 
 
 class _Block(NamedTuple):
-    """Coordinates x, y, x, y, ... of whole polygons, and where each polygon ends in them."""
+    """The coordinates x, y, x, y, ... of whole polygons, and the position where each polygon ends."""
 
     values: ndarray
     ends: Int32[ndarray, "n"]
@@ -30,7 +31,14 @@ class _Block(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What the polygons of a block are judged by, one row each."""
+    """The quantities by which the polygons of a block are checked.
+
+    Attributes:
+        areas: the areas in square pixels.
+        lows: the least x and y.
+        highs: the largest x and y.
+        outlines: the lengths of the outlines in pixels.
+    """
 
     areas: Float64[ndarray, "n"]
     lows: Float64[ndarray, "n 2"]
@@ -39,7 +47,11 @@ class Measures(NamedTuple):
 
 
 class Polygons:
-    """Polygons that are added, then closed, judged block by block, and looked up by their number."""
+    """A store of polygons.
+
+    Polygons are first added; after `close`, they are checked block by block and looked up by their
+    number.
+    """
 
     def __init__(self) -> None:
         self._values, self._ends = array("d"), array("i")
@@ -47,14 +59,14 @@ class Polygons:
         self._first: list[int] = []
 
     def add(self, polygon: array) -> None:
-        """Adds the coordinates of one polygon as doubles."""
+        """Adds a polygon, whose coordinates are doubles."""
         if len(self._values) + len(polygon) > _BLOCK:
             self._close_block()
         self._values.extend(polygon)
         self._ends.append(len(self._values))
 
     def close(self) -> None:
-        """Ends the adding."""
+        """Closes the last block; no more polygons can be added."""
         self._close_block()
         self._count()
 
@@ -65,15 +77,15 @@ class Polygons:
             self._values, self._ends = array("d"), array("i")
 
     def measures(self, block: int) -> Measures:
-        """Of all polygons of a block."""
+        """Returns the measures of all polygons of a block."""
         return _measured(self._blocks[block])
 
     def spans(self) -> list[range]:
-        """The numbers of the polygons in each block."""
+        """Returns the numbers of the polygons in each block."""
         return [range(first, first + len(block.ends)) for first, block in zip(self._first, self._blocks, strict=False)]
 
     def keep(self, kept: Sequence[Bool[ndarray, "n"]]) -> None:
-        """Drops polygons and numbers the others anew; `kept` has an array for each block."""
+        """Drops polygons and renumbers the others; `kept` has an array for each block."""
         for i, rows in enumerate(kept):
             if not rows.all():
                 values, lengths = self._blocks[i].values, self._blocks[i].lengths
@@ -81,7 +93,7 @@ class Polygons:
         self._count()
 
     def __getitem__(self, number: int) -> list[float]:
-        """The coordinates of one polygon."""
+        """Returns the coordinates of one polygon."""
         position = bisect_right(self._first, number) - 1
         values, ends = self._blocks[position]
         row = number - self._first[position]
@@ -92,7 +104,7 @@ class Polygons:
 
 
 def _packed(values: Float64[ndarray, "n"]) -> ndarray:
-    """The coordinates as whole hundredths in 16 or 32 bits where that loses nothing, else as they are."""
+    """Converts coordinates to hundredths in 16 or 32 bits if that loses nothing."""
     with np.errstate(invalid="ignore", over="ignore"):
         hundredths = np.rint(values * _HUNDREDTHS)
         for kind in _PACKED:
@@ -120,7 +132,7 @@ def _measured(block: _Block) -> Measures:
 
 
 def _following(side: Float64[ndarray, "n"], first: ndarray, last: ndarray) -> Float64[ndarray, "n"]:
-    """The coordinate of the next corner, which is the first one after the last."""
+    """Returns the coordinate of the next corner, which for the last corner is the first one."""
     following = np.roll(side, -1)
     following[last] = side[first]
     return following

@@ -1,4 +1,7 @@
-"""Run lengths of masks in COCO's two forms, checked and written without pycocotools, which trusts them with its memory."""
+"""Checks and converts the run lengths of masks in COCO's two forms.
+
+pycocotools is not used for this, because invalid run lengths make it access memory out of bounds.
+"""
 
 from array import array
 from typing import Any
@@ -7,16 +10,22 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-# Of a number in the compressed form: pycocotools reads wrong ones from longer numbers, and writes them beyond its memory.
+# The largest number of groups in a compressed number. pycocotools reads longer numbers wrongly, and
+# writes them beyond its memory.
 _MOST_GROUPS = 6
 _LARGEST_NUMBER = 2 ** (5 * _MOST_GROUPS - 1) - 1
 
-# Groups that are read at once, and runs that are written, so that memory stays small.
+# The number of groups that are read at once, and of runs that are written, which bounds the memory.
 _SLICE = 2**14
 
 
 def checked_counts(counts: str | list, pixels: int) -> bytes | None:
-    """Compressed run lengths that cover exactly so many pixels, or None: pycocotools would read beyond its memory."""
+    """Returns the compressed form of run lengths, or None if they are not valid.
+
+    Args:
+        counts: run lengths in COCO's compressed form, or as a list.
+        pixels: the number of pixels of the mask, which the runs must cover exactly.
+    """
     runs = _listed_runs(counts) if isinstance(counts, list) else run_lengths(counts.encode("ascii", "ignore"))
     if runs is None or not len(runs) or runs.min() < 0 or runs.max() > pixels or runs.sum() != pixels:
         return None
@@ -26,7 +35,7 @@ def checked_counts(counts: str | list, pixels: int) -> bytes | None:
 
 
 def _listed_runs(counts: list[Any]) -> Int64[ndarray, "n"] | None:
-    # A truth value is no number, though Python counts with it.
+    # Compared by type, because Python's truth values are integers, too.
     if set(map(type, counts)) != {int}:
         return None
     try:
@@ -36,10 +45,11 @@ def _listed_runs(counts: list[Any]) -> Int64[ndarray, "n"] | None:
 
 
 def run_lengths(counts: bytes) -> Int64[ndarray, "n"] | None:
-    """The runs that COCO's compressed form stands for, or None where it is malformed.
+    """Decodes run lengths in COCO's compressed form; returns None if it is malformed.
 
-    Each run is written in groups of 5 bits, lowest first, as one character from 48 on; 32 says that another group follows,
-    16 in the last group is the sign. From the fourth run on it is the difference to the run before the last.
+    Each run is written in groups of 5 bits, the lowest first. A group is a character with a code
+    from 48 on, to which 32 is added if another group follows; 16 in the last group is the sign.
+    From the fourth run on, the number is the difference from the second to last run.
     """
     codes = np.frombuffer(counts, np.uint8) - np.uint8(48)
     if not len(codes) or codes.max() > 63:
@@ -58,7 +68,7 @@ def run_lengths(counts: bytes) -> Int64[ndarray, "n"] | None:
 
 
 def _numbers(groups: Int64[ndarray, "n"], last: Int64[ndarray, "m"]) -> Int64[ndarray, "m"]:
-    """The numbers that groups stand for, where each number's last one is known."""
+    """Decodes groups to numbers, given the position of each number's last group."""
     first = np.concatenate([[0], last[:-1] + 1])
     shift = 5 * (np.arange(len(groups)) - np.repeat(first, last - first + 1))
     numbers = np.add.reduceat((groups & 31) << shift, first)
@@ -66,9 +76,9 @@ def _numbers(groups: Int64[ndarray, "n"], last: Int64[ndarray, "m"]) -> Int64[nd
 
 
 def compressed_runs(runs: Int64[ndarray, "n"]) -> bytes | None:
-    """The inverse of `run_lengths`, or None where a number would be too long.
+    """Encodes run lengths, as the inverse of `run_lengths`; returns None if a number is too long.
 
-    pycocotools' own writes a byte beyond its memory where all numbers have the greatest length.
+    pycocotools' own encoder writes a byte beyond its memory if all numbers have the greatest length.
     """
     written = runs.copy()
     written[3:] -= runs[1:-2]
@@ -80,7 +90,7 @@ def compressed_runs(runs: Int64[ndarray, "n"]) -> bytes | None:
 def _groups(numbers: Int64[ndarray, "n"]) -> bytes:
     longest = int(np.abs(numbers).max()).bit_length() // 5 + 1
     rest = numbers[:, None] >> 5 * np.arange(longest)
-    # A group is the last one where what is left of the number fits in 5 bits with their sign.
+    # A group is the last one if the rest of the number fits into 5 bits with a sign.
     more = (rest < -16) | (rest > 15)
     used = np.ones_like(more)
     used[:, 1:] = more[:, :-1]

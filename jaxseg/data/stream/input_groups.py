@@ -1,7 +1,8 @@
-"""Batches of one shape: images grouped by the network's input they need, and the order in which the groups take turns.
+"""Images grouped by the size of their input, and the order in which the groups take turns.
 
-Each group is an endless shuffled stream of its own. A schedule, again a function of the seed alone, says which group makes the
-`k`-th global batch, and which part of its stream: nothing has to be counted up to find any batch.
+A batch is of one group. Each group is an endless shuffled stream of its own. A schedule, again a
+function of the seed alone, says which group makes the `k`-th global batch, and which part of its
+stream: any batch is found without counting up to it.
 """
 
 import dataclasses
@@ -15,52 +16,50 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from jaxseg.data.sources.dataset import InstanceDataset
-from jaxseg.data.views.resize import batch_shape
-from jaxseg.structures import InputSpec
+from jaxseg.data.views.view import ViewRule
 
 # Endless enough; Grain's own endless stream is longer than slices of it can say.
 EPOCHS = 2**32
 
 
 @dataclasses.dataclass(frozen=True)
-class ShapeGroups:
-    """The images of a dataset by the shape of their input.
+class InputGroups:
+    """The images of a dataset by the size of their input.
 
     Attributes:
-        shapes: heights and widths of the input that some image needs, in the order of `InputSpec.image_sizes`.
+        input_sizes: heights and widths of the input that some image needs, in the order of
+            `InputSpec.input_sizes`.
         members: the images of each, in their old order.
         groups: the group of each image of the dataset, -1 where it is in none.
     """
 
-    shapes: tuple[tuple[int, int], ...]
+    input_sizes: tuple[tuple[int, int], ...]
     members: tuple[Int64[ndarray, "n"], ...]
     groups: Int64[ndarray, "images"]
 
     @classmethod
-    def of(cls, dataset: InstanceDataset, spec: InputSpec, indices: Sequence[int] | None = None) -> Self:
-        """Groups the images `indices` (None: all); opens none of them."""
+    def of(cls, dataset: InstanceDataset, rule: ViewRule, indices: Sequence[int] | None = None) -> Self:
+        """Groups the images `indices` (None: all) without opening them."""
         wanted = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
-        if len(spec.image_sizes) == 1:
-            shape_of_image = np.zeros(len(wanted), np.int64)
-        else:
-            # Datasets have few sizes, and many images of each.
-            sizes, which = np.unique(np.asarray(dataset.image_sizes)[wanted], axis=0, return_inverse=True)
-            shape_of_size = [spec.image_sizes.index(batch_shape((height, width), spec)) for height, width in sizes.tolist()]
-            shape_of_image = np.array(shape_of_size, np.int64)[which.ravel()]
-        present = np.unique(shape_of_image)
-        members = tuple(wanted[shape_of_image == shape] for shape in present)
+        known = rule.spec.input_sizes
+        # Datasets have few sizes of pictures, and many images of each.
+        sizes, which = np.unique(np.asarray(dataset.picture_sizes)[wanted], axis=0, return_inverse=True)
+        input_of_size = [known.index(rule.input_size((height, width))) for height, width in sizes.tolist()]
+        input_of_image = np.array(input_of_size, np.int64)[which.ravel()]
+        present = np.unique(input_of_image)
+        members = tuple(wanted[input_of_image == number] for number in present)
         groups = np.full(len(dataset), -1)
         for group, images in enumerate(members):
             groups[images] = group
-        return cls(tuple(spec.image_sizes[shape] for shape in present), members, groups)
+        return cls(tuple(known[number] for number in present), members, groups)
 
     def alike(self, index: int) -> Int64[ndarray, "n"]:
-        """All images whose input has the shape of this one's."""
+        """All images whose input has the size of this one's."""
         return self.members[self.groups[index]]
 
-    def by_shape(self) -> Iterator[tuple[tuple[int, int], list[int]]]:
-        """Each shape with its images."""
-        return zip(self.shapes, (images.tolist() for images in self.members), strict=True)
+    def by_input_size(self) -> Iterator[tuple[tuple[int, int], list[int]]]:
+        """Each size of input with its images."""
+        return zip(self.input_sizes, (images.tolist() for images in self.members), strict=True)
 
 
 class _Seeded(grain.transforms.RandomMap):
@@ -71,16 +70,20 @@ class _Seeded(grain.transforms.RandomMap):
 
 
 def shuffled_slots(count: int, seed: int) -> grain.MapDataset:
-    """An endless stream of pairs (number below `count`, seed for what chance decides there), in a new order each time round."""
+    """An endless stream of pairs of a number below `count` and a seed.
+
+    Each time round the numbers come in a new order.
+    """
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat(EPOCHS).random_map(_Seeded())
 
 
 @functools.lru_cache(maxsize=2)
 def batch_order(counts: tuple[int, ...], seed: int, period: int) -> Int64[ndarray, "batches"]:
-    """The order in which groups of so many images take turns, in one period of as many batches as there are images.
+    """The order in which groups of so many images take turns, in one period.
 
-    A group has as many batches as it has images, so every image is seen equally often, and they are spread evenly, each
-    at a random place of its own stretch: an epoch differs by a batch or two from the next.
+    A period has as many batches as there are images, and a group has as many of them as it has
+    images, so every image is seen equally often. They are spread evenly, each at a random place of
+    its own stretch, so that one epoch differs from the next by a batch or two.
 
     Returns:
         Numbers below `sum(counts)`: the batches of the first group, then those of the second.
@@ -90,16 +93,16 @@ def batch_order(counts: tuple[int, ...], seed: int, period: int) -> Int64[ndarra
     return np.argsort(np.concatenate(places), kind="stable")
 
 
-class ShapeStreams:
+class InputStreams:
     """Global batches of images of one group each."""
 
     def __init__(self, members: Sequence[Int64[ndarray, "n"]], seed: int):
-        """`members` are the images of each group; `seed` decides on everything."""
+        """`members` are the images of each group; `seed` decides everything."""
         self._members = members
         self._seed = seed
         self._counts = tuple(len(images) for images in members)
         self._first = np.cumsum((0, *self._counts))
-        # Streams of their own, lest the same position of two groups draws the same augmentation.
+        # Seeds of their own, lest the same position of two groups draws the same augmentation.
         seeds = np.random.default_rng(seed).integers(2**31, size=len(members)).tolist()
         self._streams = [shuffled_slots(count, own) for count, own in zip(self._counts, seeds, strict=True)]
 

@@ -1,26 +1,19 @@
-"""From a dataset to batches: an endless, resumable, shuffled stream for training, and every image once for evaluation.
+"""The endless stream of training batches: shuffled, seeded, resumable, made by worker processes.
 
-Training's stream is one sequence of (image, seed) pairs, a function of the run's seed alone. Everything else only says who
-makes which part of it: worker processes take whole batches in turn, and process `p` of `n` makes the `p`-th contiguous piece of
-each global batch. So neither their numbers nor an interruption changes what the run sees.
+The stream is one sequence of (image, seed) pairs, a function of the run's seed alone. Everything
+else only says who makes which part of it: worker processes take whole batches in turn, and process
+`p` of `n` makes the `p`-th contiguous piece of each global batch. So neither their numbers nor an
+interruption changes what the run sees.
 
-Where the network's input has several shapes (`jaxseg.data.stream.shape_groups`), each batch is of one of them, the same on all processes.
+Where the network's input has several sizes (`jaxseg.data.stream.input_groups`), each batch has one
+of them, the same on all processes.
 """
 
 import dataclasses
 import functools
 import logging
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing import resource_tracker
 from typing import Any, Self
 
-import cv2
 import grain
 import jax
 import numpy as np
@@ -31,11 +24,12 @@ from numpy import ndarray
 from jaxseg.config import AugmentConfig, Config
 from jaxseg.data.sources.dataset import DataError, InstanceDataset, Sample
 from jaxseg.data.sources.from_config import open_dataset
-from jaxseg.data.stream.shape_groups import ShapeGroups, ShapeStreams, shuffled_slots
-from jaxseg.data.stream.targets import View, no_targets, to_targets, visible_objects
-from jaxseg.data.views.placement import training_picture
-from jaxseg.data.views.resize import fit_picture
-from jaxseg.data.views.transforms import draw_augmentation, to_uint8, warp_image
+from jaxseg.data.stream.input_groups import InputGroups, InputStreams, shuffled_slots
+from jaxseg.data.stream.rows import Row, collate
+from jaxseg.data.stream.targets import to_targets
+from jaxseg.data.stream.workers import first_element, start_worker
+from jaxseg.data.views.from_spec import view_rule
+from jaxseg.data.views.view import ViewRule
 from jaxseg.structures import Batch, InputSpec, Targets
 
 logger = logging.getLogger("jaxseg")
@@ -44,23 +38,10 @@ logger = logging.getLogger("jaxseg")
 REPLACEMENT_TRIES = 100
 # Lines of the log that one kind of trouble with images may fill; more is only counted.
 LOGGED_IMAGES = 20
-# Batches a worker process, or the thread that stands in for it, makes ahead.
+# Batches that a worker process, or the thread that stands in for it, makes ahead.
 BATCHES_AHEAD = 2
-EVALUATION_THREADS = 4
-# They reach a whole group of processes: Ctrl-C, a closed terminal, the end of a job.
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 # Deaths of worker processes, with no batch in between, after which the run gives up.
 WORKER_RESTARTS = 3
-
-
-@dataclasses.dataclass
-class _Example:
-    """One row of a batch; `image_size` is the picture's within the input."""
-
-    image: ndarray
-    image_size: tuple[int, int]
-    index: int
-    targets: Targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,28 +54,33 @@ class TrainingLoader:
     max_objects: int
 
     @functools.cached_property
-    def groups(self) -> ShapeGroups:
-        """The images by the shape of their input."""
-        return ShapeGroups.of(self.dataset, self.spec)
+    def rule(self) -> ViewRule:
+        """How the detector sees pictures."""
+        return view_rule(self.spec)
+
+    @functools.cached_property
+    def groups(self) -> InputGroups:
+        """The images by the size of their input."""
+        return InputGroups.of(self.dataset, self.rule)
 
     def __call__(self, slots: Int64[ndarray, "b 2"]) -> dict[str, Any]:
         broken: list[tuple[int, str]] = []
         left_out: list[tuple[int, int]] = []
-        examples = []
+        rows = []
         for index, seed in slots.tolist():
             rng = np.random.default_rng(seed)
             sample = self._read(index, rng, broken)
-            example, surplus = self._example(sample, rng)
-            examples.append(example)
+            row, surplus = self._row(sample, rng)
+            rows.append(row)
             if surplus:
                 left_out.append((sample.index, surplus))
-        batch = _collate(examples)
-        # Plain dicts, for Grain takes elements apart to share the arrays' memory between processes.
+        batch = collate(rows)
+        # Plain dicts, because Grain takes elements apart to share their memory between processes.
         arrays = {**vars(batch), "targets": vars(batch.targets)}
         return {"arrays": arrays, "broken": broken, "left_out": left_out}
 
     def _read(self, index: int, rng: np.random.Generator, broken: list[tuple[int, str]]) -> Sample:
-        """The image, or where it is broken another one of its shape, that the same seed always chooses."""
+        """The image, or where it is broken another one of its group, which the seed chooses."""
         for _ in range(REPLACEMENT_TRIES):
             try:
                 return self.dataset[index]
@@ -104,22 +90,12 @@ class TrainingLoader:
                 index = int(alike[rng.integers(len(alike))])
         raise DataError(f"None of {REPLACEMENT_TRIES} images in a row can be used; the last one: {broken[-1][1]}")
 
-    def _example(self, sample: Sample, rng: np.random.Generator) -> tuple[_Example, int]:
-        """The augmented image with its targets, and how many objects found no row."""
-        image, size, view = self._augmented(sample, rng)
-        targets = to_targets(sample, self.spec, self.max_objects, view)
-        surplus = len(visible_objects(sample, self.spec, view)) - int(targets.valid.sum())
-        return _Example(image, size, sample.index, targets), surplus
-
-    def _augmented(self, sample: Sample, rng: np.random.Generator) -> tuple[ndarray, tuple[int, int], View]:
-        """The input's pixels, the picture's size within them, and what was drawn for the objects."""
-        picture_size = sample.image.shape[:2]
-        if self.spec.resize.rule == "stretch":
-            size = self.spec.image_sizes[0]
-            drawn = draw_augmentation(rng, picture_size, sample.boxes, sample.crowd, self.augment, size)
-            return to_uint8(warp_image(sample.image, drawn.window, size, drawn.photometric)), size, drawn.window
-        image, placement = training_picture(sample.image, rng, self.spec, self.augment)
-        return image, placement.size, placement
+    def _row(self, sample: Sample, rng: np.random.Generator) -> tuple[Row, int]:
+        """The augmented picture with its targets, and how many objects found no row."""
+        view = self.rule.draw(rng, sample.picture_size, boxes=sample.boxes, crowd=sample.crowd, augment=self.augment)
+        targets = to_targets(sample, view, self.spec, self.max_objects)
+        surplus = int(view.keeps(sample.boxes).sum()) - int(targets.valid.sum())
+        return Row(view.training_image(sample.image), view.image_size, sample.index, targets), surplus
 
 
 class TrainingIterator:
@@ -150,12 +126,16 @@ class TrainingIterator:
         self._note(element["broken"], element["left_out"])
         arrays = element["arrays"]
         if self._workers:
-            # Out of the memory shared with the worker, which is gone when this array is: devices may keep what they are given.
+            # The memory shared with the worker goes with these arrays, and devices may keep them.
             arrays = jax.tree.map(np.array, arrays)
         return Batch(**{**arrays, "targets": Targets(**arrays["targets"])})
 
     def _next_element(self) -> Any:
-        """The next batch; worker processes that died, for instance for want of memory, are started again at the same place."""
+        """The next batch.
+
+        Worker processes that died, for instance for want of memory, are started again at the same
+        place.
+        """
         for _ in range(WORKER_RESTARTS):
             try:
                 return self._first_element() if self._batches is None else next(self._batches)
@@ -172,18 +152,8 @@ class TrainingIterator:
         )
 
     def _first_element(self) -> Any:
-        """Starts the stream; its threads and processes do not hear what ends the run, which decides itself what happens to them."""
         self._batches = iter(self._pipeline())
-        if not self._workers:
-            return next(self._batches)
-        # It would make the thread below hear again.
-        resource_tracker.ensure_running()
-        # Which signals are heard is handed on to threads, and from these to processes, when they are made.
-        starter = ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, _ENDING_SIGNALS))
-        try:
-            return starter.submit(next, self._batches).result()
-        finally:
-            starter.shutdown(wait=False)
+        return first_element(self._batches) if self._workers else next(self._batches)
 
     def get_state(self) -> dict[str, int]:
         """Where the stream is: the images that all processes together have been given."""
@@ -192,7 +162,8 @@ class TrainingIterator:
     def set_state(self, state: dict[str, int]) -> None:
         """Goes to where `get_state` was called; workers and processes may be others by now.
 
-        With another batch size, a run of one shape goes on with the next image; one of several, about there.
+        With another batch size, a run with one size of input goes on with the next image; a run with
+        several goes on at about the same place.
         """
         if state["dataset_size"] != len(self._loader.dataset):
             logger.warning(
@@ -220,10 +191,10 @@ class TrainingIterator:
         batches = self._slots().map(self._loader)
         if self._workers == 0:
             return batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCHES_AHEAD))
-        # One thread is enough where it does nothing but decode, and Grain keeps the order of batches over all workers.
+        # One thread a worker is enough, and Grain keeps the order of batches over all workers.
         in_worker = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=BATCHES_AHEAD)
-        return in_worker.mp_prefetch(options, worker_init_fn=_start_worker)
+        return in_worker.mp_prefetch(options, worker_init_fn=start_worker)
 
     def _slots(self) -> grain.MapDataset:
         """The (image, seed) pairs of each batch that is still to come, this process's part."""
@@ -234,7 +205,7 @@ class TrainingIterator:
             local_batches = stream[self._images_seen :].batch(local_size, batch_fn=np.stack)
             return local_batches[self._process_index :: self._process_count]
         part = slice(self._process_index * local_size, (self._process_index + 1) * local_size)
-        return ShapeStreams(groups.members, self._seed).batches(self._batch_size, part)[self._images_seen // self._batch_size :]
+        return InputStreams(groups.members, self._seed).batches(self._batch_size, part)[self._images_seen // self._batch_size :]
 
     def _note(self, broken: list[tuple[int, str]], left_out: list[tuple[int, int]]) -> None:
         for index, message in broken:
@@ -263,18 +234,20 @@ def training_iterator(
 ) -> TrainingIterator:
     """The endless stream of training batches of one process.
 
-    With `config.data.workers` above 0, processes are spawned at the first batch: the script that asks for it needs
-    `if __name__ == "__main__":`, for they import it again.
+    With `config.data.workers` above 0, processes are spawned at the first batch: the script that
+    asks for it needs `if __name__ == "__main__":`, for they import it again.
 
     Args:
         config: says which data, which augmentation, how many workers.
         spec: the sizes the detector wants.
-        process_index, process_count: of `jax.distributed`; each gets `config.train.batch_size // process_count` images a batch.
+        process_index, process_count: of `jax.distributed`; each gets `config.train.batch_size //
+            process_count` images a batch.
         seed: of order and augmentation; equal on all processes.
         dataset: the training images, where they are open already; None: the config's.
 
     Raises:
-        DataError: the data are missing or cannot be used. Single broken images are replaced, counted and told in the log.
+        DataError: the data are missing or cannot be used. Single broken images are replaced,
+            counted and told in the log.
         ValueError: the batch size is no multiple of the number of processes.
     """
     if config.train.batch_size % process_count:
@@ -290,85 +263,3 @@ def training_iterator(
         process_count=process_count,
         seed=seed,
     )
-
-
-def evaluation_batches(
-    dataset: InstanceDataset,
-    spec: InputSpec,
-    *,
-    batch_size: int,
-    max_objects: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    indices: Sequence[int] | None = None,
-) -> Iterator[Batch]:
-    """Every image once, whole, decoded ahead by threads; in order, but those of one shape of the input after those of another.
-
-    Args:
-        dataset: the images.
-        spec: the sizes the detector wants.
-        batch_size: rows of each batch of this process.
-        max_objects: rows of ground truth an image.
-        process_index, process_count: this process takes every `process_count`-th image of a shape from `process_index` on.
-        indices: which images; None: all.
-
-    Yields:
-        Batches with float32 images. All processes get the same number, of the same shapes in the same order; rows without an
-        image, or with one that is broken (told in the log), have `valid` False and index -1.
-    """
-    parts: list[tuple[tuple[int, int], list[int]]] = []
-    for shape, wanted in ShapeGroups.of(dataset, spec, indices).by_shape():
-        mine = wanted[process_index::process_count]
-        count = -(-len(wanted) // (batch_size * process_count))
-        parts += [(shape, mine[i * batch_size : (i + 1) * batch_size]) for i in range(count)]
-
-    def load(index: int) -> _Example | None:
-        try:
-            sample = dataset[index]
-        except DataError as error:
-            logger.warning("Image %d is left out of the evaluation: %s", index, error)
-            return None
-        fitted = fit_picture(sample.image, spec)
-        return _Example(fitted.image, fitted.size, index, to_targets(sample, spec, max_objects))
-
-    with ThreadPoolExecutor(EVALUATION_THREADS) as pool:
-        ahead: deque[list[Future[_Example | None]]] = deque()
-        try:
-            for i, (shape, _) in enumerate(parts):
-                for _, part in parts[i + len(ahead) : i + 1 + BATCHES_AHEAD]:
-                    ahead.append([pool.submit(load, index) for index in part])
-                loaded = [future.result() for future in ahead.popleft()]
-                examples = [example for example in loaded if example]
-                padding = _Example(np.zeros((*shape, 3), np.float32), shape, -1, no_targets(spec, max_objects))
-                yield _collate(examples + [padding] * (batch_size - len(examples)))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _collate(examples: list[_Example]) -> Batch:
-    """Stacks examples, which have one shape; an index of -1 is padding."""
-    indices = np.array([example.index for example in examples], np.int32)
-    return Batch(
-        images=np.stack([example.image for example in examples]),
-        image_sizes=np.array([example.image_size for example in examples], np.int32),
-        indices=indices,
-        valid=indices >= 0,
-        targets=jax.tree.map(lambda *rows: np.stack(rows), *(example.targets for example in examples)),
-    )
-
-
-def _start_worker(index: int, count: int) -> None:
-    """Before the first batch of worker `index` of `count`."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # The workers are the threads.
-    cv2.setNumThreads(0)
-    # Should anything in here ask for a device, it must not be the accelerator that the run holds.
-    jax.config.update("jax_platforms", "cpu")
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when the run's own process is gone, however that ended: nobody else would tell it to."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -1,0 +1,16 @@
+"""torch's resize of binary masks, without torch."""
+
+import numpy as np
+
+from jaxseg.data.views.interpolation import Interpolation
+
+
+def resize_binary_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Masks `[n, H, W]` of 0 and 1 at another size, binary again.
+
+    It is `F.interpolate(masks.float(), size, mode="bilinear", align_corners=False) > 0.5`.
+    """
+    rows, columns = (Interpolation.between(length, cells) for length, cells in zip(masks.shape[1:], size, strict=True))
+    values = masks.astype(np.float32)
+    values = values[:, :, columns.lower] * columns.lower_weight + values[:, :, columns.upper] * columns.upper_weight
+    return values[:, rows.lower] * rows.lower_weight[:, None] + values[:, rows.upper] * rows.upper_weight[:, None] > 0.5
