@@ -1,6 +1,6 @@
-"""A small Faster R-CNN that learns synthetic shapes from nothing, in minutes on two CPU cores.
+"""A small Faster R-CNN that learns synthetic shapes from random weights, in minutes on two cores.
 
-The dataset is written to data/shapes at the first start.
+The first start writes the dataset to data/shapes.
 
     python train.py --config configs/demo_faster_rcnn.py
 """

@@ -1,6 +1,6 @@
-"""A small YOLACT that learns synthetic shapes from nothing, in minutes on two CPU cores.
+"""A small YOLACT that learns synthetic shapes from random weights, in minutes on two CPU cores.
 
-The dataset is written to data/shapes at the first start.
+The first start writes the dataset to data/shapes.
 
     python train.py --config configs/demo_shapes.py
 """
@@ -28,7 +28,8 @@ def get_config() -> Config:
             "data.synthetic": True,
             "data.max_objects": 12,
             "data.workers": 1,
-            # The held-out shapes are drawn as the others are: what makes a detector robust would only slow it down here.
+            # The held-out shapes come from the same distribution, so further augmentation would
+            # only slow the training down.
             "data.augment": AugmentConfig(photometric=False, expand=False, crop=False),
             "train.batch_size": 8,
             "train.steps": 3000,

@@ -1,7 +1,7 @@
-"""Faster R-CNN with ResNet-50 and a feature pyramid, as mmdetection 2.11 trains it (faster_rcnn_r50_fpn_1x_coco).
+"""Faster R-CNN with ResNet-50 and a feature pyramid, as mmdetection 2.11 trains it.
 
-Published there: box AP 37.4 on COCO val2017.
-Cost: 12 epochs in batches of 16 images, from torchvision's ResNet-50 as init.weights.
+mmdetection calls it faster_rcnn_r50_fpn_1x_coco and publishes a box AP of 37.4 on COCO val2017. The
+training takes 12 epochs in batches of 16 images, with torchvision's ResNet-50 as init.weights.
 
     python train.py --config configs/faster_rcnn_r50_fpn_1x.py
 """
@@ -16,7 +16,7 @@ def get_config() -> Config:
             model=RcnnConfig(
                 masks=False,
                 backbone=IMAGENET_RESNET50,
-                # Batch norm's scales and biases learn, its statistics do not.
+                # The scales and biases of batch norm learn; its statistics do not.
                 batch_norm="eval",
                 rpn=RpnConfig(),
                 conventions=MMDETECTION,

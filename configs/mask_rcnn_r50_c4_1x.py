@@ -1,7 +1,8 @@
-"""Mask R-CNN whose regions are pooled from C4 and whose head is C5, as maskrcnn-benchmark trains it (e2e_mask_rcnn_R_50_C4_1x).
+"""Mask R-CNN that pools regions from C4 and has C5 as its head, as maskrcnn-benchmark trains it.
 
-Published there: box AP 35.6, mask AP 31.5 on COCO minival.
-Cost: 180,000 steps of 8 images, from MSRA's R-50.pkl as init.weights.
+maskrcnn-benchmark calls it e2e_mask_rcnn_R_50_C4_1x and publishes a box AP of 35.6 and a mask AP of
+31.5 on COCO minival. The training takes 180,000 steps of 8 images, with MSRA's R-50.pkl as
+init.weights.
 
     python train.py --config configs/mask_rcnn_r50_c4_1x.py
 """
@@ -22,7 +23,8 @@ def get_config() -> Config:
         ),
         {
             "name": "mask_rcnn_r50_c4_1x",
-            # Without a pyramid each image has its own quota of proposals, and bins take as many samples as they have cells.
+            # Without a pyramid, each image has its own quota of proposals, and each bin of RoIAlign
+            # takes as many samples as it has cells.
             "model.conventions.proposal_group": 1,
             "model.conventions.roi_sampling_ratio": 0,
             "data.augment": MIRROR_ONLY,

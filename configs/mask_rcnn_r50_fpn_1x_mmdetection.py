@@ -1,7 +1,8 @@
-"""Mask R-CNN with ResNet-50 and a feature pyramid, as mmdetection trains it (mask_rcnn_r50_fpn_1x_coco).
+"""Mask R-CNN with ResNet-50 and a feature pyramid, as mmdetection trains it.
 
-Published there: box AP 38.2, mask AP 34.7 on COCO val2017.
-Cost: 12 epochs in batches of 16 images, from torchvision's ResNet-50 as init.weights.
+mmdetection calls it mask_rcnn_r50_fpn_1x_coco and publishes a box AP of 38.2 and a mask AP of 34.7
+on COCO val2017. The training takes 12 epochs in batches of 16 images, with torchvision's ResNet-50
+as init.weights.
 
     python train.py --config configs/mask_rcnn_r50_fpn_1x_mmdetection.py
 """

@@ -1,7 +1,7 @@
 """Mask R-CNN with torchvision's conventions, for the weights of maskrcnn_resnet50_fpn (COCO_V1).
 
-Published there: box AP 37.9, mask AP 34.6 on COCO val2017.
-Cost: 26 epochs in batches of 16 images, from torchvision's ResNet-50 as init.weights.
+torchvision publishes a box AP of 37.9 and a mask AP of 34.6 on COCO val2017. The training takes 26
+epochs in batches of 16 images, with torchvision's ResNet-50 as init.weights.
 
     python eval.py --config configs/mask_rcnn_r50_fpn_torchvision.py --checkpoint maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth
 
@@ -17,7 +17,7 @@ def get_config() -> Config:
     return override(
         Config(
             model=RcnnConfig(
-                # One for each of COCO's ids from 1 to 90, of which ten have no category.
+                # There is a class for each of COCO's ids from 1 to 90; ten have no category.
                 num_classes=90,
                 backbone=IMAGENET_RESNET50,
                 rpn=RpnConfig(post_nms_train=2_000),
@@ -26,7 +26,7 @@ def get_config() -> Config:
         ),
         {
             "name": "mask_rcnn_r50_fpn_torchvision",
-            # With the published weights batch norm has no epsilon.
+            # The published weights belong to a batch norm without epsilon.
             "model.backbone.norm_epsilon": 0.0,
             "data.class_names": ALL_COCO_CLASS_NAMES,
             "data.category_ids": ALL_COCO_CATEGORY_IDS,

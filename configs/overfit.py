@@ -1,6 +1,7 @@
-"""A small YOLACT that learns 8 real images by heart: the quickest proof that data, losses and detection fit together.
+"""A small YOLACT that learns 8 real images by heart, which quickly tests that all parts fit.
 
-No augmentation; trained and evaluated on the same first 8 images of COCO's training set, or of any dataset in its layout.
+It trains without augmentation on the first 8 images of COCO's training set, or of any dataset in
+COCO's layout, and is evaluated on the same 8 images.
 
     python train.py --config configs/overfit.py
 """

@@ -1,7 +1,7 @@
-"""YOLACT with Darknet-53 at 550 px, 80 COCO classes.
+"""YOLACT with Darknet-53 at 550 px, for COCO's 80 classes.
 
-Published: mask mAP 28.7 on COCO test-dev, 40.0 fps on a Titan Xp.
-Cost: 800,000 steps of 8 images.
+The original publishes a mask mAP of 28.7 on COCO test-dev at 40.0 fps on a Titan Xp. The training
+takes 800,000 steps of 8 images.
 
     python train.py --config configs/yolact_darknet53.py
 """

@@ -1,7 +1,7 @@
-"""YOLACT with ResNet-101 at 400 px, 80 COCO classes: the fast one.
+"""YOLACT with ResNet-101 at 400 px, for COCO's 80 classes: faster and less accurate than at 550 px.
 
-Published: mask mAP 24.9 on COCO test-dev, 45.3 fps on a Titan Xp (paper, table 1).
-Cost: 800,000 steps of 8 images.
+The original's paper (table 1) publishes a mask mAP of 24.9 on COCO test-dev at 45.3 fps on a Titan
+Xp. The training takes 800,000 steps of 8 images.
 
     python train.py --config configs/yolact_im400_r101.py
 """
@@ -16,7 +16,7 @@ def get_config() -> Config:
         {
             "name": "yolact_im400_r101",
             "model.image_size": 400,
-            # 24 to 384 at 550 px, scaled to 400 and truncated, as the original does.
+            # As in the original, the scales 24 to 384 at 550 px are scaled to 400 px and truncated.
             "model.anchor_scales": ((17,), (34,), (69,), (139,), (279,)),
         },
     )

@@ -1,7 +1,7 @@
-"""YOLACT with ResNet-101 at 700 px, 80 COCO classes: the precise one.
+"""YOLACT with ResNet-101 at 700 px, for COCO's 80 classes: slower and more accurate than at 550 px.
 
-Published: mask mAP 31.2 on COCO test-dev, 23.6 fps on a Titan Xp.
-Cost: 800,000 steps of 8 images.
+The original publishes a mask mAP of 31.2 on COCO test-dev at 23.6 fps on a Titan Xp. The training
+takes 800,000 steps of 8 images.
 
     python train.py --config configs/yolact_im700_r101.py
 """
@@ -16,7 +16,7 @@ def get_config() -> Config:
         {
             "name": "yolact_im700_r101",
             "model.image_size": 700,
-            # 24 to 384 at 550 px, scaled to 700 and truncated, as the original does.
+            # As in the original, the scales 24 to 384 at 550 px are scaled to 700 px and truncated.
             "model.anchor_scales": ((30,), (61,), (122,), (244,), (488,)),
             "model.losses.max_mask_positives": 300,
         },

@@ -1,7 +1,7 @@
-"""YOLACT with ResNet-50 at 550 px, 80 COCO classes.
+"""YOLACT with ResNet-50 at 550 px, for COCO's 80 classes.
 
-Published: mask mAP 28.2 on COCO test-dev, 42.5 fps on a Titan Xp.
-Cost: 800,000 steps of 8 images.
+The original publishes a mask mAP of 28.2 on COCO test-dev at 42.5 fps on a Titan Xp. The training
+takes 800,000 steps of 8 images.
 
     python train.py --config configs/yolact_r50.py
 """

@@ -1,7 +1,8 @@
-"""A small YOLACT at 256 px that learns from nothing on a CPU: a beginning for data of your own.
+"""A small YOLACT at 256 px that learns from random weights on a CPU, to start your own data with.
 
-Its defaults are COCO's classes and paths; docs/custom_data.md has the command for others, such as --config.model.num_classes=3.
-Cost: 3,000 steps of 8 images; 1.2 to 2.7 s a step on two CPU cores that other programs used, too.
+Its defaults are COCO's classes and paths. docs/custom_data.md has the command for other datasets,
+with options such as --config.model.num_classes=3. The training takes 3,000 steps of 8 images; a
+step took 1.2 to 2.7 s on two CPU cores that other programs used, too.
 
     python train.py --config configs/yolact_small_cpu.py
 """
@@ -25,7 +26,7 @@ def get_config() -> Config:
             "model.square_anchors": False,
             "model.losses.max_mask_positives": 50,
             "data.workers": 1,
-            # Expansion makes objects up to four times as small, and at 256 px they are small already.
+            # Expansion makes objects up to four times smaller; at 256 px they are small already.
             "data.augment": AugmentConfig(expand=False),
             "train.batch_size": 8,
             "train.steps": 3000,
