@@ -1,4 +1,4 @@
-"""The documents say what the code does: every config key with its default, links that lead somewhere, the commands that CI runs."""
+"""The documents say what the code does: config keys with defaults, links, and commands of CI."""
 
 import dataclasses
 import importlib
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from jaxseg.config import Config, RcnnConfig, RetinaNetConfig
+from jaxseg.config import Config
+from jaxseg.models import RcnnConfig, RetinaNetConfig, YolactConfig
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+ALL_DOCUMENTS = [*DOCUMENTS, ROOT / "CHANGELOG.md"]
 
 
 def settings(config: object, prefix: str = "") -> dict[str, object]:
@@ -38,7 +40,7 @@ def assert_lists(rows: dict[str, str], expected: dict[str, object], spoken: set[
 
 def test_the_reference_lists_every_key_with_its_default():
     rows = listed((ROOT / "docs" / "config.md").read_text())
-    assert_lists(rows, settings(Config()), {"model.anchor_scales", "data.class_names", "data.category_ids"})
+    assert_lists(rows, settings(Config(model=YolactConfig())), {"model.anchor_scales", "data.class_names", "data.category_ids"})
 
 
 def test_the_reference_of_rcnn_lists_every_key_with_its_default():
@@ -48,7 +50,7 @@ def test_the_reference_of_rcnn_lists_every_key_with_its_default():
     assert_lists(listed(retinanet), own, {"model.anchor_sizes"})
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", ALL_DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
         if "://" not in target:
@@ -73,7 +75,7 @@ def test_named_modules_exist(document):
         assert importlib.util.find_spec(name), name
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", ALL_DOCUMENTS, ids=lambda path: path.name)
 def test_tables_have_a_header_and_rows_of_one_length(document):
     """Without a header a table is shown as text."""
     for table in re.findall(r"(?:^\|.*\n)+", document.read_text(), re.M):
@@ -87,3 +89,9 @@ def test_ci_runs_the_readmes_test_command():
     commands = re.findall(r"```bash\n(.+?)\n```", (ROOT / "README.md").read_text(), re.S)
     assert len(commands) == 2
     assert commands[1] in (ROOT / ".ci" / "run").read_text()
+
+
+def test_ci_builds_the_api_reference_as_contributing_says():
+    command = ".venv/bin/python docs/build_api.py"
+    for path in ("CONTRIBUTING.md", ".ci/run"):
+        assert command in (ROOT / path).read_text().splitlines(), path

@@ -15,11 +15,14 @@ import tiny_yolact
 import white_boxes
 from tiny_pictures import huge_png
 
+from jaxseg import picture_files
 from jaxseg.commands import evaluate as commands
-from jaxseg.commands.evaluate import find_pictures
-from jaxseg.config import Config, RcnnConfig, override
+from jaxseg.config import Config, override
 from jaxseg.data.sources.shapes import write_shapes
+from jaxseg.evaluation.detect import DRAWN
 from jaxseg.evaluation.masks import decode_rle
+from jaxseg.models import RcnnConfig
+from jaxseg.picture_files import find_pictures
 from jaxseg.predictor import ImageError
 from jaxseg.training.checkpoint import Checkpoints, save_config
 from jaxseg.training.step import create_state
@@ -120,8 +123,9 @@ def test_drawings_leave_out_what_is_unlikely(evaluate, run_folder, pictures, tmp
     """The thresholds of the drawings, 0.15 and 15, are not those of the metrics."""
     assert evaluate("--checkpoint", run_folder, "--images", pictures / "b.png") == 0
     rows = json.loads((tmp_path / "results" / "detections.json").read_text())["images"][0]["detections"]
-    assert len(rows) <= 15
-    assert all(row["score"] > 0.15 for row in rows)
+    assert len(rows) <= DRAWN.top_k
+    assert all(row["score"] > DRAWN.score_threshold for row in rows)
+    assert (DRAWN.score_threshold, DRAWN.top_k) == (0.15, 15)
 
 
 def test_a_picture_that_says_it_is_huge_is_skipped(evaluate, run_folder, pictures, tmp_path, capsys):
@@ -136,7 +140,7 @@ def test_a_picture_that_says_it_is_huge_is_skipped(evaluate, run_folder, picture
 
 @pytest.mark.parametrize(("error", "code"), [(OSError(28, "No space left on device", "a.png"), 2), (KeyboardInterrupt(), 130)])
 def test_what_was_found_before_an_interruption_is_kept(evaluate, run_folder, pictures, tmp_path, monkeypatch, capsys, error, code):
-    write_picture, written = commands.write_picture, []
+    write_picture, written = picture_files.write_picture, []
 
     def write_once(path, drawing):
         if written:
@@ -144,7 +148,7 @@ def test_what_was_found_before_an_interruption_is_kept(evaluate, run_folder, pic
         written.append(path)
         write_picture(path, drawing)
 
-    monkeypatch.setattr(commands, "write_picture", write_once)
+    monkeypatch.setattr(picture_files, "write_picture", write_once)
     assert evaluate("--checkpoint", run_folder, "--images", pictures) == code
     found = json.loads((tmp_path / "results" / "detections.json").read_text())
     assert [entry["file_name"] for entry in found["images"]] == [str(pictures / "a.jpg")]
@@ -200,7 +204,7 @@ def test_what_does_not_fit_is_never_skipped(evaluate, run_folder, capsys):
     more = ["--config.model.num_prototypes=16", "--config.init.skip_mismatched=True"]
     assert evaluate("--checkpoint", run_folder, *more) == 2
     error = capsys.readouterr().err
-    assert "Other shapes, there and here" in error
+    assert "Different shapes, in the weights and in the model" in error
     assert "skip_mismatched" not in error
     assert "Take the configuration that these weights were trained with" in error
 
@@ -227,7 +231,7 @@ def test_benchmark(evaluate, run_folder, pictures, images, capsys):
 
 @pytest.fixture
 def padded(evaluate, use_detector, monkeypatch, tmp_path):
-    """eval.py with a detector that has inputs of two shapes in the place of all; takes what its masks cover and its arguments."""
+    """Runs eval.py, given what masks cover and its arguments, with inputs of two shapes."""
     white_boxes.write_dataset(tmp_path / "data", 7)
     config = override(white_boxes.CONFIG, {"data.root": str(tmp_path / "data"), "eval.batch_size": 2})
     monkeypatch.setattr(commands, "load_detector", lambda *_, **__: (config, white_boxes.VARIABLES))
@@ -264,7 +268,7 @@ def test_benchmark_in_inputs_of_two_shapes(padded, mask_frame, capsys):
 def test_a_rule_of_nms_for_a_detector_that_has_one(evaluate, monkeypatch, capsys):
     monkeypatch.setattr(commands, "load_detector", lambda *_, **__: (Config(model=RcnnConfig()), {}))
     assert evaluate("--checkpoint", "any", "--nms", "fast") == 2
-    assert capsys.readouterr().err.startswith("ConfigError: nms = 'fast' is a choice that YOLACT has; config.model.kind = 'rcnn'")
+    assert capsys.readouterr().err.startswith("ConfigError: nms = 'fast' cannot be chosen: config.model.kind = 'rcnn' knows one rule only")
 
 
 @pytest.mark.parametrize(
@@ -274,6 +278,7 @@ def test_a_rule_of_nms_for_a_detector_that_has_one(evaluate, monkeypatch, capsys
         (["--checkpoint", "RUN", "--step", "7"], r"no checkpoint 7 .*; there are 1, 2, latest, best"),
         (["--checkpoint", "RUN", "--limit", "-1"], r"--limit -1 is out of range"),
         (["--checkpoint", "RUN", "--score_threshold", "2"], r"score_threshold = 2\.0 is out of range"),
+        (["--checkpoint", "RUN", "--nms", "slow"], r"'slow' is not one of"),
         (["--checkpoint", "RUN", "--top_k", "-3"], r"top_k = -3 is out of range"),
         (["--checkpoint", "RUN", "--config.model.depth=3"], r"Unknown config key model\.depth"),
         (["--checkpoint", "RUN", "--config.data.val_annotations=nowhere.json"], r"nowhere\.json"),

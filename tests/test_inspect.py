@@ -1,6 +1,6 @@
-"""The inspection of a dataset: the counts are right, the pictures are there, the exit code says whether it can be used.
+"""The inspection of a dataset: the counts are right, the pictures are there, and so is the verdict.
 
-And how the commands of `data/` and `weights/` end.
+And how the commands that read datasets or write weights end.
 """
 
 import json
@@ -10,13 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxseg.commands import convert, export_torch, inspect, split
-from jaxseg.commands.inspect import check_usable, describe, draw_samples, inspect_dataset, main
-from jaxseg.config import MASKRCNN_BENCHMARK, MIRROR_ONLY, Config, InputConfig, RcnnConfig, load_config, override
-from jaxseg.data.sources import tfds_coco
+from jaxseg.commands import convert, export_torch, inspect, split, write_shards
+from jaxseg.commands.inspect import main
+from jaxseg.config import MIRROR_ONLY, Config, load_config, override
+from jaxseg.data.inspection import check_usable, describe, draw_samples, inspect_dataset
 from jaxseg.data.sources.coco.files import open_coco_files
 from jaxseg.data.sources.from_config import DataError, open_dataset
 from jaxseg.data.sources.shapes import write_shapes
+from jaxseg.models import MASKRCNN_BENCHMARK, InputConfig, RcnnConfig, YolactConfig
 
 
 def square(x: float, y: float, side: float) -> list[list[float]]:
@@ -59,7 +60,7 @@ def config(tmp_path) -> Config:
     (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": entries, "categories": categories}))
     changes = {"data.root": str(tmp_path), "model.num_classes": 2, "model.image_size": 64, "data.max_objects": 4}
     changes |= {f"data.{split}_annotations": "a.json" for split in ("train", "val")}
-    return override(Config(), changes | {f"data.{split}_images": "images" for split in ("train", "val")})
+    return override(Config(model=YolactConfig()), changes | {f"data.{split}_images": "images" for split in ("train", "val")})
 
 
 def test_everything_is_counted(config):
@@ -107,7 +108,7 @@ def test_a_validation_picture_shows_the_object_where_it_is(config, tmp_path):
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_pictures_of_an_input_that_keeps_proportions(config, tmp_path, split):
-    """150 x 200 become 72 x 96 in an input of 96 x 96: padding is black, and the large object lies where it should, mirrored or not."""
+    """150 x 200 pixels become 72 x 96 in an input of 96 x 96, and the padding is black."""
     model = RcnnConfig(num_classes=2, input=InputConfig((72,), 96, ((96, 96),)), conventions=MASKRCNN_BENCHMARK)
     config = override(config, {"model": model, "data.augment": MIRROR_ONLY})
     (path,) = (p for p in draw_samples(config, open_dataset(config, split), split, 5, tmp_path) if p.name == f"{split}_1.jpg")
@@ -152,7 +153,7 @@ def test_the_command_returns_2_for_a_wrong_config(capsys):
 
 
 def write_squares(folder: Path, boxes: list[list[float]], sides: list[float] | None = None) -> list[str]:
-    """One image with squares of one class; the arguments that make the command look at it, in training and validation.
+    """Writes one image with squares of one class, and returns the arguments that inspect it.
 
     Masks have the boxes' sides where no others are given.
     """
@@ -269,7 +270,7 @@ def test_the_demo_dataset_fits_its_config():
     assert load_config("configs/demo_shapes.py").data.max_objects >= 7
 
 
-COMMANDS = {"inspect": inspect, "split": split, "tfds_coco": tfds_coco, "convert": convert, "export_torch": export_torch}
+COMMANDS = {"inspect": inspect, "split": split, "write_shards": write_shards, "convert": convert, "export_torch": export_torch}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -282,7 +283,7 @@ def test_ctrl_c_ends_every_command_with_130(name, capsys, monkeypatch):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("command", [tfds_coco, inspect])
+@pytest.mark.parametrize("command", [write_shards, inspect])
 def test_an_output_that_is_a_file_is_one_sentence(command, tmp_path, capfd):
     arguments = write_squares(tmp_path, [[10, 10, 20, 20]])
     assert command.main([*arguments, "--output", str(tmp_path / "a.png")]) == 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-import train as train_script
+from jaxseg.commands.train import main
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ import train as train_script
     ],
 )
 def test_the_command_answers_a_users_mistake_in_one_sentence(arguments, message, capsys, tmp_path):
-    assert train_script.main([*arguments, "--workdir", str(tmp_path / "run")]) == 2
+    assert main([*arguments, "--workdir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error

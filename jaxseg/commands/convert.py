@@ -1,43 +1,28 @@
 """Writes a detector's weights under our names and in our layouts, as .npz or .safetensors.
 
-    python -m jaxseg.commands.convert yolact_resnet50_54_800000.pth yolact_r50.safetensors --config configs/yolact_r50.py
+    python -m jaxseg.commands.convert weights.pth weights.safetensors --config configs/yolact_r50.py
 
-Everything that takes weights takes what is written. A run folder gives its averaged parameters, if it has some.
+Everything that takes weights takes the file that is written. Of a run folder the averaged
+parameters are written, if it has some.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-import flax
-import numpy as np
 
 from jaxseg.commands.write_weights import write_weights
-from jaxseg.config import Config
-from jaxseg.weights.formats.files import replacing
-from jaxseg.weights.formats.safetensors import write_safetensors
+from jaxseg.weights.export import write_variables
 
 
-def write(path: Path, config: Config, variables: dict[str, Any]) -> None:
-    """Writes `params/...` and `batch_stats/...` in the format that the file's name ends in.
-
-    Raises:
-        WeightsError: the file cannot be written.
-    """
-    del config
-    arrays = {name: np.asarray(value) for name, value in flax.traverse_util.flatten_dict(variables, sep="/").items()}
-    if path.suffix == ".safetensors":
-        write_safetensors(path, arrays)
-    else:
-        with replacing(path) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command line."""
-    return write_weights("jaxseg.commands.convert", __doc__, arguments, (".npz", ".safetensors"), write)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; its answer is what `run_command` says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxseg.commands.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    return write_weights(
+        parser, arguments, suffixes=(".npz", ".safetensors"), write=lambda path, _, variables: write_variables(path, variables)
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

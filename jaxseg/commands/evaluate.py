@@ -1,111 +1,141 @@
-"""What the flags of eval.py ask for: the detector they name, its metrics, its drawings, its times."""
+"""Evaluates a detector, draws what it finds in pictures, or times it.
 
-import contextlib
+python eval.py --checkpoint RUN_OR_FILE [--images PICTURES]
+"""
+
+import argparse
 import dataclasses
-import glob
-import json
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
-import numpy as np
 
-from jaxseg.config import Config, ConfigError
+from jaxseg.commands.run import run_command
+from jaxseg.config import Config, ConfigError, parse_config_flags
 from jaxseg.data.sources.from_config import open_dataset, resolve_classes
 from jaxseg.devices import initialize_distributed
 from jaxseg.evaluation.coco_metrics import class_table, threshold_table
 from jaxseg.evaluation.detect import DRAWN, Selection, with_nms
 from jaxseg.evaluation.evaluator import evaluate
 from jaxseg.evaluation.timing import time_detection, timing_table
-from jaxseg.files import is_file_name, make_folder
-from jaxseg.pictures import ImageError, read_picture, write_picture
-from jaxseg.predictor import Predictor, as_json
-from jaxseg.visualization import draw
+from jaxseg.files import make_folder
+from jaxseg.picture_files import find_pictures, predict_files, readable_pictures
+from jaxseg.pictures import ImageError
+from jaxseg.predictor import Predictor
 from jaxseg.weights.load import load_detector
 
 logger = logging.getLogger(__name__)
 
-_PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _BENCHMARK_PICTURES = 8
 
 
-def run(
-    *,
-    checkpoint: str,
-    config: str | None,
-    overrides: Mapping[str, Any],
-    step: str,
-    output: Path,
-    images: str | None,
-    benchmark: bool,
-    score_threshold: float | None,
-    top_k: int | None,
-    nms: str | None,
-    limit: int,
-) -> None:
-    """Does what eval.py is told to, flag by flag, and prints tables on stdout.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the flags of eval.py ask for; each field is the flag of the same name.
+
+    Attributes:
+        checkpoint: run folder, or a file of weights.
+        config: file of a configuration; None reads config.json of the run folder.
+        overrides: dotted keys of the configuration with their values.
+        step: of a run folder: "best", "latest" or a number.
+        output: folder for what is written.
+        images: file, folder or glob of pictures to draw detections in; None evaluates on the
+            validation images.
+        benchmark: times detection instead.
+        score_threshold: keeps scores above it; None takes the default of metrics or of drawings.
+        top_k: keeps the best so many objects of a picture; None takes the default of metrics or
+            of drawings.
+        nms: rule of suppression instead of the config's.
+        limit: looks at the first so many pictures; 0 looks at all.
 
     Raises:
-        ConfigError, DataError, WeightsError, CheckpointError, ImageError: one sentence on what the user gave.
+        ConfigError: `limit` is negative.
     """
-    if limit < 0:
-        raise ConfigError(f"--limit {limit} is out of range; it must be 0 (all) or more.")
-    drawing = images is not None and not benchmark
-    if not drawing and not benchmark:
+
+    checkpoint: str
+    config: str | None = None
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    step: str = "best"
+    output: Path = Path("results")
+    images: str | None = None
+    benchmark: bool = False
+    score_threshold: float | None = None
+    top_k: int | None = None
+    nms: str | None = None
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise ConfigError(f"--limit {self.limit} is out of range; it must be 0 (all) or more.")
+
+    @property
+    def draws(self) -> bool:
+        """Whether drawings of `images` are what is wanted."""
+        return self.images is not None and not self.benchmark
+
+    @property
+    def selection(self) -> Selection:
+        """Which detections are wanted; by default all for metrics, and a few for drawings."""
+        default = DRAWN if self.draws else Selection()
+        return Selection(
+            default.score_threshold if self.score_threshold is None else self.score_threshold,
+            default.top_k if self.top_k is None else self.top_k,
+        )
+
+
+def run(options: Options) -> None:
+    """Does what eval.py was told to do, and prints tables on stdout.
+
+    Raises:
+        UserError: something that the user gave cannot be used; the message is one sentence.
+    """
+    if not options.draws and not options.benchmark:
         initialize_distributed()
-    default = DRAWN if drawing else Selection()
-    selection = Selection(
-        default.score_threshold if score_threshold is None else score_threshold,
-        default.top_k if top_k is None else top_k,
-    )
-    settings, variables = load_detector(checkpoint, config, overrides, step=step)
-    detector = with_nms(settings, nms), variables
-    if benchmark:
-        print(time_pictures(*detector, images, limit=limit, selection=selection))
-    elif images is not None:
-        predictor = Predictor(*detector, **dataclasses.asdict(selection), masks="crop")
-        predict_files(predictor, find_pictures(images)[: limit or None], output)
+    selection = options.selection
+    config, variables = load_detector(options.checkpoint, options.config, options.overrides, step=options.step)
+    config = with_nms(config, options.nms)
+    if options.benchmark:
+        print(time_pictures(config, variables, options.images, limit=options.limit, selection=selection))
+    elif options.images is not None:
+        predictor = Predictor(config, variables, **dataclasses.asdict(selection), masks="crop")
+        predict_files(predictor, find_pictures(options.images)[: options.limit or None], options.output)
     else:
-        tables = measure(*detector, output, limit=limit, selection=selection)
+        tables = measure(config, variables, options.output, limit=options.limit, selection=selection)
         if jax.process_index() == 0:
             print(tables)
 
 
 def measure(config: Config, variables: Any, output: Path, *, limit: int, selection: Selection) -> str:
-    """Evaluates on the validation images of `config.data` and writes the results to `output`, see `evaluate`; gives the tables.
+    """Evaluates on the validation images of `config.data` and writes the results to `output`.
+
+    Returns:
+        tables of the results.
 
     Raises:
-        ConfigError, DataError: the dataset or `output` cannot be used, or the dataset is another one than the detector's.
+        ConfigError, DataError: the dataset or `output` cannot be used, or the detector was made for
+            another dataset.
     """
-    # Before the work, not after it.
+    # The folder is made before the work, not after it.
     make_folder(output, "--output", ConfigError)
     config = resolve_classes(config)
     dataset = open_dataset(config, "val")
     logger.info("evaluating on %d images", min(limit, len(dataset)) if limit else len(dataset))
-    metrics = evaluate(
-        config,
-        variables,
-        dataset,
-        batch_size=config.eval.batch_size,
-        limit=limit,
-        **dataclasses.asdict(selection),
-        output=output,
-    )
+    metrics = evaluate(config, variables, dataset, limit=limit, **dataclasses.asdict(selection), output=output)
     return f"{class_table(metrics, dataset.class_names)}\n\n{threshold_table(metrics)}\n\nwritten to {output}"
 
 
 def time_pictures(config: Config, variables: Any, images: str | None, *, limit: int, selection: Selection) -> str:
-    """Times detection with batches of 1 and of `config.eval.batch_size`; gives a table.
+    """Times detection with batches of 1 and of `config.eval.batch_size`, and returns a table.
 
     Args:
         config: of the detector.
         variables: its parameters and statistics.
         images: pictures to use, see `find_pictures`; None takes validation images.
         limit: how many different pictures; 0 takes 8.
-        selection: which detections go back to image size.
+        selection: which detections are brought back to the picture's size.
 
     Raises:
         ImageError, DataError: there are no pictures, or they cannot be read.
@@ -115,143 +145,44 @@ def time_pictures(config: Config, variables: Any, images: str | None, *, limit: 
         dataset = open_dataset(config, "val")
         pictures = [dataset[i].image for i in range(min(limit, len(dataset)))]
     else:
-        pictures = [picture for _, picture in _readable(find_pictures(images)[:limit], lambda path: None)]
+        pictures = [picture for _, picture in readable_pictures(find_pictures(images)[:limit], lambda path: None)]
         if not pictures:
             raise ImageError(f"None of the first {limit} files of {images} is a picture that OpenCV can read.")
     sizes = sorted({1, config.eval.batch_size})
     return timing_table([time_detection(config, variables, pictures, batch_size=size, selection=selection) for size in sizes])
 
 
-def find_pictures(pattern: str) -> list[Path]:
-    """The files that a file name, a folder (its pictures, by their endings, without those of folders below it) or a glob names.
-
-    Returns:
-        them in order of name. What lies in folders below is told in the log.
-
-    Raises:
-        ImageError: there is none.
-    """
-    path = Path(pattern)
-    if not is_file_name(pattern):
-        raise ImageError(f"--images {pattern!r} is no name that a file can have.")
-    if path.is_dir():
-        everything = sorted(file for file in path.rglob("*") if file.suffix.lower() in _PICTURE_SUFFIXES)
-        found = [file for file in everything if file.parent == path]
-        below = f"{len(everything) - len(found)} pictures lie in folders below {path}; --images '{path}/**/*' takes them, too"
-        if not found:
-            endings = ", ".join(sorted(_PICTURE_SUFFIXES))
-            raise ImageError(
-                f"The folder {path} holds no pictures; their names end in one of {endings}.{f' {below}.' if everything else ''}"
-            )
-        if len(everything) > len(found):
-            logger.warning("%s.", below)
-        return found
-    found = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
-    if not found:
-        raise ImageError(f"There is no picture {pattern}; give a file, a folder or a glob such as 'pictures/*.jpg'.")
-    return found
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; its answer is 0 when all is done, else what `run_command` says."""
+    return run_command(_run, arguments)
 
 
-def _readable(paths: Iterable[Path], skip: Callable[[Path], None]) -> Iterator[tuple[Path, np.ndarray]]:
-    """The pictures that can be read, RGB, with their paths; the others are told in the log and given to `skip`."""
-    for path in paths:
-        try:
-            picture = read_picture(path)
-        except ImageError as error:
-            logger.warning("%s It is skipped.", error)
-            skip(path)
-        else:
-            yield path, picture
+def _run(arguments: list[str]) -> None:
+    overrides, others = parse_config_flags(arguments)
+    run(Options(overrides=overrides, **vars(_parser().parse_args(others))))
 
 
-def predict_files(predictor: Predictor, paths: Sequence[Path], output: Path) -> list[Path]:
-    """Detects in picture files; writes a drawing of each as PNG, and detections.json with everything found.
-
-    detections.json holds `images`, each with `file_name`, `height`, `width` and `detections` (`box` as x1, y1, x2, y2,
-    `class`, `name`, `score`, `rle`, `polygons`), and `skipped`, the names of files that are no readable picture. It is written
-    picture by picture: what is found before an interruption is in it.
-
-    Args:
-        predictor: says what to keep; with `masks="crop"`.
-        paths: picture files, in any format OpenCV reads.
-        output: a folder, made if need be.
-
-    Returns:
-        the drawings.
-
-    Raises:
-        ImageError: a drawing would overwrite one of the pictures, or none of the files can be read.
-        OSError: a file cannot be written, for instance on a full disk.
-    """
-    drawings = _drawing_paths(paths, output)
-    make_folder(output, "--output", ConfigError)
-    read: deque[tuple[Path, np.ndarray]] = deque()
-    written = []
-    with _DetectionsFile(output / "detections.json") as detections:
-
-        def pictures() -> Iterator[np.ndarray]:
-            for path, picture in _readable(paths, detections.skip):
-                read.append((path, picture))
-                yield picture
-
-        for found in predictor.stream(pictures()):
-            path, image = read.popleft()
-            write_picture(drawings[path], draw(image, found.boxes, found.masks, found.classes, found.scores, predictor.class_names))
-            written.append(drawings[path])
-            height, width = found.image_size
-            detections.add({"file_name": str(path), "height": height, "width": width, "detections": as_json(found)})
-            logger.info("%s: %d objects -> %s", path, len(found), drawings[path])
-    if not written:
-        raise ImageError(f"None of the {len(paths)} files is a picture that OpenCV can read, beginning with {paths[0]}.")
-    return written
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s --checkpoint RUN_OR_FILE [--config FILE] [--images PICTURES] [options]",
+        description="COCO metrics on the validation images; drawings of what is found in pictures; or times.",
+        epilog="Any key of the config: --config.data.root=DIR, --config.eval.batch_size=16, ...",
+    )
+    drawn, measured = DRAWN, Selection()
+    threshold = f"keep scores above it (default: {measured.score_threshold:g}; for drawings {drawn.score_threshold:g})"
+    top_k = f"keep so many objects of a picture, 0 keeps all (default: {measured.top_k}; for drawings {drawn.top_k})"
+    parser.add_argument("--checkpoint", required=True, help="run folder of train.py, or a file of weights")
+    parser.add_argument("--config", help="a file of configs/ or its name (default: config.json of the run folder)")
+    parser.add_argument("--step", default="best", help="of a run folder: best (default), latest or a number")
+    parser.add_argument("--output", type=Path, default=Path("results"), help="folder for what is written (default: results)")
+    parser.add_argument("--images", help="file, folder or glob of pictures to draw detections in, instead of measuring")
+    parser.add_argument("--benchmark", action="store_true", help="time detection, on the validation images or on those of --images")
+    parser.add_argument("--score_threshold", type=float, help=threshold)
+    parser.add_argument("--top_k", type=int, help=top_k)
+    parser.add_argument("--nms", metavar="RULE", help="rule of suppression instead of the config's; of YOLACT fast, cross_class or greedy")
+    parser.add_argument("--limit", type=int, default=0, help="look at the first so many pictures, 0 at all (default)")
+    return parser
 
 
-class _DetectionsFile:
-    """detections.json while it grows: after each picture it is whole."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._skipped, self._empty = path, list[str](), True
-
-    def __enter__(self) -> Self:
-        self._file = self._path.open("wb")
-        self._file.write(b'{"images": [')
-        self._end()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # What could not be written was told when it was.
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def add(self, entry: Mapping[str, Any]) -> None:
-        """The entry of a picture."""
-        self._file.write((b"" if self._empty else b",\n") + json.dumps(entry).encode())
-        self._empty = False
-        self._end()
-
-    def skip(self, path: Path) -> None:
-        """A file that is no picture."""
-        self._skipped.append(str(path))
-        self._end()
-
-    def _end(self) -> None:
-        """Writes what comes after the entries, and goes back before it."""
-        place = self._file.tell()
-        self._file.write(f'], "skipped": {json.dumps(self._skipped)}}}\n'.encode())
-        self._file.flush()
-        self._file.seek(place)
-
-
-def _drawing_paths(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
-    """A PNG for each picture, named like it; with its ending, or its folders too, where other pictures have that name."""
-    namings = (lambda path: path.stem, lambda path: path.name, lambda path: "_".join(path.resolve().parts[1:]))
-    counts = [Counter(naming(path) for path in paths) for naming in namings]
-    drawings = {}
-    for path in paths:
-        name = next(naming(path) for naming, count in zip(namings, counts, strict=True) if count[naming(path)] == 1)
-        drawings[path] = output / f"{name}.png"
-    taken = {path.resolve() for path in paths}
-    for path, drawing in drawings.items():
-        if drawing.resolve() in taken:
-            raise ImageError(f"The drawing of {path} would overwrite a picture, {drawing}; choose another --output folder.")
-    return drawings
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,38 +1,41 @@
-"""How every command of jaxseg ends: 0, or one sentence on stderr and an exit code that says what kind of end it was."""
+"""How every command of jaxseg ends: with 0, or with one sentence on stderr and an exit code."""
 
 import errno
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 
 from jaxseg.errors import UserError
 
-# What is wrong with a disk or a path, and not with the program.
+# These are faults of a disk or a path, not of the program.
 _DISK_ERRNOS = {
     getattr(errno, name)
     for name in ("EACCES", "EDQUOT", "EEXIST", "EIO", "EISDIR", "ENAMETOOLONG", "ENOENT", "ENOSPC", "ENOTDIR", "EPERM", "EROFS", "EMFILE")
 }
 
-# Of a full disk, Orbax and its event loops log each array by itself with its stack, 800 lines around the sentence that counts.
+# When a disk is full, these log a stack for each array, 800 lines around the sentence that counts.
 _TALKATIVE = ("absl", "asyncio")
 
 
-def run_command(body: Callable[[], int | None], *, log_to_stdout: bool = False) -> int:
-    """Runs a command's body with jaxseg's log as plain lines, and answers every end that a user can cause with one sentence.
+def run_command(body: Callable[[list[str]], int | None], arguments: Sequence[str] | None, *, log_to_stdout: bool = False) -> int:
+    """Runs a command, and answers every end that a user can cause with one sentence on stderr.
+
+    The log of jaxseg is written as plain lines.
 
     Args:
-        body: parses the arguments and does the work; its result is the exit code, None is 0.
-        log_to_stdout: where the log goes; else to stderr.
+        body: parses the arguments and does the work; its result is the exit code, and None means 0.
+        arguments: of the command; None takes those of the process.
+        log_to_stdout: writes the log to stdout instead of stderr.
 
     Returns:
-        0 when all is done, or what `body` gave; 2 when the user's input, the disk or the memory does not allow it; 130 after Ctrl-C;
-        141 when nobody reads the output any more.
+        0 when all is done, or the exit code of `body`; 2 when the user's input, the disk or the
+        memory does not allow it; 130 after Ctrl-C; 141 when nobody reads the output any more.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A file's name need not be text that the terminal can show.
+        # The terminal may be unable to show the name of a file.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout if log_to_stdout else sys.stderr, force=True)
@@ -40,7 +43,7 @@ def run_command(body: Callable[[], int | None], *, log_to_stdout: bool = False) 
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        return body() or 0
+        return body(list(sys.argv[1:] if arguments is None else arguments)) or 0
     except UserError as error:
         return _explain(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
@@ -61,7 +64,7 @@ def run_command(body: Callable[[], int | None], *, log_to_stdout: bool = False) 
             raise
         return _explain(f"The devices have too little memory ({str(error).splitlines()[0][:200]}); try a smaller batch_size.")
     except RuntimeError as error:
-        # JAX's own sentence says which devices JAX_PLATFORMS asks for in vain.
+        # JAX's own sentence names the devices that are missing.
         if "Unable to initialize backend" not in str(error):
             raise
         return _explain(f"{str(error).splitlines()[0]}; JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}.")

@@ -1,4 +1,4 @@
-"""The command line that the writers of weights share."""
+"""The command line that both writers of weights share."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -13,35 +13,31 @@ from jaxseg.weights.load import load_detector
 
 
 def write_weights(
-    module: str,
-    description: str | None,
-    arguments: Sequence[str],
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    *,
     suffixes: tuple[str, ...],
     write: Callable[[Path, Config, dict[str, Any]], None],
 ) -> int:
-    """Reads weights as one command line says, and writes them.
+    """Reads weights as a command line says, and writes them.
 
     Args:
-        module: that is run with `python -m`.
-        description: of the command.
-        arguments: of the command.
-        suffixes: that the output may have.
-        write: gets the output, the configuration and the variables.
+        parser: of the command; the arguments that both writers have are added to it.
+        arguments: of the command; None takes those of the process.
+        suffixes: the endings that the output's name may have.
+        write: is called with the output, the configuration and the variables.
 
     Returns:
-        0; or 2, with one sentence on stderr, when the user's input cannot be used (see `run_command`).
+        0; or 2, with one sentence on stderr, when the user's input cannot be used.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     parser.add_argument("source", metavar="IN", help="run folder of train.py, or a file of weights")
     parser.add_argument("output", metavar="OUT", type=Path, help=f"file to write, {' or '.join(suffixes)}")
-    parser.add_argument("--config", help="a file of configs/ (default: config.json of the run folder)")
+    parser.add_argument("--config", help="a file of configs/ or its name (default: config.json of the run folder)")
     parser.add_argument("--step", default="best", help="of a run folder: best (default), latest or a number")
     parser.epilog = "Any key of the config: --config.model.num_classes=3, ..."
 
-    def body() -> None:
-        overrides, others = parse_config_flags(list(arguments))
+    def body(arguments: list[str]) -> None:
+        overrides, others = parse_config_flags(arguments)
         options = parser.parse_args(others)
         if not is_file_name(str(options.output)):
             raise WeightsError(f"{str(options.output)!r} is no name that a file can have.")
@@ -51,4 +47,4 @@ def write_weights(
         write(options.output, config, variables)
         print(f"written to {options.output}")
 
-    return run_command(body)
+    return run_command(body, arguments)

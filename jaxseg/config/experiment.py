@@ -17,7 +17,7 @@ from jaxseg.config.values import from_dict, replace_key, require, show
 from jaxseg.errors import ConfigError, shortened
 from jaxseg.files import read_json
 
-# Steps are counted in 32 bits, and seeds have as many.
+# Steps are counted in signed 32 bits, and seeds are unsigned numbers of 32 bits.
 MAX_STEPS = 2**31 - 1
 MAX_SEED = 2**32 - 1
 # The limit for one host; a larger number is taken for a typing error.

@@ -52,7 +52,7 @@ class ModelConfig:
         if kind is None:
             return
         known = _KINDS.get(kind)
-        # A file of configurations may be executed more than once.
+        # A config file that defines a subclass may be executed more than once.
         if known is not None and (known.__name__, known.__qualname__) != (cls.__name__, cls.__qualname__):
             raise TypeError(f"{cls.__name__} and {known.__name__} both call their kind of model {kind!r}.")
         _KINDS[kind] = cls

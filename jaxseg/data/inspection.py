@@ -1,4 +1,4 @@
-"""What a dataset holds, what is wrong with it, and how a model sees it: counts, problems, and drawings of samples."""
+"""What a dataset holds, what is wrong with it, and how a model sees it."""
 
 import dataclasses
 import logging
@@ -88,7 +88,7 @@ def inspect_dataset(dataset: InstanceDataset, max_objects: int) -> Report:
 
 
 def _read_all(dataset: InstanceDataset) -> Iterator[tuple[Objects, str]]:
-    """Annotations of each image, and what is wrong with its file; OpenCV decodes outside of Python's lock."""
+    """Annotations of each image, and what is wrong with its file; files are read in parallel."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         # In portions, for the pool's own `map` would hold all results at once.
@@ -171,7 +171,7 @@ def check_usable(report: Report, split: Split) -> None:
 
 
 def draw_samples(config: Config, dataset: InstanceDataset, split: str, count: int, folder: Path) -> list[Path]:
-    """Draws `count` samples as the model sees them: training images after a random augmentation, validation images resized.
+    """Draws `count` samples as the model sees them; training images are augmented at random.
 
     The file's name, in `folder`, tells the image's id. Images that cannot be read are passed over.
 

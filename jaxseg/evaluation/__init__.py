@@ -1,1 +1,1 @@
-"""From a detector's output to pictures' masks, COCO's results and COCO's metrics."""
+"""Running a detector on images, and evaluating its detections with COCO's metrics."""

@@ -1,4 +1,4 @@
-"""COCO's metrics by pycocotools, results in COCO's JSON form, and the tables users of YOLACT read."""
+"""COCO's metrics, computed by pycocotools; detections in COCO's results format; tables."""
 
 import contextlib
 import io
@@ -11,20 +11,20 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-# pycocotools calls them bbox and segm.
+# The names of boxes and masks in pycocotools.
 _KINDS = {"box": "bbox", "mask": "segm"}
 _SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _THRESHOLDS = tuple(range(50, 100, 5))
 
 
 class CocoResults(NamedTuple):
-    """Detections in COCO's results format, category ids as in the dataset.
+    """Detections in COCO's results format, with the category ids of the dataset.
 
     Attributes:
         boxes: `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`.
         masks: `{"image_id", "category_id", "segmentation": {"size", "counts"}, "score"}`;
-            None where the detector has no masks.
-        image_ids: the images looked at, those without detections, too.
+            None if the detector has no masks.
+        image_ids: the ids of all images, including those without detections.
     """
 
     boxes: list[dict[str, Any]]
@@ -34,20 +34,23 @@ class CocoResults(NamedTuple):
 
 def coco_results(
     image_id: int,
+    *,
     boxes: np.ndarray,
     classes: np.ndarray,
     scores: np.ndarray,
     rles: Sequence[dict[str, Any]] | None,
     category_ids: Sequence[int],
 ) -> CocoResults:
-    """The detections of one image. Boxes without area (all of them outside the picture) are left out, as the original does.
+    """Converts the detections of one image to COCO's results format.
+
+    Boxes without area, which lie outside of the picture, are left out, as in YOLACT's original.
 
     Args:
-        image_id: of the dataset.
+        image_id: the id of the image in the dataset.
         boxes: `[n, 4]`, `x1, y1, x2, y2` in pixels of the picture.
         classes: `[n]`, 0 .. C-1.
         scores: `[n]`.
-        rles: n compressed run lengths, or None where the detector has no masks.
+        rles: n compressed run lengths, or None if the detector has no masks.
         category_ids: the dataset's id of each class.
     """
     box_results: list[dict[str, Any]] = []
@@ -56,7 +59,7 @@ def coco_results(
         if x2 <= x1 or y2 <= y1:
             continue
         common = {"image_id": int(image_id), "category_id": int(category_ids[int(classes[i])]), "score": float(scores[i])}
-        # Thousandths of a pixel are enough, and keep the files small.
+        # Thousandths of a pixel suffice and keep the files small.
         box_results.append({**common, "bbox": [round(float(v), 3) for v in (x1, y1, x2 - x1, y2 - y1)]})
         if rles is not None:
             mask_results.append({**common, "segmentation": rles[i]})
@@ -64,7 +67,7 @@ def coco_results(
 
 
 def merge_results(parts: Sequence[CocoResults]) -> CocoResults:
-    """Several results as one, in the order given."""
+    """Concatenates results in their order."""
     masks = None if any(part.masks is None for part in parts) else [row for part in parts for row in part.masks or ()]
     return CocoResults([row for part in parts for row in part.boxes], masks, [row for part in parts for row in part.image_ids])
 
@@ -72,24 +75,29 @@ def merge_results(parts: Sequence[CocoResults]) -> CocoResults:
 def coco_metrics(
     ground_truth: Mapping[str, Any], results: CocoResults, category_ids: Sequence[int], class_names: Sequence[str]
 ) -> dict[str, float]:
-    """COCO's metrics over the images of `results`, 0..1; NaN where there is nothing to find.
+    """Computes COCO's metrics over the images of `results`.
 
-    The keys, with `box` and `mask` for `kind`: `kind/AP` (mean over IoU .50 to .95), `kind/AP50` ... `kind/AP95` in steps
-    of 5, `kind/APs`, `APm`, `APl` by size, `kind/AR1`, `AR10`, `AR100`, `ARs`, `ARm`, `ARl`, and for each class
-    `kind/AP/name` and `kind/AP50/name`. A class without objects counts in no mean (the original's own
-    mAP takes 0 for it, never ignores crowds and drops thin objects: its numbers differ from these).
+    The keys, where `kind` is `box` or `mask`, are `kind/AP` (the mean over IoU .50 to .95),
+    `kind/AP50` to `kind/AP95` in steps of 5, `kind/APs`, `APm` and `APl` by size, `kind/AR1`,
+    `AR10`, `AR100`, `ARs`, `ARm` and `ARl`, and for each class `kind/AP/name` and `kind/AP50/name`.
+    Classes without objects are left out of all means. (The mAP of YOLACT's original differs: it
+    counts such classes as 0, does not ignore crowds, and drops thin objects.)
 
     Args:
-        ground_truth: a dataset in COCO's JSON form, with sizes of the images, and masks where `results` has them.
-        results: detections; none at all is an AP of 0.
+        ground_truth: a dataset in COCO's JSON form, with the sizes of the images, and with masks if
+            `results` has masks.
+        results: the detections; without any, every AP is 0.
         category_ids: the dataset's id of each class.
         class_names: the name of each class.
+
+    Returns:
+        The metrics, each in 0..1, or NaN if there is no object to find.
     """
     metrics: dict[str, float] = {}
     for kind, rows in (("box", results.boxes), ("mask", results.masks)):
         if rows is None:
             continue
-        # pycocotools talks on stdout, and writes into the annotations it is given.
+        # pycocotools prints to stdout and changes the annotations that it is given.
         with contextlib.redirect_stdout(io.StringIO()):
             truth = _index(ground_truth, [dict(annotation) for annotation in ground_truth["annotations"]])
             found = _index(ground_truth, _as_annotations(rows, kind))
@@ -100,7 +108,7 @@ def coco_metrics(
             evaluation.accumulate()
             evaluation.summarize()
         metrics |= {f"{kind}/{name}": _nan_if_absent(value) for name, value in zip(_SUMMARY, evaluation.stats, strict=True)}
-        # Thresholds, recalls, classes; of all sizes, with the largest number of detections.
+        # The axes are thresholds, recalls and classes, for all sizes and the most detections.
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
         metrics |= {f"{kind}/AP{percent}": _mean(precision[i]) for i, percent in enumerate(_THRESHOLDS)}
         for i, name in enumerate(class_names):
@@ -110,12 +118,12 @@ def coco_metrics(
 
 
 def main_metric(metrics: Mapping[str, float], prefix: str = "") -> float:
-    """What decides which of a detector's checkpoints is best: mask AP, or box AP where it has no masks."""
+    """Returns the metric that decides on the best checkpoint: mask AP, or box AP without masks."""
     return metrics[f"{prefix}mask/AP"] if f"{prefix}mask/AP" in metrics else metrics[f"{prefix}box/AP"]
 
 
 def _index(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -> COCO:
-    """pycocotools' view of annotations (its `loadRes` cannot take an empty list)."""
+    """Makes pycocotools' index of annotations; its own `loadRes` fails for an empty list."""
     coco = COCO()
     coco.dataset = {"images": ground_truth["images"], "categories": ground_truth["categories"], "annotations": annotations}
     coco.createIndex()
@@ -123,7 +131,7 @@ def _index(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -
 
 
 def _as_annotations(results: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Detections with what pycocotools wants of an annotation: an id, an area, no crowds."""
+    """Adds to detections what pycocotools needs of an annotation: an id, an area, no crowd."""
 
     def area(row: Mapping[str, Any]) -> float:
         return row["bbox"][2] * row["bbox"][3] if kind == "box" else float(coco_mask.area(row["segmentation"]))
@@ -145,7 +153,10 @@ def _percent(value: float) -> str:
 
 
 def threshold_table(metrics: Mapping[str, float]) -> str:
-    """The original's table: AP in percent, rows box and mask, columns the mean and each IoU threshold; "-" for nothing to find."""
+    """Formats AP in percent as the original's table.
+
+    The rows are box and mask, the columns the mean and each IoU threshold; "-" stands for NaN.
+    """
     lines = [" " * 5 + "".join(f"{name:>7}" for name in ("all", *(f".{percent}" for percent in _THRESHOLDS)))]
     for kind in _KINDS:
         if f"{kind}/AP" in metrics:
@@ -155,7 +166,7 @@ def threshold_table(metrics: Mapping[str, float]) -> str:
 
 
 def class_table(metrics: Mapping[str, float], class_names: Sequence[str]) -> str:
-    """AP and AP50 of each class in percent; "-" for a class of which there is no object."""
+    """Formats AP and AP50 of each class in percent; "-" stands for a class without objects."""
     columns = [(f"{kind} {name}", f"{kind}/{name}") for kind in _KINDS if f"{kind}/AP" in metrics for name in ("AP", "AP50")]
     width = max(len(name) for name in ("class", *class_names))
     lines = [f"{'class':<{width}}" + "".join(f"{title:>10}" for title, _ in columns)]

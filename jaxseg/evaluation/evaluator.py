@@ -1,5 +1,9 @@
-"""COCO's metrics of a detector on a dataset: batches over all devices, the host's work beside them, results as run lengths."""
+"""The evaluation of a detector on a dataset with COCO's metrics.
 
+Batches are spread over all devices, and the host works on the previous batch meanwhile.
+"""
+
+import functools
 import json
 import logging
 import math
@@ -44,33 +48,32 @@ def evaluate(
     top_k: int = 0,
     output: str | Path | None = None,
 ) -> dict[str, float]:
-    """Evaluates a detector on a dataset with COCO's metrics, of its boxes and, where it has masks, of its masks.
+    """Evaluates the boxes and, if there are any, the masks of a detector with COCO's metrics.
 
-    In a run of several processes all of them call it; each detects in its share of the images and
-    gets the metrics of all.
+    If a run has several processes, all of them call this function. Each detects objects in its
+    share of the images, and returns the metrics of all.
 
     Args:
-        config: of the detector.
+        config: the configuration of the detector.
         variables: its parameters and statistics, from `load_weights` or `init_variables`.
-        dataset: images with as many categories as the detector has classes; None opens the
+        dataset: images with as many categories as the detector has classes; by default, the
             validation images of `config.data`.
-        batch_size: how many images a process has on its devices at a time, rounded up to a multiple
-            of the devices; 0 takes `config.eval.batch_size`.
-        limit: looks at the first so many images; 0 looks at all.
-        mesh: its devices are used; None uses all.
-        score_threshold: leaves out detections with this score or a lower one. COCO's AP wants 0.
-        top_k: keeps the best so many detections of an image; 0 keeps all.
-        output: a folder that gets metrics.json and the detections in COCO's JSON form; None writes
-            nothing.
+        batch_size: the number of images of a process that are on its devices at a time, which is
+            rounded up to a multiple of the devices; 0 takes `config.eval.batch_size`.
+        limit: the number of images to evaluate, from the start; 0 evaluates all.
+        mesh: the devices to use; by default, all.
+        score_threshold: drops detections with this score or a lower one; COCO's AP needs 0.
+        top_k: the largest number of detections to keep of an image; 0 keeps all.
+        output: a folder to write metrics.json and the detections in COCO's JSON form to; by
+            default, nothing is written.
 
     Returns:
-        the metrics by name, each between 0 and 1 or NaN where there is nothing to find: `box/AP`,
-            `box/AP50`, ..., `mask/AP`, ...;
-        see `coco_metrics` for all of them.
+        The metrics by name, such as `box/AP`, `box/AP50` and `mask/AP`; each is in 0..1, or NaN if
+        there is no object to find. `coco_metrics` lists all of them.
 
     Raises:
-        ConfigError: the detector has another number of classes than the dataset, or it has masks
-            and the dataset was opened without, or an option is out of range.
+        ConfigError: the detector has another number of classes than the dataset, the detector has
+            masks and the dataset was opened without masks, or an option is out of range.
         DataError: the validation images cannot be used.
     """
     selection = Selection(score_threshold, top_k)
@@ -87,7 +90,7 @@ def evaluate(
     check_batch_memory(detector.spec, batch_size, 0, "config.eval.batch_size", bytes_per_color=4)
     indices = range(min(limit, len(dataset)) if limit else len(dataset))
     own = indices[jax.process_index() :: jax.process_count()]
-    results = _gather(detect_dataset(detector, dataset, own, batch_size, selection))
+    results = _gather(detect_dataset(detector, dataset, own, batch_size=batch_size, selection=selection))
     metrics = coco_metrics(dataset.coco_ground_truth(), results, dataset.category_ids, dataset.class_names)
     if output is not None and jax.process_index() == 0:
         write_results(Path(output), metrics, results)
@@ -95,44 +98,66 @@ def evaluate(
 
 
 def detect_dataset(
-    detector: DeviceDetector, dataset: InstanceDataset, indices: Sequence[int], batch_size: int, selection: Selection
+    detector: DeviceDetector, dataset: InstanceDataset, indices: Sequence[int], *, batch_size: int, selection: Selection
 ) -> CocoResults:
-    """Detections of some of a dataset's images in COCO's form; while the device detects, the host finishes the batch before.
+    """Detects objects in some images of a dataset, in COCO's results format.
 
-    An image that cannot be read is named in the log and counts as one without detections.
+    While the devices compute a batch, the host finishes the previous one. An image that cannot be
+    read is named in the log and counts as one without detections.
+
+    Args:
+        detector: the detector.
+        dataset: the dataset.
+        indices: the indices of the images.
+        batch_size: the number of images on the devices at a time, which is rounded up to a multiple
+            of the devices.
+        selection: which detections to keep.
     """
     batch_size = math.ceil(batch_size / detector.devices) * detector.devices
     parts: dict[int, CocoResults] = {}
     progress = _Progress(len(indices))
-    # Two pools, for loading ahead must not keep finished detections waiting.
+    # There are two pools, so that finished detections do not wait for images that are loaded ahead.
     with ThreadPoolExecutor(_THREADS) as loading, ThreadPoolExecutor(_THREADS) as finishing:
-        images = _ahead(loading, dataset, indices, detector.rule, 2 * batch_size)
+        images = _load_ahead(loading, dataset, indices, rule=detector.rule, depth=2 * batch_size)
+        finish = functools.partial(_finish, dataset=dataset, spec=detector.spec, selection=selection)
         for batch in one_ahead(start_batches(detector, images, (batch_size,))):
             on_host = jax.device_get(batch.detections)
             jobs = {
-                index: finishing.submit(_finish, on_host, row, dataset, index, view, detector.spec, selection)
+                index: finishing.submit(finish, on_host, row, index=index, view=view)
                 for row, (index, view) in enumerate(zip(batch.indices, batch.views, strict=True))
             }
             parts |= {index: job.result() for index, job in jobs.items()}
             progress.advance(len(jobs))
-    # Pictures whose inputs have one size went together.
+    # Batches were formed by the size of the input, so the results are put in order here.
     found = merge_results([parts[index] for index in indices if index in parts])
     masks = None if detector.spec.mask_size is None else found.masks
     return CocoResults(found.boxes, masks, [dataset.image_ids[index] for index in indices])
 
 
 def _finish(
-    detections: Detections, row: int, dataset: InstanceDataset, index: int, view: View, spec: InputSpec, selection: Selection
+    detections: Detections, row: int, *, dataset: InstanceDataset, index: int, view: View, spec: InputSpec, selection: Selection
 ) -> CocoResults:
-    """One image's detections at the picture's size; its masks live only until they are run lengths."""
+    """Converts one image's detections to the picture's size and COCO's format.
+
+    Its masks are encoded at once as run lengths, so that few of them are in memory.
+    """
     selected = select(detections, row, selection)
     boxes, crops = to_crops(selected, view, spec)
     rles = None if crops is None else encode_crops(crops, view.picture_size)
-    return coco_results(dataset.image_ids[index], boxes, selected.classes, selected.scores, rles, dataset.category_ids)
+    return coco_results(
+        dataset.image_ids[index],
+        boxes=boxes,
+        classes=selected.classes,
+        scores=selected.scores,
+        rles=rles,
+        category_ids=dataset.category_ids,
+    )
 
 
-def _ahead(pool: ThreadPoolExecutor, dataset: InstanceDataset, indices: Iterable[int], rule: ViewRule, depth: int) -> Iterator[Prepared]:
-    """The images in order, loaded `depth` images ahead, without those that cannot be read."""
+def _load_ahead(
+    pool: ThreadPoolExecutor, dataset: InstanceDataset, indices: Iterable[int], *, rule: ViewRule, depth: int
+) -> Iterator[Prepared]:
+    """Yields the images in order, loading `depth` images ahead and omitting unreadable ones."""
     waiting: deque[Future[Prepared | None]] = deque()
 
     def ready(keep: int) -> Iterator[Prepared]:
@@ -157,7 +182,7 @@ def _load(dataset: InstanceDataset, index: int, rule: ViewRule) -> Prepared | No
 
 
 def _gather(results: CocoResults) -> CocoResults:
-    """The results of all processes, on all of them."""
+    """Collects the results of all processes in each of them."""
     if jax.process_count() == 1:
         return results
     text = np.frombuffer(json.dumps(results).encode(), np.uint8)
@@ -169,10 +194,10 @@ def _gather(results: CocoResults) -> CocoResults:
 
 
 def write_results(output: Path, metrics: Mapping[str, float], results: CocoResults) -> None:
-    """Writes metrics.json (null for what there is nothing to find of), bbox_detections.json and, of masks, mask_detections.json.
+    """Writes metrics.json, bbox_detections.json and, if there are masks, mask_detections.json.
 
-    The names of the original; the two files are what `pycocotools.coco.COCO.loadRes` and COCO's
-    server read.
+    NaN is null in metrics.json. The names are those of YOLACT's original;
+    `pycocotools.coco.COCO.loadRes` and COCO's server read the two files of detections.
     """
     output.mkdir(parents=True, exist_ok=True)
     numbers = {key: None if math.isnan(value) else value for key, value in metrics.items()}
@@ -180,14 +205,14 @@ def write_results(output: Path, metrics: Mapping[str, float], results: CocoResul
     write_text(output / "bbox_detections.json", json.dumps(results.boxes))
     masks = output / "mask_detections.json"
     if results.masks is None:
-        # Another detector's.
+        # An existing file is that of another detector.
         masks.unlink(missing_ok=True)
     else:
         write_text(masks, json.dumps(results.masks))
 
 
 class _Progress:
-    """A line in the log every few seconds, and one at the end."""
+    """Logs the progress every few seconds and at the end."""
 
     def __init__(self, total: int) -> None:
         self._total = total

@@ -1,4 +1,4 @@
-"""How long detection takes, told apart: compiling, preparing pictures, the device, and the way back to image size."""
+"""The time of detection by its phases: compilation, preparation, the device, post-processing."""
 
 import dataclasses
 import itertools
@@ -17,12 +17,13 @@ _PERCENTILES = (50, 10, 90)
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Times of one size of batch.
+    """The times for one batch size.
 
     Attributes:
-        batch_size: pictures detected together.
-        compilation: seconds until the first batch of each size of input was done.
-        milliseconds: of each phase and of the total, one number a repetition, for the whole batch.
+        batch_size: the number of pictures in a batch.
+        compilation: the seconds until the first batch of each input size was done.
+        milliseconds: the times of each phase and of the total for the whole batch, with one number
+            for each repetition.
     """
 
     batch_size: int
@@ -40,19 +41,19 @@ def time_detection(
     repetitions: int = 20,
     warm_up: int = 3,
 ) -> Timing:
-    """Times detection from pictures in memory to boxes and masks at their size, one batch after the other on one device.
+    """Times detection on one device, from pictures in memory to boxes and masks at their size.
 
-    Nothing overlaps: each phase is waited for, so a pipelined run is faster than the total. A batch
-    has inputs of one size; where the pictures need several, these take turns.
+    Each phase is waited for, so nothing overlaps, and a pipelined run is faster than the total. The
+    inputs of a batch have one size; if the pictures need several sizes, batches of these alternate.
 
     Args:
-        config: of the detector.
+        config: the configuration of the detector.
         variables: its parameters and statistics.
-        pictures: uint8 `[H, W, 3]`, RGB, of any sizes; used in turn.
-        batch_size: pictures at a time.
-        selection: which detections go back to image size.
-        repetitions: batches that count.
-        warm_up: batches before that which do not count, after those that compile.
+        pictures: uint8 `[H, W, 3]`, RGB, of any sizes, which are used in turn.
+        batch_size: the number of pictures in a batch.
+        selection: which detections to post-process.
+        repetitions: the number of batches that are measured.
+        warm_up: the number of batches before these, after those that compile.
     """
     detector = DeviceDetector(config, variables, jax.local_devices()[:1])
     groups: dict[tuple[int, int], list[np.ndarray]] = {}
@@ -83,7 +84,10 @@ def time_detection(
 
 
 def timing_table(timings: Sequence[Timing]) -> str:
-    """Median, 10th and 90th percentile of each phase in milliseconds, and pictures a second by the median total."""
+    """Formats the times of each phase, and the pictures per second by the median of the total.
+
+    The columns are the median and the 10th and 90th percentiles in milliseconds.
+    """
     lines = [f"{'batch':>5}  {'phase':<22}" + "".join(f"{name:>10}" for name in ("median ms", "10 %", "90 %"))]
     for timing in timings:
         for phase, values in timing.milliseconds.items():
@@ -91,5 +95,7 @@ def timing_table(timings: Sequence[Timing]) -> str:
                 f"{timing.batch_size:>5}  {phase:<22}" + "".join(f"{value:>10.2f}" for value in np.percentile(values, _PERCENTILES))
             )
         rate = 1000 * timing.batch_size / float(np.median(timing.milliseconds["total"]))
-        lines.append(f"{timing.batch_size:>5}  {rate:.1f} pictures/s; the first batch took {timing.compilation:.1f} s, compiling included")
+        lines.append(
+            f"{timing.batch_size:>5}  {rate:.1f} pictures/s; the first batch took {timing.compilation:.1f} s, including compilation"
+        )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What every reader of a dataset gives: `Sample`, and `InstanceDataset`, the interface that COCO files and TFDS shards share."""
+"""The interface of every dataset, `InstanceDataset`, and the `Sample` that it returns."""
 
 import abc
 import dataclasses
@@ -14,14 +14,14 @@ from pycocotools import mask as coco_mask
 from jaxseg.errors import UserError
 from jaxseg.memory import require_memory
 
-# Of the machine's memory, that the masks of one image may take.
+# The largest fraction of the machine's memory that the masks of one image may take.
 _MASKS_SHARE = 0.25
 
 logger = logging.getLogger("jaxseg")
 
 
 class DataError(UserError):
-    """A dataset, or one file of it, that cannot be used; the message names the file and what is wrong."""
+    """A dataset or one of its files cannot be used; the message names the file and the reason."""
 
 
 @dataclasses.dataclass
@@ -29,12 +29,13 @@ class Sample:
     """One image with its objects, at the image's own size.
 
     Attributes:
-        image: RGB.
-        boxes: `x1, y1, x2, y2` in pixels of the image, as annotated (they may reach a little outside).
-        classes: 0 .. C-1, in ascending order of category id.
-        crowd: the row is a crowd region.
-        masks: 0 or 1; None where the dataset was opened without masks.
-        index: position in the dataset.
+        image: the image in RGB, 0..255.
+        boxes: `x1, y1, x2, y2` in pixels of the image, as annotated; they may reach a little
+            outside.
+        classes: 0 .. C-1, in ascending order of the category id.
+        crowd: whether the object is a crowd region.
+        masks: 0 or 1; None if the dataset was opened without masks.
+        index: the image's index in the dataset.
     """
 
     image: UInt8[ndarray, "H W 3"]
@@ -46,7 +47,7 @@ class Sample:
 
     @property
     def picture_size(self) -> tuple[int, int]:
-        """Height and width of the image."""
+        """The height and width of the image."""
         return self.image.shape[0], self.image.shape[1]
 
 
@@ -55,12 +56,12 @@ class Objects:
     """The annotations of one image, before anything is decoded.
 
     Attributes:
-        boxes: `x, y, width, height` in pixels of the image, as the file has them.
+        boxes: `x, y, width, height` in pixels of the image, as in the file.
         classes: 0 .. C-1.
-        crowd: the row is a crowd region.
-        areas: pixels, as the file has them: COCO's small, medium and large go by it.
-        rles: compressed run lengths in COCO's form, `{"size": [h, w], "counts": bytes}`; None where the dataset was opened
-            without masks.
+        crowd: whether the object is a crowd region.
+        areas: in square pixels, as in the file; COCO's metrics by size depend on them.
+        rles: compressed run lengths in COCO's form, `{"size": [h, w], "counts": bytes}`; None if
+            the dataset was opened without masks.
     """
 
     boxes: Float64[ndarray, "n 4"]
@@ -71,23 +72,26 @@ class Objects:
 
     @property
     def corners(self) -> Float64[ndarray, "n 4"]:
-        """The boxes as `x1, y1, x2, y2`."""
+        """The boxes as `x1, y1, x2, y2` in pixels of the image."""
         return np.concatenate([self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]], axis=1)
 
 
 class InstanceDataset(abc.ABC):
-    """Images with boxes, and masks if wanted. Decoding is lazy, the object is cheap to pickle into worker processes.
+    """Images with boxes and, if it was opened with them, masks.
+
+    Images are decoded when they are needed, and the dataset is cheap to pickle for worker
+    processes.
 
     Attributes:
         image_ids: the dataset's own id of each image.
-        file_names: path of each image, relative to the image folder.
-        picture_sizes: height and width of each image.
-        object_counts: rows of annotation each image has, crowds included.
+        file_names: the path of each image, relative to the image folder.
+        picture_sizes: the height and width of each image.
+        object_counts: the number of annotations of each image, crowd regions included.
         category_ids: the dataset's category ids in ascending order; class `k` is `category_ids[k]`.
-        class_names: one name a category id.
-        has_masks: the objects have masks; detectors without need none.
-        left_out: how many images without objects are not in the dataset, for `keep_empty` was off.
-        skipped: how many bad images or annotations are not in the dataset, by reason.
+        class_names: the name of each class.
+        has_masks: whether the objects have masks.
+        left_out: the number of images without objects that are left out.
+        skipped: the number of bad images or annotations that are left out, by the reason.
     """
 
     image_ids: list[int]
@@ -102,29 +106,32 @@ class InstanceDataset(abc.ABC):
 
     @abc.abstractmethod
     def objects(self, index: int) -> Objects:
-        """The annotations of image `index`; does not decode the image."""
+        """Returns the annotations of image `index` without decoding it."""
 
     @abc.abstractmethod
     def encoded_image(self, index: int) -> bytes:
-        """The image file's bytes.
+        """Returns the bytes of the file of image `index`.
 
         Raises:
             DataError: the file cannot be read.
         """
 
     def record(self, index: int) -> tuple[bytes, Objects]:
-        """Both of them; readers that find them together do better."""
+        """Returns the bytes and the annotations of image `index`.
+
+        Datasets that store both together override this.
+        """
         return self.encoded_image(index), self.objects(index)
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, index: SupportsIndex) -> Sample:
-        """Image `index` with its objects, decoded.
+        """Returns image `index` and its objects, decoded.
 
         Raises:
-            DataError: the image file is missing, broken, or not of the size the annotations were made for, or its masks
-                would not fit into memory.
+            DataError: the image file is missing, damaged, or not of the size that its annotations
+                state, or its masks do not fit into memory.
             IndexError: there is no image `index`.
         """
         position = int(index)
@@ -143,10 +150,11 @@ class InstanceDataset(abc.ABC):
         )
 
     def image(self, index: int) -> UInt8[ndarray, "H W 3"]:
-        """Image `index` alone, RGB.
+        """Returns image `index` in RGB, without its objects.
 
         Raises:
-            DataError: as for a sample.
+            DataError: the image file is missing, damaged, or not of the size that its annotations
+                state.
         """
         return decode_image(self.encoded_image(index), self._size(index), self.file_names[index])
 
@@ -155,10 +163,11 @@ class InstanceDataset(abc.ABC):
         return int(height), int(width)
 
     def coco_ground_truth(self) -> dict[str, Any]:
-        """Images, annotations and categories as `pycocotools.coco.COCO` wants them in its `dataset`.
+        """Returns the dataset in the form of `pycocotools.coco.COCO.dataset`.
 
-        Crowds keep their category. Annotations are numbered from 1, for pycocotools takes a match with id 0 for no match.
-        They have a `segmentation` where the dataset has masks; the metrics of boxes do not look at it.
+        Crowd regions keep their category. Annotations are numbered from 1, because pycocotools
+        takes a match with id 0 for no match. They have a `segmentation` if the dataset has masks,
+        which the metrics of boxes ignore.
         """
         annotations: list[dict[str, Any]] = []
         for index, image_id in enumerate(self.image_ids):
@@ -185,18 +194,19 @@ class InstanceDataset(abc.ABC):
 
 
 def decode_image(encoded: bytes, size: tuple[int, int], name: str) -> UInt8[ndarray, "H W 3"]:
-    """An encoded image as RGB.
+    """Decodes an image to RGB.
 
-    Grey, palette and CMYK become RGB, 16 bits keep their upper 8, an alpha channel is dropped. EXIF's orientation is applied,
-    as the original's `cv2.imread` does, unless only the pixels as stored have the annotated size.
+    Grey, palette and CMYK images are converted to RGB, 16 bits are reduced to the upper 8, and an
+    alpha channel is dropped. The orientation in EXIF is applied, as by `cv2.imread` in YOLACT's
+    original, unless only the stored pixels have the annotated size.
 
     Args:
-        encoded: the file's bytes, in any format OpenCV reads.
-        size: height and width the annotations were made for.
-        name: of the file, for messages.
+        encoded: the bytes of the file, in any format that OpenCV reads.
+        size: the height and width that the annotations state.
+        name: the name of the file, for messages.
 
     Raises:
-        DataError: broken, truncated, no image, or of another size.
+        DataError: the file is damaged, truncated, not an image, or of another size.
     """
     image = _decode(encoded, cv2.IMREAD_COLOR_RGB)
     if image is not None and image.shape[:2] != size:
@@ -216,28 +226,36 @@ def _decode(encoded: bytes, flags: int) -> ndarray | None:
         return None
     try:
         return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
-    except cv2.error:  # for instance more pixels than OpenCV allows
+    # OpenCV raises this for an image of too many pixels, for example.
+    except cv2.error:
         return None
 
 
 def require_mask_memory(count: int, size: tuple[int, int], name: str) -> None:
-    """Raises DataError where decoded masks of one image would take more than a quarter of the machine's memory.
+    """Raises DataError if the masks of an image would take more than a quarter of the memory.
 
     Args:
-        count: how many masks.
-        size: height and width of each.
-        name: of the image file.
+        count: the number of masks.
+        size: the height and width of each.
+        name: the name of the image file.
     """
     height, width = size
     what = f"{name} has {count} objects in {width} x {height} pixels (width x height), whose masks"
-    require_memory(count * height * width, what, "a smaller picture, or pieces of it, would do", DataError, _MASKS_SHARE)
+    remedy = "use a smaller picture, or pieces of it"
+    require_memory(count * height * width, what, remedy, error=DataError, share=_MASKS_SHARE)
 
 
 def decode_masks(rles: list[dict[str, Any]], size: tuple[int, int]) -> UInt8[ndarray, "n H W"]:
-    """Run lengths as masks of 0 and 1 at the image's size, contiguous."""
+    """Decodes run lengths to contiguous masks of 0 and 1.
+
+    Args:
+        rles: compressed run lengths.
+        size: the height and width of the image.
+    """
     masks = np.empty((len(rles), *size), np.uint8)
     for mask, rle in zip(masks, rles, strict=True):
-        # Run lengths go down the columns, so the decoded bytes are the transposed mask; OpenCV turns it fastest.
+        # Run lengths go down the columns, so the decoded bytes are the transposed mask; OpenCV
+        # transposes it fastest.
         cv2.transpose(coco_mask.decode(rle).T, mask)
     return masks
 

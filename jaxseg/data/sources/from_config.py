@@ -1,4 +1,4 @@
-"""The door to the datasets: how a config names them, whichever format they are in."""
+"""Opening the datasets that a configuration names, in any format."""
 
 import dataclasses
 
@@ -12,13 +12,15 @@ __all__ = ["CocoDataset", "DataError", "InstanceDataset", "Objects", "Sample", "
 
 
 def open_dataset(config: Config, split: Split) -> InstanceDataset:
-    """The training or validation images of a config, from COCO files or from the shards that `jaxseg.commands.write_shards` wrote.
+    """Opens the training or validation images of a configuration.
 
-    Validation keeps images without objects, for COCO's metrics count what a detector sees in them. Objects have masks where
-    the config's detector has.
+    They come from COCO files or from the shards of `jaxseg.commands.write_shards`. The validation
+    split keeps images without objects, because COCO's metrics count false detections in them.
+    Objects have masks if the configuration's detector has masks.
 
     Raises:
-        DataError: something is missing (says where it was looked for and how to get it) or cannot be used.
+        DataError: something is missing (the message says where it is expected and how to get it) or
+            cannot be used.
     """
     open_format = open_coco_files if config.data.format == "coco" else open_tfds
     dataset: InstanceDataset = open_format(config, split)
@@ -26,11 +28,14 @@ def open_dataset(config: Config, split: Split) -> InstanceDataset:
 
 
 def resolve_classes(config: Config, dataset: InstanceDataset | None = None) -> Config:
-    """The config with empty `data.class_names` and `data.category_ids` read from the training annotations.
+    """Fills empty `data.class_names` and `data.category_ids` from the training annotations.
 
     Args:
-        config: as the user gave it.
-        dataset: its training images, where they are open already; opened without category ids they know all there are.
+        config: the configuration of the user.
+        dataset: its training images, if they are already open.
+
+    Returns:
+        The configuration with class names and category ids.
 
     Raises:
         ConfigError: the dataset has another number of classes than `model.num_classes`.

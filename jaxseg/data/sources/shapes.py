@@ -1,4 +1,4 @@
-"""A synthetic dataset of shapes, written as COCO files: the demo and the tests need no download."""
+"""A synthetic dataset of shapes in COCO's format, so that the demo and tests need no download."""
 
 import dataclasses
 import json
@@ -16,12 +16,14 @@ from jaxseg.data.sources.dataset import DataError, logger
 from jaxseg.files import is_file_name
 from jaxseg.pictures import write_picture
 
-# With gaps, as COCO's are.
+# The ids have gaps, as COCO's do.
 CATEGORIES = {1: "circle", 2: "rectangle", 4: "triangle", 7: "star"}
 
-# Outlines are drawn on a canvas this much finer, then shrunk: smooth edges, as a camera has them.
+# Outlines are drawn at this many times the resolution and then shrunk, which makes edges smooth, as
+# in photographs.
 _FINER = 4
-# An object of which less is visible is left out of the annotations, as an annotator would do.
+# Objects with fewer visible pixels, or a smaller visible fraction, are not annotated, as human
+# annotators would do.
 _LEAST_VISIBLE = 24
 _LEAST_VISIBLE_SHARE = 0.25
 _CROWD_SHARE = 0.06
@@ -29,7 +31,13 @@ _CROWD_SHARE = 0.06
 
 @dataclasses.dataclass
 class _Shape:
-    """One drawn shape, or a crowd of them (which has no outline), and how many pixels it took when it was drawn."""
+    """A drawn shape, or a crowd of them.
+
+    Attributes:
+        category: the id of its category.
+        corners: the corners of the outline; None for a crowd.
+        pixels: the number of pixels that it covered when it was drawn.
+    """
 
     category: int
     corners: ndarray | None
@@ -37,10 +45,10 @@ class _Shape:
 
 
 def ensure_shapes(root: str | Path, *, train: int = 1500, val: int = 150, size: int = 128, seed: int = 0) -> None:
-    """Writes the shapes to `root` unless it is there already.
+    """Writes the shapes to the folder `root` unless they are there already; see `write_shapes`.
 
-    They are written beside it and moved in one step: a killed run leaves no half dataset, and of several processes that
-    start at once, one wins and the others take what it wrote.
+    They are written to a temporary folder and moved in one step, so that a killed run leaves no
+    incomplete dataset, and several processes can start at once and share what one of them wrote.
 
     Raises:
         DataError: `root` cannot be written, or holds other files.
@@ -66,14 +74,18 @@ def ensure_shapes(root: str | Path, *, train: int = 1500, val: int = 150, size: 
 
 
 def write_shapes(root: str | Path, *, train: int = 1500, val: int = 150, size: int = 128, seed: int = 0) -> None:
-    """Writes `train` and `val` images of coloured shapes in COCO's layout; the same seed gives the same files.
+    """Writes images of coloured shapes in COCO's layout.
 
-    Shapes of four classes overlap, the later in front; a mask is the visible part. Masks are polygons where one polygon
-    says it all, else compressed RLE; a few images hold a crowd of small shapes as uncompressed RLE.
+    Shapes of four classes overlap, with later ones in front; a mask is the visible part of a shape.
+    Masks are polygons if one polygon suffices, and otherwise compressed RLE. A few images have a
+    crowd of small shapes, as uncompressed RLE.
 
     Args:
-        root: gets annotations/, train2017/ and val2017/.
-        size: about the sides of the images, which vary by a quarter, in pixels.
+        root: the folder that gets annotations/, train2017/ and val2017/.
+        train: the number of training images.
+        val: the number of validation images.
+        size: the mean side of the images in pixels; sides vary by a quarter.
+        seed: the seed of the random numbers; the same seed gives the same files.
     """
     root = Path(root)
     (root / "annotations").mkdir(parents=True, exist_ok=True)
@@ -98,10 +110,10 @@ def write_shapes(root: str | Path, *, train: int = 1500, val: int = 150, size: i
 
 
 def draw_image(rng: np.random.Generator, size: int) -> tuple[UInt8[ndarray, "H W 3"], list[dict[str, Any]]]:
-    """One RGB image, and its objects as COCO annotations (all but the ids)."""
+    """Draws an image, and returns it in RGB with its objects as COCO annotations without ids."""
     height, width = (int(side) for side in np.rint(size * rng.uniform(0.75, 1.25, 2)))
     canvas = _background(rng, height, width)
-    # Which shape each pixel belongs to, -1 for the background.
+    # The number of the shape that each pixel belongs to, or -1 for the background.
     owner = np.full((height, width), -1, np.int32)
     shapes: list[_Shape] = []
     if rng.random() < _CROWD_SHARE:
@@ -111,7 +123,7 @@ def draw_image(rng: np.random.Generator, size: int) -> tuple[UInt8[ndarray, "H W
         category = int(rng.choice(list(CATEGORIES)))
         radius = size * np.exp(rng.uniform(np.log(0.07), np.log(0.36)))
         corners = _outline(rng, category) * radius + rng.uniform((0.05 * width, 0.05 * height), (0.95 * width, 0.95 * height))
-        shapes.append(_Shape(category, corners, _draw(rng, canvas, owner, len(shapes), corners)))
+        shapes.append(_Shape(category, corners, _draw(rng, canvas, owner, number=len(shapes), corners=corners)))
     noise = rng.normal(0, rng.uniform(1, 7), canvas.shape).astype(np.float32)
     image = np.clip(canvas + noise, 0, 255).astype(np.uint8)
     visible = np.bincount(owner[owner >= 0], minlength=len(shapes))
@@ -124,11 +136,11 @@ def draw_image(rng: np.random.Generator, size: int) -> tuple[UInt8[ndarray, "H W
 
 
 def _outline(rng: np.random.Generator, category: int) -> Float64[ndarray, "n 2"]:
-    """Corners of one shape around 0 with radius 1, turned by any angle."""
+    """Returns the corners of a shape around 0 with radius 1, rotated by a random angle."""
     name = CATEGORIES[category]
     if name == "circle":
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-        # Circles and ellipses.
+        # The class includes ellipses.
         points = np.stack([np.cos(angles), np.sin(angles) * rng.uniform(0.75, 1)], axis=1)
     elif name == "rectangle":
         half = np.arctan(rng.uniform(0.5, 1))
@@ -146,14 +158,25 @@ def _outline(rng: np.random.Generator, category: int) -> Float64[ndarray, "n 2"]
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> ndarray:
-    """Soft blotches around a muted colour, float32."""
+    """Draws a background of soft blotches around a muted colour, float32."""
     coarse = rng.normal(0, rng.uniform(6, 22), (6, 6, 3)).astype(np.float32)
     grey = rng.uniform(60, 200)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) + (grey + rng.uniform(-25, 25, 3)).astype(np.float32)
 
 
-def _draw(rng: np.random.Generator, canvas: ndarray, owner: ndarray, number: int, corners: ndarray) -> int:
-    """Paints one shape with smooth edges, light from one side and sometimes stripes; how many pixels it took."""
+def _draw(rng: np.random.Generator, canvas: ndarray, owner: ndarray, *, number: int, corners: ndarray) -> int:
+    """Paints a shape with smooth edges, light from one side, and sometimes stripes.
+
+    Args:
+        rng: the source of random numbers.
+        canvas: the picture, which is painted on.
+        owner: the number of the shape at each pixel, which is updated.
+        number: the number of this shape.
+        corners: the corners of its outline, x and y in pixels.
+
+    Returns:
+        The number of pixels that it covers.
+    """
     height, width = owner.shape
     fine = np.zeros((height * _FINER, width * _FINER), np.uint8)
     cv2.fillPoly(fine, [np.rint(corners * _FINER).astype(np.int32)], 255)
@@ -175,24 +198,28 @@ def _draw(rng: np.random.Generator, canvas: ndarray, owner: ndarray, number: int
 
 
 def _draw_crowd(rng: np.random.Generator, canvas: ndarray, owner: ndarray, category: int) -> int:
-    """A heap of small shapes of one class that nobody would outline one by one: object 0; its pixels."""
+    """Paints a crowd of small shapes of one class as shape 0, and returns its number of pixels."""
     height, width = owner.shape
     centre = rng.uniform((0.25 * width, 0.25 * height), (0.75 * width, 0.75 * height))
     for _ in range(rng.integers(12, 25)):
         radius = min(height, width) * rng.uniform(0.03, 0.06)
         offset = rng.normal(0, 0.1, 2) * (width, height)
-        _draw(rng, canvas, owner, 0, _outline(rng, category) * radius + centre + offset)
+        _draw(rng, canvas, owner, number=0, corners=_outline(rng, category) * radius + centre + offset)
     return int((owner == 0).sum())
 
 
 def _color(rng: np.random.Generator) -> ndarray:
-    """A lively RGB colour: any hue, strong, not dark."""
+    """Returns a random RGB colour that is saturated and not dark."""
     hsv = np.array([[[rng.uniform(0, 360), rng.uniform(0.45, 1), rng.uniform(0.6, 1)]]], np.float32)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).reshape(3) * 255
 
 
 def _annotation(mask: ndarray, shape: _Shape) -> dict[str, Any]:
-    """As COCO has it: crowds as uncompressed runs, whole shapes as polygons, what is partly hidden as compressed RLE."""
+    """Returns an annotation in COCO's format.
+
+    Crowds are uncompressed run lengths, whole shapes polygons, and partly hidden ones compressed
+    RLE.
+    """
     ys, xs = np.nonzero(mask)
     segmentation: Any
     if shape.corners is None:

@@ -1,4 +1,8 @@
-"""The TFDS dataset `coco_instances`: a COCO folder as array_record shards, which read fast over a network. TensorFlow is not needed."""
+"""The TFDS dataset `coco_instances`: a COCO dataset as shards.
+
+The shards are in the format array_record, which is fast to read over a network and does not need
+TensorFlow.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -17,9 +21,10 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 class CocoInstances(tfds.core.GeneratorBasedBuilder):
-    """Images as their files' bytes, with boxes, classes, crowd flags, and masks as run lengths where the datasets have masks.
+    """The builder of the shards: images as the bytes of their files, with their objects.
 
-    Records keep the order of the JSON, and images without objects are in, so that a reader chooses.
+    Masks are stored as run lengths if the datasets have masks. Records are in the order of the JSON
+    file, and include images without objects, so that a reader can choose.
     """
 
     name = "coco_instances"
@@ -27,7 +32,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {"1.0.0": "COCO instance files, one record an image."}  # noqa: RUF012
 
     def __init__(self, *, datasets: Mapping[str, CocoDataset], **options: Any):
-        """Takes a dataset, opened with `keep_empty`, for each split; `options` as any TFDS builder."""
+        """Takes a dataset, opened with `keep_empty`, for each split, and options of TFDS."""
         self._datasets = datasets
         super().__init__(file_format="array_record", **options)
 
@@ -52,7 +57,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
                     "objects": tfds.features.Sequence(objects),
                 }
             ),
-            # Beside the shards, so that opening the dataset reads no image.
+            # With the metadata beside the shards, opening the dataset reads no image.
             metadata=tfds.core.MetadataDict(
                 category_ids=list(first.category_ids),
                 class_names=list(first.class_names),
@@ -96,16 +101,16 @@ def _catalogue(dataset: CocoDataset) -> dict[str, Any]:
 
 
 class TfdsDataset(InstanceDataset):
-    """The shards that `CocoInstances` wrote, read at random; the samples are those of the COCO files, bit for bit."""
+    """The shards of `CocoInstances`, whose samples are exactly those of the COCO files."""
 
     def __init__(self, folder: str | Path, split: str, *, keep_empty: bool = False, masks: bool = True):
-        """Opens one split; reads the catalogue, no record.
+        """Opens a split: reads its catalogue, but no record.
 
         Args:
-            folder: what the builder was given as `data_dir`.
+            folder: the `data_dir` of the builder.
             split: "train" or "val".
-            keep_empty: keep images without objects; the original leaves them out.
-            masks: False: boxes are enough.
+            keep_empty: whether to keep images without objects, which YOLACT's original leaves out.
+            masks: whether masks are needed.
 
         Raises:
             DataError: there are no such shards, or they have no masks.
@@ -120,7 +125,7 @@ class TfdsDataset(InstanceDataset):
         catalogue = builder.info.metadata["splits"].get(split)
         if catalogue is None:
             raise DataError(f"{where} has no split {split}, only {', '.join(builder.info.metadata['splits'])}.")
-        # Shards from before masks could be left out do not say it.
+        # Old shards always have masks and do not have this entry.
         if masks and not builder.info.metadata.get("has_masks", True):
             raise DataError(
                 f"The shards at {where.absolute()} hold boxes without masks; "
@@ -136,12 +141,12 @@ class TfdsDataset(InstanceDataset):
         self.object_counts = counts[self._records]
         self.category_ids = tuple(builder.info.metadata["category_ids"])
         names = dict(zip(self.category_ids, builder.info.metadata["class_names"], strict=True))
-        # Shards from before names were told apart may hold one twice.
+        # Old shards may have a name twice.
         self.class_names = tuple(distinct_names(names, where).values())
         self.left_out, self.skipped = len(counts) - len(self._records), {}
 
     def record(self, index: int) -> tuple[bytes, Objects]:
-        """The image file's bytes and the annotations, from one look into the shards."""
+        """Reads the bytes and the annotations of image `index` together."""
         record = self._source[int(self._records[index])]
         objects = record["objects"]
         size = [int(side) for side in self.picture_sizes[index]]
@@ -154,19 +159,23 @@ class TfdsDataset(InstanceDataset):
         )
 
     def objects(self, index: int) -> Objects:
-        """The annotations of image `index`; does not decode the image."""
+        """Returns the annotations of image `index` without decoding it."""
         return self.record(index)[1]
 
     def encoded_image(self, index: int) -> bytes:
-        """The image file's bytes."""
+        """Returns the bytes of the file of image `index`."""
         return self.record(index)[0]
 
 
 def open_tfds(config: Config, split: Split) -> TfdsDataset:
-    """The shards in `data.root`; validation keeps images without objects, as COCO's metrics do.
+    """Opens the shards in `data.root`.
+
+    The validation split keeps images without objects, because COCO's metrics count false
+    detections in them.
 
     Raises:
-        DataError: there are no shards, or they hold other categories than the config's, or no masks for a detector with masks.
+        DataError: there are no shards, their categories are not those of the configuration, or they
+            have no masks for a detector with masks.
     """
     keep_empty = config.data.keep_empty or split == "val"
     dataset = TfdsDataset(resolve_root(config.data), split, keep_empty=keep_empty, masks=config.model.has_masks)
@@ -180,12 +189,19 @@ def open_tfds(config: Config, split: Split) -> TfdsDataset:
 
 
 def write_shards(config: Config, output: str | Path) -> Path:
-    """Writes the COCO files of a config as shards, with masks if its detector has them; the folder of this version, below `output`.
+    """Writes the COCO files of a configuration as shards.
+
+    Args:
+        config: the configuration; the shards have masks if its detector has them.
+        output: the folder of all shards.
+
+    Returns:
+        The folder of this version's shards, which lies below `output`.
 
     Raises:
-        DataError: the dataset cannot be used, an image file cannot be read, or the shards are there already.
+        DataError: the dataset cannot be used, an image file cannot be read, or the shards exist.
     """
-    # Images without objects go in, too: whoever reads the shards chooses.
+    # Images without objects are written, too, so that readers of the shards can choose.
     everything = dataclasses.replace(config, data=dataclasses.replace(config.data, keep_empty=True))
     builder = CocoInstances(datasets={split: open_coco_files(everything, split) for split in SPLITS}, data_dir=str(output))
     if builder.data_path.exists():

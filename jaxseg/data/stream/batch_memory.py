@@ -18,7 +18,7 @@ def check_batch_memory(spec: InputSpec, batch_size: int, max_objects: int, key: 
         bytes_per_color: 1 in training, 4 in evaluation.
     """
     image = max(_image_bytes(spec, input_size, max_objects, bytes_per_color) for input_size in spec.input_sizes)
-    require_memory(batch_size * image, f"A batch of {batch_size} images ({key})", "use fewer or smaller ones", ConfigError, 0.5)
+    require_memory(batch_size * image, f"A batch of {batch_size} images ({key})", "use fewer or smaller ones", error=ConfigError, share=0.5)
 
 
 def _image_bytes(spec: InputSpec, input_size: tuple[int, int], max_objects: int, bytes_per_color: int) -> int:

@@ -98,7 +98,9 @@ class Annotations:
             words = _DESCRIPTIONS[Reason(number)]
             self.skipped[words] = int(counts[number])
             self.first_skipped[words] = (
-                f"annotations[{rows.first_without}]" if number == Reason.NO_OBJECT else _describe_row(rows, int(np.argmax(reason == number)))
+                f"annotations[{rows.first_without}]"
+                if number == Reason.NO_OBJECT
+                else _describe_row(rows, int(np.argmax(reason == number)))
             )
 
     def objects(self, image: int) -> Objects:

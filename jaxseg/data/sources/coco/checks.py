@@ -9,7 +9,7 @@ from numpy import ndarray
 from jaxseg.data.sources.coco.instance_file import InstanceFile, Reason, Rows
 from jaxseg.data.sources.coco.polygons import Measures
 
-# In square pixels. For points on one line, the computed area is a rounding error, and not exactly 0.
+# In square pixels. The computed area of points on one line is a rounding error, and not exactly 0.
 _SMALLEST_AREA = 1e-6
 
 # In pixels along the outline of an object; pycocotools takes 80 bytes for each.
@@ -47,7 +47,9 @@ def _spans(count: int) -> Iterator[slice]:
         yield slice(start, min(start + _SPAN, count))
 
 
-def find_problems(file: InstanceFile, image: Int32[ndarray, "n"], category: Int32[ndarray, "n"], label: Int32[ndarray, "n"]) -> Int8[ndarray, "n"]:
+def find_problems(
+    file: InstanceFile, image: Int32[ndarray, "n"], category: Int32[ndarray, "n"], label: Int32[ndarray, "n"]
+) -> Int8[ndarray, "n"]:
     """Finds the reason to leave out each annotation, which is 0 if there is none.
 
     Args:
@@ -117,15 +119,15 @@ def _check_polygons(rows: Rows, reason: Int8[ndarray, "n"], sizes: ndarray, imag
     writable = (outlines <= _LONGEST_OUTLINE) & (extents <= _LARGEST_EXTENT)
     if 2 * sum(int(rows.sum()) for rows in unit) <= large:
         unit = [np.zeros_like(rows) for rows in unit]
-    _drop_polygons(
-        rows, reason, ends, [g & writable[_owners(ends, span)] for g, span in zip(good, rows.polygons.spans(), strict=True)], unit
-    )
+    good = [usable & writable[_owners(ends, span)] for usable, span in zip(good, rows.polygons.spans(), strict=True)]
+    _drop_polygons(rows, reason, ends, good=good, unit=unit)
 
 
 def _drop_polygons(
     rows: Rows,
     reason: Int8[ndarray, "n"],
     ends: Int64[ndarray, "n"],
+    *,
     good: Sequence[Bool[ndarray, "p"]],
     unit: Sequence[Bool[ndarray, "p"]],
 ) -> None:
@@ -152,7 +154,7 @@ def _drop_polygons(
 
 
 def _owners(ends: Int64[ndarray, "n"], span: range) -> Int64[ndarray, "p"]:
-    """Returns the row of each polygon of a block, where the polygons of each row end before `ends`."""
+    """Returns the row of each polygon of a block; the polygons of each row end before `ends`."""
     return np.searchsorted(ends, np.arange(span.start, span.stop), side="right")
 
 

@@ -53,7 +53,8 @@ class CocoDataset(InstanceDataset):
             masks: whether objects need a `segmentation`; otherwise it is ignored.
 
         Raises:
-            DataError: a file or folder is missing or cannot be used; the message says which and why.
+            DataError: a file or folder is missing or cannot be used; the message says which and
+                why.
         """
         self._folder = Path(images)
         _require(Path(annotations), "annotation file", Path.is_file, "no file")

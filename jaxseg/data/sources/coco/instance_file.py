@@ -36,7 +36,7 @@ _MAX_KEYS = 10
 
 
 class Reason(enum.IntEnum):
-    """The reason to leave out an annotation; one with several faults has only one of the reasons."""
+    """The reason to leave out an annotation, of which only one is given for several faults."""
 
     NONE = 0
     NO_OBJECT = 1
@@ -285,8 +285,8 @@ def read_instance_file(path: Path, masks: bool) -> InstanceFile:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
     for key in _LISTS:
         if found.get(key) != "list":
-            told = f"its {key} is a {found[key]}" if key in found else f"it has no {key}, only {', '.join([*found, *others]) or 'nothing'}"
-            raise DataError(f"{path} is not a COCO instance file: {told}; it must have the lists {', '.join(_LISTS)}.")
+            fault = f"its {key} is a {found[key]}" if key in found else f"it has no {key}, only {', '.join([*found, *others]) or 'nothing'}"
+            raise DataError(f"{path} is not a COCO instance file: {fault}; it must have the lists {', '.join(_LISTS)}.")
     content.rows.polygons.close()
     return content
 

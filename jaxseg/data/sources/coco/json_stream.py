@@ -47,7 +47,7 @@ _DECODER = json.JSONDecoder()
 
 
 class JsonStream:
-    """A JSON file that is read from its start to its end; each method goes on after the last one."""
+    """A JSON file that is read once from start to end; each method goes on after the last one."""
 
     def __init__(self, path: Path, file: BinaryIO):
         """Starts after the byte order mark, if there is one.
@@ -61,8 +61,8 @@ class JsonStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._ended = False
         self._text, self._position = "", 0
-        # The bytes read so far, the line breaks before the window, and the characters since the last
-        # of these.
+        # The bytes read so far, the line breaks before the window, and the characters since the
+        # last of these.
         self._bytes = self._lines = self._columns = 0
         # The number of characters of the values in a batch.
         self._built = 0
@@ -174,7 +174,7 @@ class JsonStream:
         return (int(depths[-1]), not outside[-1], False) if len(text) else (depth, quoted, False)
 
     def peek(self) -> str:
-        """Returns the next character that is not a space, or an empty text at the end of the file."""
+        """Returns the next character that is not a space, or "" at the end of the file."""
         while True:
             found = self._text[self._position : self._position + 1]
             if found and found not in " \t\n\r":
@@ -192,7 +192,11 @@ class JsonStream:
         return found
 
     def _read(self) -> bool:
-        """Moves the window on: forgets what is behind the position, and adds a piece; False at the end of the file."""
+        """Moves the window on: drops the text before the position, and adds a piece.
+
+        Returns:
+            Whether there was more to read.
+        """
         if self._ended:
             return False
         breaks = self._text.count("\n", 0, self._position)

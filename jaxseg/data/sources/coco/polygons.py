@@ -20,7 +20,7 @@ _BLOCK = 2**18
 
 
 class _Block(NamedTuple):
-    """The coordinates x, y, x, y, ... of whole polygons, and the position where each polygon ends."""
+    """The coordinates x, y, x, y, ... of whole polygons, and the position of each polygon's end."""
 
     values: ndarray
     ends: Int32[ndarray, "n"]

@@ -78,7 +78,8 @@ def _numbers(groups: Int64[ndarray, "n"], last: Int64[ndarray, "m"]) -> Int64[nd
 def compressed_runs(runs: Int64[ndarray, "n"]) -> bytes | None:
     """Encodes run lengths, as the inverse of `run_lengths`; returns None if a number is too long.
 
-    pycocotools' own encoder writes a byte beyond its memory if all numbers have the greatest length.
+    pycocotools' own encoder writes a byte beyond its memory if all numbers have the greatest
+    length.
     """
     written = runs.copy()
     written[3:] -= runs[1:-2]

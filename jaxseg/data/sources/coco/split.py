@@ -193,7 +193,7 @@ def _write_list(stream: JsonStream, key: str, parts: Sequence[_Part]) -> int:
 
 
 def _remarks(names: dict[int, Any], objects: dict[str, Counter[int]], left_out: int) -> list[str]:
-    """Returns a line for each category that has objects in one part only, and for lost annotations."""
+    """Returns lines on categories with objects in one part only and on lost annotations."""
     lines = []
     for category, name in names.items():
         counts = {part: count[category] for part, count in objects.items()}

@@ -1,0 +1,81 @@
+"""The wheel carries all that a user needs: it is installed and used outside of the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def pip(*arguments: object) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments), "--no-deps", "--no-index", "--quiet"]
+    subprocess.run(command, check=True)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy, for setuptools leaves a build folder behind and takes old files from it."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for folder in ("jaxseg", "configs"):
+        shutil.copytree(REPOSITORY / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / file, source)
+    pip("wheel", source, "--no-build-isolation", "--wheel-dir", built)
+    return next(built.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def outside(wheel, tmp_path_factory):
+    """Runs Python in an empty folder, where jaxseg is what the wheel has installed."""
+    target = tmp_path_factory.mktemp("installed")
+    pip("install", wheel, "--target", target)
+    paths = (target, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+
+    def run(*arguments: str) -> str:
+        # With -S no path file is read, such as that of an editable installation.
+        command = [sys.executable, "-S", *arguments]
+        folder = tmp_path_factory.mktemp("empty")
+        answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout
+
+    assert Path(run("-c", "import jaxseg; print(jaxseg.__file__)").strip()) == target / "jaxseg" / "__init__.py"
+    return run
+
+
+def test_it_holds_every_module_and_every_config(wheel):
+    ours = [*REPOSITORY.glob("jaxseg/**/*.py"), REPOSITORY / "jaxseg" / "py.typed"]
+    expected = {path.relative_to(REPOSITORY).as_posix() for path in ours}
+    expected |= {f"jaxseg/configs/{path.name}" for path in REPOSITORY.glob("configs/*.py")}
+    assert {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name} == expected
+
+
+def test_every_shipped_config_is_found_by_its_name(outside):
+    script = "import sys, jaxseg\nfor name in sys.argv[1:]: print(jaxseg.load_config(name).name)"
+    names = sorted(path.stem for path in REPOSITORY.glob("configs/*.py"))
+    assert outside("-c", script, *names).split() == names
+    assert outside("-c", script, "yolact_r50.py", "configs/yolact_r50.py").split() == ["yolact_r50"] * 2
+
+
+def test_a_shipped_model_is_traced(outside):
+    script = """
+import jax, jaxseg
+config = jaxseg.load_config("demo_shapes")
+variables = jax.eval_shape(lambda: jaxseg.init_variables(jaxseg.build_model(config), config))
+print(len(jax.tree.leaves(variables)) > 10)
+"""
+    assert outside("-c", script) == "True\n"
+
+
+@pytest.mark.parametrize(("script", "module"), [("jaxseg-train", "train"), ("jaxseg-eval", "evaluate")])
+def test_the_commands_are_there(outside, script, module):
+    assert "--config" in outside("-m", f"jaxseg.commands.{module}", "--help")
+    call = f"from importlib.metadata import distribution as d; d('jaxseg').entry_points[{script!r}].load()(['--help'])"
+    assert "--config" in outside("-c", call)
