@@ -33,14 +33,14 @@ from jaxseg.training.step import TrainState, create_state, make_train_step
 COLLECTIVE = re.compile(r"^.* (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(.*$", re.MULTILINE)
 
 
-def abstract_batch(config: jaxseg.Config, spec: InputSpec, image_size: tuple[int, int]) -> Batch:
+def abstract_batch(config: jaxseg.Config, spec: InputSpec, input_size: tuple[int, int]) -> Batch:
     """The shapes and dtypes of a global training batch of one of the input's sizes."""
     one = Batch(
-        images=np.zeros((*image_size, 3), np.uint8),
+        images=np.zeros((*input_size, 3), np.uint8),
         image_sizes=np.zeros(2, np.int32),
         indices=np.zeros((), np.int32),
         valid=np.zeros((), bool),
-        targets=no_targets(spec, config.data.max_objects),
+        targets=no_targets(spec, config.data.max_objects, input_size),
     )
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((config.train.batch_size, *x.shape), x.dtype), one)
 
@@ -52,7 +52,7 @@ def abstract_step(config: jaxseg.Config, mesh: Mesh) -> tuple[Any, TrainState]:
     trained = jaxseg.models.trainable(config, variables["params"])
     optimizer = make_optimizer(config.train, trained)
     state = jax.eval_shape(lambda: create_state(jaxseg.init_variables(model, config), optimizer, config.train))
-    return make_train_step(model, optimizer, trained, config.train, mesh), state
+    return make_train_step(model, optimizer, trained=trained, train=config.train, mesh=mesh), state
 
 
 def main(arguments: list[str]) -> None:
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
     step, state = abstract_step(config, mesh)
     print(f"{config.name}, {options.images_per_device} images on each of {mesh.size} devices of {options.topology}, bfloat16")
     spec = jaxseg.build_model(config).input_spec
-    for height, width in spec.image_sizes:
+    for height, width in spec.input_sizes:
         started = time.perf_counter()
         compiled = step.lower(state, abstract_batch(config, spec, (height, width))).compile()
         memory = compiled.memory_analysis()

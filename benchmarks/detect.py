@@ -35,8 +35,9 @@ import numpy as np
 
 import jaxseg
 from jaxseg.config import Config, override, parse_config_flags
+from jaxseg.data.views.from_spec import view_rule
 from jaxseg.evaluation.detect import Selection, pad_batch, prepare, select, to_picture
-from jaxseg.models.yolact import image_detections
+from jaxseg.models.yolact.detections import image_detections
 from jaxseg.ops.implementation import missing_gpu, named
 from jaxseg.predictor import Predictor
 
@@ -60,13 +61,14 @@ def ours(config: Config, variables: Any) -> Side:
     """jaxseg. The network and the detection are programs of their own for the phases, one program for the total."""
     model = jaxseg.build_model(config)
     spec = model.input_spec
+    rule = view_rule(spec)
     network = program(model.apply, variables)
     detection = jax.jit(jax.vmap(lambda outputs: image_detections(outputs, model.anchors(), config.model)))
     predictor = Predictor(config, variables, batch_size=8)
 
     def run(pictures: list[np.ndarray]) -> tuple[dict[str, float], int]:
         watch = Stopwatch()
-        prepared = [prepare(i, picture, spec) for i, picture in enumerate(pictures)]
+        prepared = [prepare(i, picture, rule) for i, picture in enumerate(pictures)]
         images, _ = pad_batch(prepared, len(pictures))
         watch.split("preparation")
         outputs = jax.block_until_ready(network(images))
@@ -75,7 +77,7 @@ def ours(config: Config, variables: Any) -> Side:
         watch.split("detection")
         on_host = jax.device_get(detections)
         for picture in prepared:
-            to_picture(select(on_host, picture.index, Selection()), picture.sizes, spec)
+            to_picture(select(on_host, picture.index, Selection()), picture.view, spec)
         watch.split("post-processing")
         watch.restart()
         predictions = predictor(pictures)

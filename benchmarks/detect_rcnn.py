@@ -36,9 +36,10 @@ from timing import describe_device
 
 import jaxseg
 from jaxseg.config import Config, parse_config_flags
+from jaxseg.data.views.from_spec import view_rule
 from jaxseg.evaluation.detect import Selection, pad_batch, prepare, select, to_picture
-from jaxseg.models.roi_heads import kept_regions
-from jaxseg.models.rpn import propose
+from jaxseg.models.rcnn.roi_heads import kept_regions
+from jaxseg.models.rcnn.rpn import propose
 from jaxseg.predictor import Prediction, Predictor
 from jaxseg.structures import Detections
 
@@ -51,6 +52,7 @@ def ours(config: Config, variables: Any, predictor: Predictor) -> Side:
     """jaxseg: a program a phase, and the predictor's for the total."""
     model: Any = jaxseg.build_model(config)
     c, spec = config.model, model.input_spec
+    rule = view_rule(spec)
 
     def run_network(module: Any, images: jax.Array, sizes: jax.Array) -> Any:
         levels = module.pyramid(images, sizes, train=False)
@@ -69,11 +71,12 @@ def ours(config: Config, variables: Any, predictor: Predictor) -> Side:
     )
     levels = [jnp.zeros((1, *(-(-side // stride) for side in INPUT_SHAPE), 1)) for stride in model.strides]
     anchors = model.anchors(levels, jnp.zeros((1, *INPUT_SHAPE, 3)))
-    proposals = jax.jit(lambda outputs, sizes: propose(outputs, anchors, sizes, c.rpn, c.conventions, c.implementation, train=False))
+    rules = {"config": c.rpn, "conventions": c.conventions, "implementation": c.implementation}
+    proposals = jax.jit(lambda outputs, sizes: propose(outputs, anchors, sizes, **rules, train=False))
 
     def run(pictures: list[np.ndarray]) -> tuple[dict[str, float], int]:
         watch = Stopwatch()
-        prepared = [prepare(i, picture, spec) for i, picture in enumerate(pictures)]
+        prepared = [prepare(i, picture, rule) for i, picture in enumerate(pictures)]
         images, sizes = pad_batch(prepared, len(pictures))
         watch.split("preparation")
         levels, outputs = jax.block_until_ready(network(images, sizes))
@@ -86,7 +89,7 @@ def ours(config: Config, variables: Any, predictor: Predictor) -> Side:
         watch.split("masks")
         detections = jax.device_get(Detections(found, kept.scores, kept.classes, kept.valid, soft))
         for picture in prepared:
-            to_picture(select(detections, picture.index, Selection()), picture.sizes, spec)
+            to_picture(select(detections, picture.index, Selection()), picture.view, spec)
         watch.split("paste")
         predictions = predictor(pictures)
         watch.split("total")

@@ -1,13 +1,16 @@
-"""How fast images become training batches on one core, and how large they are; beside dbolya/yolact where a checkout of it is given.
+"""How fast images become training batches on one core, and how large these are.
+
+Where a checkout of dbolya/yolact is given, its loader is measured, too.
 
     python benchmarks/input_pipeline.py --root data/coco
     python benchmarks/input_pipeline.py --root data/coco --config configs/mask_rcnn_r50_fpn_1x.py
     python benchmarks/input_pipeline.py --root data/coco --peer ../yolact     # needs torch
 
-Batches of eight images, as training with the config gets them; YOLACT's, at 550 pixels, where none is given. Both sides read
-the same images, decode, augment and stack them, in one process with one thread, turn by turn. A second is a second of processor
-time, so that a busy machine disturbs little. The original leaves the resize of masks to the losses' resolutions to the training
-step; here it is part of the work.
+Batches of eight images, as training with the config gets them; YOLACT's, at 550 pixels, where none
+is given. Both sides read the same images, decode, augment and stack them, in one process with one
+thread, turn by turn. A second is a second of processor time, so that a busy machine disturbs
+little. The original leaves the resize of masks to the losses' resolutions to the training step;
+here it is part of the work.
 """
 
 import argparse
@@ -25,14 +28,14 @@ import numpy as np
 
 from jaxseg.config import Config, load_config, override
 from jaxseg.data.sources.from_config import open_dataset
-from jaxseg.data.stream.pipeline import TrainingLoader
+from jaxseg.data.stream.training import TrainingLoader
 from jaxseg.models import build_model
 
 BATCH_SIZE = 8
 
 
 def ours(config: Config, seed: int) -> tuple[Callable[[], int], float]:
-    """A function that reads every training image once and says how many it read; and the bytes of one."""
+    """A function that reads every training image once and counts them; and the bytes of one."""
     spec = build_model(config).input_spec
     loader = TrainingLoader(open_dataset(config, "train"), spec, config.data.augment, config.data.max_objects)
     rng = np.random.default_rng(seed)
@@ -54,7 +57,7 @@ def original(checkout: Path, config: Config, seed: int) -> Callable[[], int]:
     import torch
 
     torch.set_num_threads(1)
-    # Names that NumPy has removed since, and a package that is imported there but not used by what runs here.
+    # NumPy has removed these names, and the package is imported there but not used here.
     vars(np).update(int=int, float=float)
     sys.modules.setdefault("torchvision", types.ModuleType("torchvision"))
     sys.modules["torchvision"].transforms = types.ModuleType("torchvision.transforms")  # type: ignore[attr-defined]
@@ -89,7 +92,7 @@ class _RaggedChoice:
 
 
 def measure(readers: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Images a second of each reader, in each of the rounds; the first turn of each is not counted."""
+    """Images a second of each reader in each round; the first turn of each does not count."""
     rates: dict[str, list[float]] = {name: [] for name in readers}
     for turn in range(rounds + 1):
         for name, read in readers.items():

@@ -1,22 +1,30 @@
-"""RoIAlign and NMS on this GPU: are the kernels right, how fast are they, and how fast are plain JAX and torchvision beside them?
+"""RoIAlign and NMS on this GPU: whether the kernels are right, and how fast they are.
 
-    python benchmarks/kernels.py                        # needs an NVIDIA GPU of compute capability 9.0; torchvision if it is there
-    python benchmarks/kernels.py --only train_boxes fast  # shapes whose names start so
-    python benchmarks/kernels.py --plain                # anywhere: tiny shapes, plain JAX
+    python benchmarks/kernels.py
+    python benchmarks/kernels.py --only train_boxes fast
+    python benchmarks/kernels.py --plain
 
-Of each real shape (`kernel_shapes.py`), first: the kernel against plain JAX, on all inputs (the largest difference, forward and
-gradient, over the largest value; NMS bit by bit), and whether it gives the same bits twice. Then times by the clock: one program does
-several sets of inputs one after the other, so that a cache cannot hold them, and is called many times before anything is waited
-for (see `timing.py`). Rounds give the median and the range between the 10th and the 90th percentile, a set of inputs each. Beside it:
+The first line needs an NVIDIA GPU of compute capability 9.0, and uses torchvision where it is
+installed. The second one looks at the shapes whose names start so. The third one runs anywhere,
+with plain JAX at tiny shapes.
 
-- the bandwidth of the fewest bytes that have to move (every pixel under a sample and every result once), and its part of what a copy
-  reaches here;
+For each real shape (see `model_shapes/`) the kernel is first compared with plain JAX on all inputs:
+NMS bit by bit, RoIAlign and its gradient by the largest difference over the largest value. It also
+has to give the same bits twice. Then it is timed by the clock. One program goes through several
+sets of inputs, so that a cache cannot hold them, and it is called many times before anything is
+waited for (see `timing.py`). The figures are the median of several rounds and the range between the
+10th and the 90th percentile, for one set of inputs. Beside them stand:
+
+- the bandwidth of the fewest bytes that have to move (every pixel under a sample and every result
+  once), and its part of what a copy reaches here;
 - plain JAX, and how many times as long it takes;
-- torchvision, likewise: `roi_align` once a level with its RoIs sorted out beforehand, as a CUDA graph; `MultiScaleRoIAlign`; `nms`
-  and `batched_nms`, which wait for the GPU in between;
+- torchvision, and how many times as long it takes: `roi_align` once for each level, with its RoIs
+  sorted out beforehand and as a CUDA graph; `MultiScaleRoIAlign`; `nms` and `batched_nms`, which
+  wait for the GPU in between;
 - the goal for the ratio to the fastest of these, where there is one.
 
-The last lines are the table in Markdown. Exits 1 where a kernel fails or answers wrongly, 2 where there is no GPU.
+The last lines are a table in Markdown. The exit code is 1 where a kernel fails or answers wrongly,
+and 2 where there is no GPU.
 """
 
 import argparse
@@ -33,20 +41,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from kernel_shapes import NMS_SHAPES, ROI_ALIGN_SHAPES, ClassNmsShape, ExactNmsShape, FastNmsShape, NmsShape, RoiAlignInputs, RoiAlignShape
+from model_shapes.nms import NMS_SHAPES, ClassNmsShape, ExactNmsShape, FastNmsShape, NmsShape
+from model_shapes.roi_align import ROI_ALIGN_SHAPES, RoiAlignInputs, RoiAlignShape
 from timing import Times, copy_bandwidth, describe_device, in_turn, measure
 
 from jaxseg.ops.implementation import ImplementationError, missing_gpu
 from jaxseg.ops.nms import class_nms, cross_class_fast_nms, exact_nms, fast_nms, labelled_nms
 from jaxseg.ops.roi_align import roi_align
 
-# How many times as fast as the fastest way with torchvision the kernels want to be.
+# How many times as fast as the fastest way with torchvision the kernels should be.
 ROI_ALIGN_GOAL, FAST_NMS_GOAL, EXACT_NMS_GOAL = 1.5, 5.0, 1.0
-# The largest difference to plain JAX, over the largest value: sums in another order, or one rounding of the result.
+# The largest difference to plain JAX over the largest value, for sums in another order or for one
+# rounding of the result.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2.0**-7}
-# All sets of inputs and results together: well over the 60 MB of an H200's cache.
+# The bytes of all sets of inputs and results together: well over the 60 MB of an H200's cache.
 BYTES_OF_SETS, MOST_SETS = 2**28, 8
-# Inputs of so many cases are in memory together.
+# The number of cases whose inputs are in memory together.
 CASES_AT_A_TIME = 8
 
 
@@ -55,12 +65,13 @@ class Case:
     """One operation on sets of inputs of one shape.
 
     Attributes:
-        operation: of an implementation's name and the operands.
-        sets: operands, on the device.
-        tolerance: see `TOLERANCES`; 0 wants the same bits.
-        fewest_bytes: that one operation has to move; None: those of operands and results.
-        peers: makes torchvision's sides from the module of these.
-        goal: for the ratio to the fastest of them.
+        operation: takes the name of an implementation and the operands.
+        sets: sets of operands, on the device.
+        tolerance: see `TOLERANCES`; 0 asks for the same bits.
+        fewest_bytes: the bytes that one operation has to move; None stands for those of the
+            operands and results.
+        peers: makes the calls of torchvision from the module that has them.
+        goal: the goal for the ratio to the fastest of these.
     """
 
     operation: Callable[..., Any]
@@ -112,7 +123,7 @@ def roi_align_case(shape: RoiAlignShape, dtype: str, gradient: bool) -> Case:
 
 
 def touched_pixels(shape: RoiAlignShape, inputs: RoiAlignInputs) -> int:
-    """Of all images and levels, those that some sample has a weight on; without the odd samples outside of a level."""
+    """The number of pixels of all images and levels that samples within their level touch."""
     boxes, levels = np.asarray(inputs.boxes), np.asarray(inputs.levels)
     count = 0
     for level, (size, stride) in enumerate(zip(shape.level_sizes, shape.strides, strict=True)):
@@ -125,7 +136,7 @@ def touched_pixels(shape: RoiAlignShape, inputs: RoiAlignInputs) -> int:
 
 
 def sampled(shape: RoiAlignShape, ends: np.ndarray, length: int) -> np.ndarray:
-    """Pixels along one axis that samples between two ends touch."""
+    """The pixels along one axis that samples between two ends touch."""
     low, high = ends
     extent = high - low if shape.aligned else max(high - low, 1.0)
     samples = shape.output_size * (shape.sampling_ratio or max(int(np.ceil(extent / shape.output_size)), 0))
@@ -148,7 +159,7 @@ def nms_case(shape: NmsShape) -> Case:
 
     def operation(implementation: str, *operands: jax.Array) -> Any:
         suppress = jax.vmap(functools.partial(function, **shape.arguments, implementation=implementation))
-        # Lists of an image, where there are several.
+        # An image has several lists.
         return (jax.vmap(suppress) if isinstance(shape, ExactNmsShape) else suppress)(*operands)
 
     sets = make_sets(shape)
@@ -176,7 +187,7 @@ def suppressions(shape: NmsShape) -> str:
 
 
 def check(case: Case, ours: Any, plain: Any, again: Any) -> tuple[str, bool]:
-    """What is to say about the kernel's results, and whether they are right."""
+    """What there is to say about the results of a kernel, and whether they are right."""
     pairs = list(zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True))
     repeats = all(bool(same_bits(a, b)) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(again), strict=True))
     twice = "the same bits twice" if repeats else "other bits the second time"
@@ -184,7 +195,7 @@ def check(case: Case, ours: Any, plain: Any, again: Any) -> tuple[str, bool]:
         right = all(bool(same_bits(a, b)) for a, b in pairs)
         return f"{'the same bits as plain JAX' if right else 'WRONG: other bits than plain JAX'}, {twice}", right and repeats
     error = max(float(difference(a, b)) for a, b in pairs)
-    # No sum here depends on the order in which threads come: other bits would be a race.
+    # No sum depends on the order in which threads come, so other bits would mean a race.
     right = error <= case.tolerance and repeats
     return f"{'' if right else 'WRONG: '}{error:.1e} of the largest value from plain JAX, {twice}", right
 
@@ -204,18 +215,24 @@ def difference(a: jax.Array, b: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What all cases share: the implementations, of which the first is the one in question; torchvision; a copy's bytes a second."""
+    """What all cases share.
+
+    Attributes:
+        implementations: the names of the implementations; the first one is in question.
+        torchvision: the module with torchvision's calls, or None.
+        bandwidth: the bytes a second that a copy reaches.
+    """
 
     implementations: tuple[str, ...]
     torchvision: Any
     bandwidth: float
 
     def prepare(self, make: Callable[[], Case], pool: concurrent.futures.Executor) -> concurrent.futures.Future:
-        """The case, and its program of each implementation: traced here, compiled by the pool."""
+        """The case and its programs, one for each implementation, which the pool compiles."""
         try:
             case = make()
             lowered = {name: case.lower(name) for name in self.implementations}
-        # Reported in its turn.
+        # The error is reported when it is the turn of the case.
         except Exception as error:
             failed: concurrent.futures.Future = concurrent.futures.Future()
             failed.set_exception(error)
@@ -223,7 +240,10 @@ class Bench:
         return pool.submit(lambda: (case, {name: program.compile() for name, program in lowered.items()}))
 
     def run(self, title: str, case: Case, programs: dict[str, Any]) -> tuple[str, bool]:
-        """Prints; gives the table's row, and whether the kernel was right."""
+        """Times a case, prints the figures and returns its row of the table.
+
+        The second result is whether the kernel is right.
+        """
         first = self.implementations[0]
         results, right = programs[first](case.sets), True
         if len(programs) > 1:
@@ -253,7 +273,7 @@ class Bench:
         return f"| {' | '.join(cells)} |", right
 
     def run_torchvision(self, case: Case, results: Any, ours: Times) -> dict[str, float]:
-        """How many times as long each of its ways takes."""
+        """How many times as long each way with torchvision takes."""
         ratios = {}
         for name, peer in (case.peers(self.torchvision) if self.torchvision else {}).items():
             times = measure(peer.run, len(case.sets), wait=self.torchvision.wait)
@@ -270,14 +290,14 @@ def show(name: str, times: Times, remark: str) -> None:
 def load_torchvision() -> Any:
     try:
         return importlib.import_module("torchvision_peers")
-    # Operators that do not load raise RuntimeError on import.
+    # The import raises RuntimeError where the operators do not load.
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         print(f"Without torchvision's times: {str(error).splitlines()[0]}.")
         return None
 
 
 def make_cases(names: tuple[str, ...], dtypes: list[str], plain: bool) -> list[tuple[str, Callable[[], Case]]]:
-    """Titles, and what makes the cases: those that have a goal, then the rest."""
+    """Titles and what makes the cases; those with a goal come first."""
     groups: list[list[tuple[str, Callable[[], Case]]]] = [[], []]
     for shape in (*ROI_ALIGN_SHAPES, *NMS_SHAPES):
         if not shape.name.startswith(names):
@@ -298,16 +318,18 @@ def make_cases(names: tuple[str, ...], dtypes: list[str], plain: bool) -> list[t
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="shapes of kernel_shapes whose names start so")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=list(TOLERANCES), help="of RoIAlign's features")
-    parser.add_argument("--seconds", type=float, default=600.0, help="no more cases start after so many")
-    parser.add_argument("--plain", action="store_true", help="plain JAX alone, on tiny shapes, on any backend")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="the shapes whose names start so")
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=list(TOLERANCES), help="the types of RoIAlign's features"
+    )
+    parser.add_argument("--seconds", type=float, default=600.0, help="no case starts after this time")
+    parser.add_argument("--plain", action="store_true", help="only plain JAX at tiny shapes, on any backend")
     options = parser.parse_args()
     shapes = [shape.name for shape in (*ROI_ALIGN_SHAPES, *NMS_SHAPES)]
     for name in options.only:
         if not any(shape.startswith(name) for shape in shapes):
             parser.error(f"no shape's name starts with {name}; there are {', '.join(shapes)}")
-    # torch wants memory, too.
+    # torch needs memory, too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     missing = missing_gpu()
     if missing and not options.plain:
@@ -320,7 +342,8 @@ def main() -> None:
     with concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
         waiting = make_cases(tuple(options.only), options.dtypes, options.plain)
         while waiting and time.perf_counter() - started < options.seconds:
-            # Programs of a few cases compile, several at a time, before the first is timed.
+            # The programs of a few cases are compiled, several at a time, before the first one is
+            # timed.
             prepared = [(title, bench.prepare(make, pool)) for title, make in waiting[:CASES_AT_A_TIME]]
             waiting = waiting[CASES_AT_A_TIME:]
             concurrent.futures.wait([future for _, future in prepared])
@@ -333,7 +356,7 @@ def main() -> None:
                 except ImplementationError as error:
                     print(f"  {error}", flush=True)
                     right = True
-                # One kernel that fails leaves the others to be measured.
+                # Where one kernel fails, the others are measured all the same.
                 except Exception as error:
                     print(f"  FAILED: {type(error).__name__}: {str(error)[:2000]}", flush=True)
                     right = False

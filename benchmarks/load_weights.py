@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 import jaxseg
-from jaxseg.commands import convert, export_torch
+from jaxseg.weights import export
 from jaxseg.weights.formats.pytorch import state_dict_pickle, write_zip
 
 FORMATS = ("zip.pth", "legacy.pth", "zoo.pkl", "arrays.npz", "ours.npz", "ours.safetensors")
@@ -32,13 +32,13 @@ def write_files(folder: Path, config: jaxseg.Config) -> None:
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: jaxseg.init_variables(jaxseg.build_model(config), config))
     variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32), shapes)
-    state = export_torch.state_dict(variables, config)
+    state = export.state_dict(variables, config)
     write_zip(folder / "zip.pth", state)
     write_legacy(folder / "legacy.pth", state)
     (folder / "zoo.pkl").write_bytes(pickle.dumps({"model": state}, protocol=2))
     np.savez(folder / "arrays.npz", **state)  # type: ignore[arg-type]
-    convert.write(folder / "ours.npz", config, variables)
-    convert.write(folder / "ours.safetensors", config, variables)
+    export.write_variables(folder / "ours.npz", variables)
+    export.write_variables(folder / "ours.safetensors", variables)
 
 
 def write_legacy(path: Path, state: Mapping[str, np.ndarray]) -> None:

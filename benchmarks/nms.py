@@ -1,10 +1,12 @@
-"""How fast exact greedy NMS is, beside OpenCV's compiled routine and, where torch is installed, a loop over boxes in torch.
+"""How fast exact greedy NMS is on this machine, beside OpenCV's compiled routine and torch.
 
     python benchmarks/nms.py
 
-All sides get the same boxes turn by turn and have to keep the same ones. Boxes are float32 on whole pixels, because OpenCV computes
-overlaps in float64. Times are of processor, all threads together, so that a busy machine disturbs little, of a call with its inputs in
-memory; ratios say how many times as long the other side takes.
+Where torch is installed, it goes through the boxes in a loop. All sides get the same boxes in
+turns, and have to keep the same ones. Boxes are float32 on whole pixels, because OpenCV computes
+overlaps in float64. Times are of the processor, of all threads together, so that a busy machine
+disturbs them little; they are of a call whose inputs are in memory. Ratios say how many times as
+long the other side takes.
 """
 
 import argparse
@@ -29,15 +31,31 @@ REGIONS, CLASSES, SCORE_THRESHOLD, DETECTION_IOU, DETECTIONS = 1000, 80, 0.05, 0
 
 @dataclasses.dataclass
 class Case:
-    """The same work for each side: functions that answer which boxes stay, as sorted row numbers."""
+    """The same work for several sides.
+
+    Attributes:
+        name: the name in the output.
+        sides: for each side, what does the work.
+        rows: for each side, what makes sorted numbers of the rows that stay from its result.
+    """
 
     name: str
     sides: dict[str, Callable[[], Any]]
     rows: dict[str, Callable[[Any], list[int]]]
 
 
-def boxes_around_objects(rng: np.random.Generator, count: int, objects: int, noise: float) -> np.ndarray:
-    """What a network proposes: many boxes an object, each a little off. `x1, y1, x2, y2` in an input of 800x1333."""
+def proposals(rng: np.random.Generator, count: int, objects: int, noise: float) -> np.ndarray:
+    """Boxes on whole pixels of an input of 800 x 1333: many for each object, each a little off.
+
+    Args:
+        rng: the source of randomness.
+        count: the number of boxes.
+        objects: the number of objects.
+        noise: the standard deviation of centres and sizes in pixels.
+
+    Returns:
+        `x1, y1, x2, y2`, float32 `[count, 4]`.
+    """
     center, size = rng.random((objects, 2)) * [1333, 800], rng.random((objects, 2)) * 300 + 20
     chosen = rng.integers(objects, size=count)
     center, size = (x[chosen] + rng.normal(size=(count, 2)) * noise for x in (center, size))
@@ -46,7 +64,7 @@ def boxes_around_objects(rng: np.random.Generator, count: int, objects: int, noi
 
 
 def distinct_scores(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """No two are equal, for sides break ties differently."""
+    """Scores of which no two are equal, because the sides break ties differently."""
     count = int(np.prod(shape))
     return ((rng.permutation(count) + 1) / (count + 1)).astype(np.float32).reshape(shape)
 
@@ -56,7 +74,7 @@ def width_height(boxes: np.ndarray) -> np.ndarray:
 
 
 def torch_nms(boxes: Any, scores: Any, iou_threshold: float) -> list[int]:
-    """Box after box, each against all that are left, in vector operations."""
+    """Compares one box after the other with all boxes that are left, in vector operations."""
     order = scores.argsort(descending=True)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept = []
@@ -70,12 +88,15 @@ def torch_nms(boxes: Any, scores: Any, iou_threshold: float) -> list[int]:
 
 
 def of_one_list(name: str, boxes: np.ndarray, scores: np.ndarray, torch: Any) -> Case:
-    """Proposals of one level of one image."""
+    """The case of the proposals of one level of one image."""
     return of_lists(name, boxes[None], scores[None], torch)
 
 
 def of_lists(name: str, boxes: np.ndarray, scores: np.ndarray, torch: Any) -> Case:
-    """Proposals of several levels and images: one program for us, one list after the other for the others."""
+    """The case of the proposals of several levels and images.
+
+    jaxseg has one program for all lists, and the others take one list after the other.
+    """
     count = scores.shape[1]
     ours = jax.jit(jax.vmap(lambda b, s: exact_nms(b, s, s > 0, iou_threshold=PROPOSAL_IOU)))
     arguments = jnp.asarray(boxes), jnp.asarray(scores)
@@ -97,7 +118,7 @@ def of_lists(name: str, boxes: np.ndarray, scores: np.ndarray, torch: Any) -> Ca
 
 
 def of_classes(name: str, boxes: np.ndarray, scores: np.ndarray, torch: Any) -> Case:
-    """Detections of one image, from boxes of each class: threshold, suppression in each class, the best of all classes."""
+    """The case of the detections of one image: threshold, suppression within classes, the best."""
     ours = jax.jit(partial(class_nms, score_threshold=SCORE_THRESHOLD, iou_threshold=DETECTION_IOU, max_detections=DETECTIONS))
     arguments = jnp.asarray(boxes), jnp.asarray(scores)
     corners = width_height(boxes.reshape(-1, 4)).reshape(boxes.shape)
@@ -127,10 +148,10 @@ def of_classes(name: str, boxes: np.ndarray, scores: np.ndarray, torch: Any) -> 
 
 
 def cases(rng: np.random.Generator, torch: Any) -> list[Case]:
-    crowded = [boxes_around_objects(rng, PROPOSALS, 60, 12.0) for _ in range(10)]
-    scattered = boxes_around_objects(rng, PROPOSALS, PROPOSALS, 0.0)
-    regions = np.stack([boxes_around_objects(rng, REGIONS, 20, 8.0) for _ in range(CLASSES)], 1)
-    # A few pairs of region and class pass the threshold, as after training; or every pair does.
+    crowded = [proposals(rng, PROPOSALS, 60, 12.0) for _ in range(10)]
+    scattered = proposals(rng, PROPOSALS, PROPOSALS, 0.0)
+    regions = np.stack([proposals(rng, REGIONS, 20, 8.0) for _ in range(CLASSES)], 1)
+    # Either a few pairs of a region and a class pass the threshold, as after training, or all do.
     likely = distinct_scores(rng, REGIONS, CLASSES)
     unlikely = np.where(rng.random((REGIONS, CLASSES)) < 0.01, likely, likely * SCORE_THRESHOLD).astype(np.float32)
     return [
@@ -143,7 +164,7 @@ def cases(rng: np.random.Generator, torch: Any) -> list[Case]:
 
 
 def measure(case: Case, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each side in each round; a turn before that is not counted, and all have to keep the same boxes."""
+    """Milliseconds of each side in each round; first of all they have to keep the same boxes."""
     kept = {name: case.rows[name](run()) for name, run in case.sides.items()}
     for name, rows in kept.items():
         if rows != kept["jaxseg"]:

@@ -1,17 +1,22 @@
-"""RoIAlign on this machine: the forms of `jaxseg.ops.roi_align` beside the same sums in torch, where torch is installed.
+"""RoIAlign on this machine: the forms of `jaxseg.ops.roi_align` beside the same sums in torch.
 
     python benchmarks/roi_align.py
     python benchmarks/roi_align.py --implementations default matmul --repetitions 3
 
-The shapes are those of Mask R-CNN at 800 x 1088: boxes and masks in detection, both in training (forward and gradient together).
-Proposals are random, with sizes spread evenly over the logarithm as those of a trained network roughly are, and pooled from the
-level of their size. Each with 2 x 2 unaligned samples a cell (maskrcnn-benchmark, torchvision) and with adaptive aligned ones
-(detectron2, mmdetection). torch runs `grid_sample` once for all samples of an image and level, then adds up each cell's; features
-lie there as its convolutions leave them. torchvision's compiled operator is not used.
+The shapes are those of Mask R-CNN at 800 x 1088: boxes and masks, in detection and in training,
+where forward and gradient are timed together. Proposals are random. The logarithms of their sizes
+are spread evenly, about as for a trained network, and they are pooled from the level of their size.
+Each shape comes with 2 x 2 unaligned samples a cell (maskrcnn-benchmark, torchvision) and with
+adaptive aligned ones (detectron2, mmdetection).
 
-All sides take turns and have to agree. Times are of processor, all threads together, and by the clock: medians, the range between
-the 10th and the 90th percentile, and how many times as long torch takes. Let nothing else run: torch's threads spin while they
-wait for one another, and a busy machine makes that seem work.
+Where torch is installed, it runs `grid_sample` once for all samples of an image and level, and then
+adds up those of each cell. Its features lie in memory as its convolutions leave them. torchvision's
+compiled operator is not used.
+
+All sides take turns and have to agree. Times are of the processor, of all threads together, and by
+the clock: medians, the range between the 10th and the 90th percentile, and how many times as long
+torch takes. Nothing else should run: torch's threads spin while they wait for each other, and on a
+busy machine that looks like work.
 """
 
 import argparse
@@ -25,10 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseg.ops.roi_align import pyramid_levels, roi_align
+from jaxseg.ops.roi_align import FORMS, pyramid_levels, roi_align
 
 STRIDES = (4, 8, 16, 32)
-# The smallest and largest proposals, and the largest of width over height and its inverse.
+# The sides of the smallest and the largest proposals, and the largest ratio of their sides.
 SIDES, LARGEST_RATIO = (16, 500), 3
 
 
@@ -52,7 +57,7 @@ SAMPLING = {"2 x 2, unaligned": (2, False), "adaptive, aligned": (0, True)}
 
 
 class Inputs(NamedTuple):
-    """Features, fine to coarse; boxes in pixels of the input; their levels; the gradient of the result."""
+    """Features of the levels, boxes in pixels, their levels, and a gradient of the result."""
 
     features: list[np.ndarray]
     boxes: np.ndarray
@@ -60,7 +65,8 @@ class Inputs(NamedTuple):
     gradient: np.ndarray
 
 
-# Waits for the result: pooled RoIs, and the gradient of the features where the case has one.
+# Gives the pooled RoIs, and the gradient of the features where the case has one, when they are
+# there.
 Side = Callable[[], tuple[Any, list[Any]]]
 
 
@@ -89,7 +95,7 @@ def ours(inputs: Inputs, case: Case, sampling_ratio: int, aligned: bool, impleme
             output_size=case.output_size,
             sampling_ratio=sampling_ratio,
             aligned=aligned,
-            implementation=None if implementation == "default" else implementation,  # type: ignore[arg-type]
+            implementation=None if implementation == "default" else implementation,
         )
 
     @jax.jit
@@ -113,7 +119,7 @@ def in_torch(inputs: Inputs, case: Case, sampling_ratio: int, aligned: bool) -> 
     size = case.output_size
 
     def pool_level(level: Any, low: Any, extent: Any, counts: Any) -> Any:
-        """RoIs of one image and level: a row for each sample of each."""
+        """Pools the RoIs of one image and level; there is a row for each sample of each of them."""
         height, width = level.shape[1:]
         columns, rows = (size * counts).T
         roi = torch.repeat_interleave(torch.arange(len(low)), rows * columns)
@@ -122,7 +128,7 @@ def in_torch(inputs: Inputs, case: Case, sampling_ratio: int, aligned: bool) -> 
         row, column = sample // columns[roi], sample % columns[roi]
         y = low[roi, 1] + extent[roi, 1] * (row + 0.5) / rows[roi]
         x = low[roi, 0] + extent[roi, 0] * (column + 0.5) / columns[roi]
-        # From -1 at the centre of the first pixel to 1 at that of the last one.
+        # Positions go from -1 at the centre of the first pixel to 1 at the centre of the last one.
         grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], -1)[None, None]
         samples = F.grid_sample(level[None], grid, padding_mode="border", align_corners=True)[0, :, 0]
         near = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
@@ -162,7 +168,7 @@ def in_torch(inputs: Inputs, case: Case, sampling_ratio: int, aligned: bool) -> 
 
 
 def agree(results: Mapping[str, tuple[Any, list[Any]]]) -> None:
-    """All sides' results within 1e-4, as NHWC arrays in memory."""
+    """Raises an error where the results of the sides differ by more than about 1e-4."""
 
     def arrays(name: str) -> list[np.ndarray]:
         pooled, gradients = results[name]
@@ -176,7 +182,7 @@ def agree(results: Mapping[str, tuple[Any, list[Any]]]) -> None:
 
 
 def measure(sides: Mapping[str, Side], repetitions: int) -> dict[str, np.ndarray]:
-    """Milliseconds of processor and by the clock for each repetition; a first turn of each is checked and does not count."""
+    """Milliseconds of the processor and by the clock of each repetition, after a checked one."""
     agree({name: side() for name, side in sides.items()})
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(repetitions):
@@ -200,7 +206,7 @@ def table(times: Mapping[str, np.ndarray]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--implementations", nargs="+", default=["default", "gather", "window"], help="default, gather, matmul, window")
+    parser.add_argument("--implementations", nargs="+", default=["default", "gather", "window"], choices=["default", *FORMS])
     parser.add_argument("--image_size", type=int, nargs=2, default=(800, 1088), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--channels", type=int, default=256)
     parser.add_argument("--repetitions", type=int, default=10)

@@ -1,14 +1,16 @@
-"""RoIAlign on TPUs as XLA's compiler sees it: what each form costs there, found on a machine without any.
+"""RoIAlign on TPUs as XLA's compiler sees it: what each form costs there, on a machine without any.
 
     pip install libtpu
     python benchmarks/roi_align_tpu.py
-    python benchmarks/roi_align_tpu.py --shapes train_boxes detect_boxes --forms gather matmul --generations v4 --dtypes float32
+    python benchmarks/roi_align_tpu.py --shapes train_boxes detect_boxes --forms gather matmul
+    python benchmarks/roi_align_tpu.py --generations v4 --dtypes float32
 
-Each form is compiled for one chip at shapes of `benchmarks/kernel_shapes.py`, and at those of a small image: forward, and with its
-gradient where the shape is one of training. The table has the milliseconds that follow from the compiler's estimates (see
-`benchmarks/tpu_costs.py`), those that reading the arguments and writing the results take at the least, temporary memory, and rows that
-are gathered or scattered one by one. Loops over windows count one turn for each RoI, which
-is the least they have. Nothing runs.
+Each form is compiled for one chip at shapes of `model_shapes/` and at those of a small image:
+forward, and with its gradient where the shape is one of training. The table has the milliseconds
+that follow from the compiler's estimates (see `tpu_costs.py`), those that it takes at the least to
+read the arguments and write the results, the temporary memory, and the number of rows that are
+gathered or scattered one by one. Loops over windows count one turn for each RoI, which is the least
+they have. Nothing runs.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tpu_costs
-from kernel_shapes import ROI_ALIGN_SHAPES, RoiAlignShape
+from model_shapes.roi_align import ROI_ALIGN_SHAPES, RoiAlignShape
 
 from jaxseg.ops.roi_align import FORMS, roi_align
 
@@ -28,15 +30,15 @@ SHAPES = {
     shape.name: shape
     for shape in (
         *ROI_ALIGN_SHAPES,
-        dataclasses.replace(TRAIN, name="train_boxes_small", image_size=(256, 384)),
-        dataclasses.replace(TRAIN, name="train_boxes_adaptive_small", image_size=(256, 384), sampling_ratio=0, aligned=True),
+        dataclasses.replace(TRAIN, name="train_boxes_small", input_size=(256, 384)),
+        dataclasses.replace(TRAIN, name="train_boxes_adaptive_small", input_size=(256, 384), sampling_ratio=0, aligned=True),
     )
 }
 TYPICAL = ("train_boxes", "train_masks", "train_boxes_adaptive", "train_c4", "train_boxes_small", "detect_boxes", "detect_masks")
 
 
 def program(shape: RoiAlignShape, form: str, dtype: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The call, with its gradient where the shape is one of training, and its abstract arguments."""
+    """The call, with its gradient for shapes of training, and its abstract arguments."""
     features = tuple(jax.ShapeDtypeStruct((shape.batch, *size, shape.channels), dtype) for size in shape.level_sizes)
     boxes = jax.ShapeDtypeStruct((shape.batch, shape.rois, 4), jnp.float32)
     levels = jax.ShapeDtypeStruct((shape.batch, shape.rois), jnp.int32)
@@ -55,7 +57,7 @@ def program(shape: RoiAlignShape, form: str, dtype: Any) -> tuple[Any, tuple[Any
 
 
 def minimal_bytes(shape: RoiAlignShape, dtype: Any) -> int:
-    """Of features and result; in training of their gradients, too."""
+    """The bytes of features and result, and in training of their gradients, too."""
     pixels = sum(height * width for height, width in shape.level_sizes)
     numbers = shape.batch * shape.channels * (pixels + shape.rois * shape.output_size**2)
     return numbers * jnp.dtype(dtype).itemsize * (2 if shape.training else 1)
@@ -64,7 +66,7 @@ def minimal_bytes(shape: RoiAlignShape, dtype: Any) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=TYPICAL, choices=SHAPES, metavar="SHAPE", help=", ".join(SHAPES))
-    parser.add_argument("--forms", nargs="+", default=["gather", "matmul", "window"], choices=FORMS)
+    parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS)
     parser.add_argument("--generations", nargs="+", default=["v5e"], choices=tpu_costs.TOPOLOGIES)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float32"])
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""How the benchmarks time work that a device does while Python goes on, and what the device can do at best."""
+"""How the benchmarks time the work of a device, and what a device can do at best."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Times(NamedTuple):
-    """Milliseconds of one operation: the median of several rounds, and their 10th and 90th percentile."""
+    """Milliseconds of one operation: the median and the 10th and 90th percentile of rounds."""
 
     low: float
     median: float
@@ -35,16 +35,17 @@ def measure(
     rounds: int = 10,
     seconds: float = 0.03,
 ) -> Times:
-    """A round calls `run` again and again without waiting, then waits for the last call, for about so many seconds.
+    """Times calls of `run` in several rounds, after a warm-up.
 
-    So the time that Python takes to start a call counts only where the device is faster than that. Warm-up comes first.
+    A round calls it again and again without waiting, and then waits for the last call. So the time
+    that Python needs to start a call counts only where the device is faster than that.
 
     Args:
-        run: starts `operations` operations, and gives what to wait for.
-        operations: see `run`.
-        wait: returns when a result is there, and with it everything started before.
-        rounds: how many.
-        seconds: of each.
+        run: starts work, and gives what to wait for.
+        operations: the number of operations that one call starts.
+        wait: returns when a result is there, and with it everything that was started before.
+        rounds: the number of rounds.
+        seconds: the time of a round, about.
     """
 
     def time_calls(calls: int) -> float:
@@ -60,10 +61,10 @@ def measure(
 
 
 def in_turn(operation: Callable[..., Any], sets: Sequence[Any]) -> list[Any]:
-    """`operation(*operands)` for each set of operands, within one program, one after the other.
+    """Calls `operation(*operands)` for each set of operands, one after the other in one program.
 
-    Several sets keep a cache from holding all of them, and a call of the program starts several operations. Without the barriers XLA
-    would melt the sets' small steps into one.
+    Several sets keep a cache from holding all of them, and a call of the program starts several
+    operations. Without the barriers XLA would melt the sets' small steps into one.
     """
     results: list[Any] = []
     for operands in sets:
@@ -74,7 +75,7 @@ def in_turn(operation: Callable[..., Any], sets: Sequence[Any]) -> list[Any]:
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second, read and written, of a pass over an array that no cache holds."""
+    """The bytes a second, read and written, of a pass over an array that no cache holds."""
     size = 2**29 if jax.default_backend() == "gpu" else 2**24
     array = jax.random.normal(jax.random.key(0), (size,))
     copy = functools.partial(jax.jit(lambda x: x + 1.0), array)
@@ -82,7 +83,7 @@ def copy_bandwidth() -> float:
 
 
 def matrix_product_rate(dtype: Any) -> float:
-    """Floating-point operations a second of a large matrix product of random numbers."""
+    """The floating-point operations a second of a large matrix product of random numbers."""
     side = 8192 if jax.default_backend() == "gpu" else 1024
     a, b = (jax.random.normal(key, (side, side), dtype) for key in jax.random.split(jax.random.key(0)))
     return 2 * side**3 / (1e-3 * measure(functools.partial(jax.jit(jnp.matmul), a, b)).median)

@@ -1,6 +1,7 @@
-"""torchvision's compiled RoIAlign and NMS on the inputs of `kernel_shapes`, as its users have them: NCHW, contiguous, on the GPU.
+"""torchvision's compiled RoIAlign and NMS on the inputs of `model_shapes/`, as its users call them.
 
-Needs torch, and a torchvision whose operators load. Where it can be captured, a call is a CUDA graph, which has no cost in Python.
+Features are NCHW, contiguous and on the GPU. This needs torch, and a torchvision whose operators
+load. Where a call can be captured, it is a CUDA graph, which costs nothing in Python.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import torch
-from kernel_shapes import ClassNmsInputs, ClassNmsShape, ExactNmsShape, FastNmsInputs, FastNmsShape, NmsShape, RoiAlignInputs, RoiAlignShape
+from model_shapes.nms import ClassNmsInputs, ClassNmsShape, ExactNmsShape, FastNmsInputs, FastNmsShape, NmsShape
+from model_shapes.roi_align import RoiAlignInputs, RoiAlignShape
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, nms, roi_align
 
@@ -17,7 +19,13 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Peer(NamedTuple):
-    """Starts the work of all sets of inputs, one after the other; what was done to make it run; whether it answers as we do."""
+    """One way to do the work with torchvision.
+
+    Attributes:
+        run: starts the work of all sets of inputs, one after the other.
+        note: says what was done to make it run.
+        compare: says whether it answers as jaxseg does.
+    """
 
     run: Callable[[], Any]
     note: str
@@ -30,7 +38,7 @@ def wait(_: Any) -> None:
 
 
 def _tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """Arrays of JAX in bfloat16, too, which NumPy does not know."""
+    """A tensor from an array, which may be bfloat16 although NumPy does not know that."""
     array = jnp.asarray(array)
     host = np.array(array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array)
     return torch.from_numpy(host).to(DEVICE, dtype)
@@ -50,13 +58,13 @@ def _peer(works: Sequence[Callable[[], Any]], note: str, *, capture: bool, compa
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # What other threads ask of the GPU meanwhile does not spoil it.
+        # Other threads may use the GPU meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             kept = run()
 
         def replay() -> Any:
             graph.replay()
-            # The graph writes to this memory again and again.
+            # The graph writes to this memory at every call.
             return kept
 
         return Peer(replay, ", ".join(filter(None, (note, "CUDA graph"))), compare)
@@ -80,7 +88,15 @@ def _dtype(name: str) -> torch.dtype:
 
 
 class _TorchRois(NamedTuple):
-    """A set of inputs: NCHW levels; of each image its boxes; of each level its RoIs, image first, and the gradient of the result."""
+    """A set of inputs.
+
+    Attributes:
+        features: the levels, NCHW.
+        boxes: the boxes of each image.
+        of_levels: the RoIs of each level, each with its image in front.
+        gradients: the gradient of the result for the RoIs of each level.
+        gradient: the gradient of the result for all RoIs.
+    """
 
     features: list[Tensor]
     boxes: list[Tensor]
@@ -106,11 +122,15 @@ def _torch_rois(shape: RoiAlignShape, inputs: RoiAlignInputs, dtype: torch.dtype
 
 
 def roi_align_peers(shape: RoiAlignShape, sets: Sequence[RoiAlignInputs], dtype_name: str, *, gradient: bool) -> dict[str, Peer]:
-    """`roi_align` once a level, its RoIs sorted out beforehand; and `MultiScaleRoIAlign`, where it knows the conventions."""
+    """The ways to do RoIAlign.
+
+    They are `roi_align` once for each level, with its RoIs sorted out beforehand, and
+    `MultiScaleRoIAlign` where it has the conventions.
+    """
     dtype = _dtype(dtype_name)
     note = "" if str(dtype).endswith(dtype_name) else str(dtype).removeprefix("torch.")
     on_device = [_torch_rois(shape, inputs, dtype, gradient) for inputs in sets]
-    # torchvision takes a ratio under 1 for adaptive.
+    # For torchvision a ratio below 1 means adaptive sampling.
     ratio = shape.sampling_ratio or -1
 
     def by_level(inputs: _TorchRois) -> Any:
@@ -121,7 +141,7 @@ def roi_align_peers(shape: RoiAlignShape, sets: Sequence[RoiAlignInputs], dtype_
         return results, torch.autograd.grad(results, inputs.features, inputs.gradients) if gradient else ()
 
     def compare(ours: Any) -> str:
-        """Of the first set, in float32: this is the same sum."""
+        """How far the first set is from ours, which is the same sum in float32."""
         pooled, spread = by_level(on_device[0])
         results = [
             np.asarray(ours[0][0] if gradient else ours[0], np.float32),
@@ -146,8 +166,8 @@ def roi_align_peers(shape: RoiAlignShape, sets: Sequence[RoiAlignInputs], dtype_
         pooler = MultiScaleRoIAlign(names, shape.output_size, ratio)
 
         def multi_scale(inputs: _TorchRois) -> Any:
-            result = pooler(dict(zip(names, inputs.features, strict=True)), inputs.boxes, [shape.image_size] * shape.batch)
-            # Its own levels may leave one without RoIs.
+            result = pooler(dict(zip(names, inputs.features, strict=True)), inputs.boxes, [shape.input_size] * shape.batch)
+            # It assigns levels itself, and may leave one without RoIs.
             spread = torch.autograd.grad(result, inputs.features, inputs.gradient, allow_unused=True) if gradient else ()
             return result, spread
 
@@ -159,7 +179,7 @@ def roi_align_peers(shape: RoiAlignShape, sets: Sequence[RoiAlignInputs], dtype_
 
 
 def nms_peers(shape: NmsShape, sets: Sequence[Any]) -> dict[str, Peer]:
-    """What a user of torchvision would write for the same step, image by image; `nms` also list by list."""
+    """What a user of torchvision would write, image by image, and for `nms` list by list."""
     if isinstance(shape, ExactNmsShape):
         return _exact_peers(shape, sets)
     works = _fast_works(shape, sets) if isinstance(shape, FastNmsShape) else _class_works(shape, sets)
@@ -201,7 +221,10 @@ def _exact_peers(shape: ExactNmsShape, sets: Sequence[Any]) -> dict[str, Peer]:
 
 
 def _fast_works(shape: FastNmsShape, sets: Sequence[FastNmsInputs]) -> list[Callable[[], Any]]:
-    """The best of each class, exact suppression among these, the best of all; without the first step where ours has none."""
+    """Selects the best boxes of each class, suppresses exactly, and selects the best of all.
+
+    The first step is left out where ours has none.
+    """
 
     def image(boxes: Tensor, scores: Tensor, candidates: Tensor) -> Any:
         masked = torch.where(candidates, scores, -1.0)
@@ -214,7 +237,7 @@ def _fast_works(shape: FastNmsShape, sets: Sequence[FastNmsInputs]) -> list[Call
         return kept[: shape.max_detections]
 
     if shape.priors <= shape.top_k:
-        # The same boxes of each class, as they are.
+        # All classes have the same boxes, as they are.
         def ready(inputs: FastNmsInputs) -> Callable[[], Any]:
             boxes = _tensor(np.broadcast_to(inputs.boxes[0], (shape.classes, shape.priors, 4)).reshape(-1, 4))
             scores = _tensor(inputs.scores[0]).flatten()
@@ -227,7 +250,7 @@ def _fast_works(shape: FastNmsShape, sets: Sequence[FastNmsInputs]) -> list[Call
 
 
 def _class_works(shape: ClassNmsShape, sets: Sequence[ClassNmsInputs]) -> list[Callable[[], Any]]:
-    """What passes the threshold, suppression in each class, the best of all."""
+    """Applies the threshold, suppresses within each class, and selects the best of all."""
 
     def image(boxes: Tensor, scores: Tensor, labels: Tensor | None = None) -> Any:
         likely = torch.where(scores > shape.score_threshold)

@@ -1,8 +1,11 @@
-"""What XLA's compiler for TPUs says of a program, on a machine without any: memory, and how long it thinks the program takes.
+"""What XLA's compiler for TPUs says of a program: its memory, and how long it should take.
 
-The compiler notes estimated cycles on most operations. `compile_for` adds them up, a loop as often as it turns. It estimates nothing
-for gathers and scatters of rows; those count as many cycles a row as its final schedule has (of 256 float32 numbers, v5e, the table in
-vector memory). Waiting for memory elsewhere, and how operations overlap, is not in it: compare forms with it, and trust no figure alone.
+No TPU is needed. The compiler notes estimated cycles on most operations, and `compile_for` adds
+them up, those of a loop as often as it turns. The compiler estimates nothing for gathers and
+scatters of rows; these count as many cycles a row as its final schedule has (for rows of 256
+float32 numbers on v5e, with the table in vector memory). The figures leave out the waiting for
+memory elsewhere, and that operations overlap: they are for comparing forms, and none should be
+trusted alone.
 """
 
 import importlib.util
@@ -18,15 +21,15 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v4": "v4:2x2x1"}
-# Cycles a second: the bfloat16 operations a second of the vendor's sheet (197 and 275 T) over those of the matrix units in a cycle, 4 on
-# v5e and 8 on v4, of 128 x 128 multiplications and additions.
+# Cycles a second: the bfloat16 operations a second of the vendor's sheet (197 and 275 T) over those
+# of the matrix units in a cycle, 4 on v5e and 8 on v4, of 128 x 128 multiplications and additions.
 CLOCK = {"v5e": 197e12 / (4 * 128 * 128 * 2), "v4": 275e12 / (8 * 128 * 128 * 2)}
 BYTES_PER_SECOND = {"v5e": 819e9, "v4": 1228e9}
 GATHER_CYCLES, SCATTER_CYCLES = 4, 17
 
 
 class Cost(NamedTuple):
-    """Of one call on one chip."""
+    """The cost of one call on one chip."""
 
     seconds: float
     temporary_bytes: int
@@ -52,7 +55,14 @@ def chip(generation: str) -> Any:
 
 
 def compile_for(generation: str, function: Callable[..., Any], *arguments: Any, turns: int = 1) -> Cost:
-    """The cost of `function` on one chip; loops that end when their data says so turn `turns` times, all together."""
+    """The cost of a function on one chip.
+
+    Args:
+        generation: "v5e" or "v4".
+        function: the function, which is compiled.
+        arguments: its arguments, which may be abstract.
+        turns: the number of turns, all together, of the loops that end when their data says so.
+    """
     sharding = SingleDeviceSharding(chip(generation))
     started = time.perf_counter()
     compiled = jax.jit(function, in_shardings=sharding, out_shardings=sharding).lower(*arguments).compile()

@@ -1,17 +1,19 @@
 """A whole training step on this machine: images a second, with the kernels for GPUs and without.
 
-    python benchmarks/train_step.py                     # a GPU: YOLACT and Mask R-CNN with ResNet-50; elsewhere: the small demos
+    python benchmarks/train_step.py
     python benchmarks/train_step.py --config configs/retinanet_r50_fpn_1x.py --batch_size 8
 
-Losses, gradients and the optimizer's update, at the config's image size, batch size and dtype (bfloat16 on GPUs and TPUs), on random
-pictures with COCO's mean of 7 objects each, already on the device; fresh weights. Each implementation that runs here in its turn
-("mosaic_gpu": the kernels; "xla": plain JAX). Printed for each:
+On a GPU the first line takes YOLACT and Mask R-CNN with ResNet-50, elsewhere the small demos. A
+step is the losses, the gradients and the update of the optimizer, at the config's input size, batch
+size and dtype (bfloat16 on GPUs and TPUs). Weights are fresh, and pictures are random, already on
+the device, and have 7 objects each, which is COCO's mean. The implementations that run here take
+turns ("mosaic_gpu", the kernels, and "xla", plain JAX). For each of them it prints:
 
-- milliseconds of a step, the median of several rounds and the range between the 10th and the 90th percentile, images a second, and
-  how many times as long plain JAX takes;
-- floating-point operations a second (XLA's count for the step as it is written in plain JAX, where a loop counts once), and their part
-  of what a large matrix product in that dtype reaches here;
-- memory of the program;
+- the milliseconds of a step (the median of several rounds, and the range between the 10th and the
+  90th percentile), images a second, and how many times as long plain JAX takes;
+- floating-point operations a second, and their part of what a large matrix product in that dtype
+  reaches here. XLA counts them for the step in plain JAX, where a loop counts once;
+- the memory of the program;
 - the total loss of the first step, which has to be about the same.
 """
 
@@ -24,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from kernel_shapes import boxes_around_objects
+from model_shapes.inputs import boxes_around_objects
 from timing import describe_device, matrix_product_rate, measure
 
 import jaxseg
@@ -43,10 +45,10 @@ OBJECTS = 7
 
 
 def random_batch(config: jaxseg.Config, spec: InputSpec, seed: int) -> Batch:
-    """Noise for pictures and masks, boxes like COCO's."""
+    """A batch with noise as pictures and masks, and with boxes like COCO's."""
     rng = np.random.default_rng(seed)
-    count, size = config.train.batch_size, spec.image_sizes[0]
-    none = no_targets(spec, config.data.max_objects)
+    count, size = config.train.batch_size, spec.input_sizes[0]
+    none = no_targets(spec, config.data.max_objects, size)
     targets: Any = jax.tree.map(lambda array: np.repeat(array[None], count, 0), none)
     rows = min(OBJECTS, config.data.max_objects)
     targets.boxes[:, :rows] = boxes_around_objects(rng, (count, rows), size)
@@ -73,18 +75,18 @@ def run(config: jaxseg.Config, implementations: tuple[str, ...], options: argpar
     optimizer = make_optimizer(config.train, trained)
 
     def fresh_state() -> Any:
-        # The step uses up what it gets.
+        # The step uses up the state that it gets.
         state = jax.tree.map(jnp.array, create_state(variables, optimizer, config.train))
         return jax.device_put(state, replicated(mesh))
 
     dtype = jaxseg.build_model(config).dtype
     images = config.train.batch_size
-    height, width = spec.image_sizes[0]
+    height, width = spec.input_sizes[0]
     print(f"\n{config.name}, {images} images of {height} x {width}, {jnp.dtype(dtype).name}", flush=True)
     lowered = {}
     for name in implementations:
         model = jaxseg.build_model(jaxseg.config.override(config, {"model.implementation": name}))
-        step: Any = make_train_step(model, optimizer, trained, config.train, mesh)
+        step: Any = make_train_step(model, optimizer, trained=trained, train=config.train, mesh=mesh)
         lowered[name] = step.lower(fresh_state(), batches[0])
     if "mosaic_gpu" in lowered and "mosaic_gpu" not in lowered["mosaic_gpu"].as_text():
         print("  no kernel serves this step; plain JAX alone")

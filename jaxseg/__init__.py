@@ -30,7 +30,7 @@ __all__ = [
     "train",
 ]
 
-# Orbax, Grain and TensorFlow Datasets take long to import; a user who only predicts does not wait.
+# Orbax, Grain and TensorFlow Datasets are slow to import, and prediction does not need them.
 _IMPORTED_ON_USE = {"evaluate": "jaxseg.evaluation.evaluator", "train": "jaxseg.training.loop"}
 
 

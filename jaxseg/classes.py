@@ -1,6 +1,6 @@
-"""Names of the datasets that published weights were trained on, in ascending order of category id."""
+"""Class names of datasets with published weights, in ascending order of the category id."""
 
-# COCO 2017: 80 of the ids 1..90 are in use.
+# COCO 2017 uses 80 of the ids from 1 to 90.
 _COCO = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",
     10: "traffic light", 11: "fire hydrant", 13: "stop sign", 14: "parking meter", 15: "bench", 16: "bird", 17: "cat",
@@ -16,11 +16,11 @@ _COCO = {
 }  # fmt: skip
 COCO_CATEGORY_IDS = tuple(_COCO)
 COCO_CLASS_NAMES = tuple(_COCO.values())
-# With the ids that have no category, as torchvision's detectors number their logits.
+# All ids, including those without a category, as torchvision's detectors number their logits.
 ALL_COCO_CATEGORY_IDS = tuple(range(1, 91))
 ALL_COCO_CLASS_NAMES = tuple(_COCO.get(number, f"unused {number}") for number in ALL_COCO_CATEGORY_IDS)
 
-# Pascal VOC with the SBD masks; ids 1..20 in alphabetical order.
+# Pascal VOC with the masks of SBD has the ids from 1 to 20 in alphabetical order.
 PASCAL_CLASS_NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",

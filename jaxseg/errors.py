@@ -1,14 +1,17 @@
-"""The errors that a user can cause, as one family: what a command answers with one sentence and exit code 2."""
+"""The errors that a user can cause.
+
+Commands report them with one sentence and exit code 2.
+"""
 
 import reprlib
 
 
 class UserError(ValueError):
-    """Something that the user gave cannot be used; the message is one sentence on what is wrong and what would be right."""
+    """A user's input cannot be used; the message says what is wrong and what would be right."""
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be used; the message names the key and what would be right."""
+    """A configuration cannot be used; the message names the key and the valid values."""
 
 
 _REPR = reprlib.Repr()
@@ -18,9 +21,9 @@ _REPR.maxlevel = 3
 
 
 def shortened(value: object) -> str:
-    """`repr` of a value that a user gave, bounded however large, deep or odd the value is."""
+    """Returns the `repr` of a user's value, shortened if the value is very large or deep."""
     try:
         return _REPR.repr(value)[:500]
-    # Python refuses to print whole numbers of over 4,300 digits.
+    # Python refuses to print integers of more than 4,300 digits.
     except ValueError:
         return f"a {type(value).__name__} of very many digits"

@@ -1,4 +1,4 @@
-"""Files that are read and written everywhere: JSON with its errors in sentences, and files that are whole or not there."""
+"""Reading JSON, with one-sentence errors, and writing files that are never incomplete."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from jaxseg.errors import UserError
 
 
 def is_file_name(text: str) -> bool:
-    """Whether a file can have this name: there is no NUL in it, nor half of a surrogate pair."""
+    """Whether a file can have this name, which may hold no NUL and no half of a surrogate pair."""
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
@@ -20,15 +20,15 @@ def is_file_name(text: str) -> bool:
 
 
 def make_folder(folder: Path, name: str, error: type[UserError]) -> None:
-    """Makes a folder, if need be.
+    """Makes a folder if it does not exist.
 
     Args:
-        folder: its path.
-        name: what the user calls it, such as "--output".
-        error: the kind of mistake that it is, where it cannot be made.
+        folder: the folder.
+        name: the user's name for it, for example "--output".
+        error: the type of the error if it cannot be made.
 
     Raises:
-        error: in one sentence.
+        error: the folder cannot be made; the message is one sentence.
     """
     if not is_file_name(str(folder)):
         raise error(f"{name} {str(folder)!r} is no name that a folder can have.")
@@ -39,10 +39,14 @@ def make_folder(folder: Path, name: str, error: type[UserError]) -> None:
 
 
 def read_json(path: Path, error: type[UserError]) -> Any:
-    """The content of a JSON file.
+    """Reads a JSON file.
+
+    Args:
+        path: the file.
+        error: the type of the error if it cannot be read.
 
     Raises:
-        error: the file cannot be read, or is no JSON; one sentence with its name.
+        error: the file cannot be read or is not JSON; the message is one sentence with its name.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
@@ -52,7 +56,7 @@ def read_json(path: Path, error: type[UserError]) -> Any:
         raise error(f"{path} is not valid JSON: byte {reason.start} is not UTF-8.") from None
     except RecursionError:
         raise error(f"{path} cannot be used: its lists or objects are nested too deeply.") from None
-    # A whole number of over 4,300 digits, or a name that no file can have.
+    # Integers of more than 4,300 digits and invalid file names raise this.
     except ValueError as reason:
         raise error(f"{path} cannot be used: {str(reason).split(';')[0]}.") from None
     except OSError as reason:
@@ -61,10 +65,10 @@ def read_json(path: Path, error: type[UserError]) -> Any:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new binary file, which takes the place of `path` when it is complete and on the disk.
+    """Opens a new binary file, which replaces `path` when it is complete and on the disk.
 
     Raises:
-        OSError: it cannot be written; `path` is then as it was before.
+        OSError: the file cannot be written; `path` is then unchanged.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -74,7 +78,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        # What a full disk raises names no file.
+        # The error of a full disk does not name the file.
         if error.filename is None:
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
@@ -84,10 +88,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, UTF-8, that is either the old one or the new one, whenever the process ends.
+    """Writes a text file in UTF-8.
+
+    Even if the process is killed, the file holds either the old text or the new one.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with replacing(path) as file:
         file.write(text.encode())

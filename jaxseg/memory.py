@@ -1,4 +1,4 @@
-"""How much memory this machine has, for what would not fit is refused at the door."""
+"""The memory of this machine, and the refusal of requests that would not fit into it."""
 
 import os
 
@@ -8,12 +8,12 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def physical_memory() -> int:
-    """Bytes of memory that the machine has, used or not."""
+    """Returns the size of the machine's memory in bytes, whether it is in use or not."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def in_units(size: float) -> str:
-    """A number of bytes for a person to read, such as "37.3 GB"."""
+    """Formats a number of bytes for people, for example as "37.3 GB"."""
     for unit in _UNITS[:-1]:
         if size < 1000:
             return f"{size:.3g} {unit}"
@@ -21,15 +21,15 @@ def in_units(size: float) -> str:
     return f"{size:.3g} {_UNITS[-1]}"
 
 
-def require_memory(wanted: int, what: str, remedy: str, error: type[UserError], share: float = 1.0) -> None:
-    """Raises `error` where something would take more than a share of the machine's memory.
+def require_memory(wanted: int, what: str, remedy: str, *, error: type[UserError], share: float = 1.0) -> None:
+    """Raises an error if something would take more than a share of the machine's memory.
 
     Args:
-        wanted: bytes.
-        what: the subject of the sentence.
-        remedy: the end of the sentence.
-        error: the kind of mistake that it is.
-        share: of the machine's memory, that it may take.
+        wanted: the number of bytes that it would take.
+        what: its description, which is the subject of the message.
+        remedy: the advice at the end of the message.
+        error: the type of the error.
+        share: the largest permitted fraction of the machine's memory.
     """
     limit = int(physical_memory() * share)
     if wanted > limit:

@@ -1,4 +1,4 @@
-"""Detection in picture files: each gets a drawing, and a JSON file holds all objects."""
+"""Detection in picture files, with a drawing of each picture and one JSON file of all objects."""
 
 import contextlib
 import glob
@@ -23,13 +23,13 @@ _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tif", ".tiff", "
 
 
 def find_pictures(pattern: str) -> list[Path]:
-    """The files that a file name, a folder or a glob names, in order of name.
+    """Returns the files that a file name, a folder or a glob matches, in the order of their names.
 
-    Of a folder these are the pictures, known by the endings of their names. Pictures in folders
-    below it are left out, and a line of the log tells how many.
+    In a folder, the pictures are the files with known file name extensions. Pictures in its
+    subfolders are left out, and their number is reported in the log.
 
     Raises:
-        ImageError: there is none.
+        ImageError: there are no such files.
     """
     path = Path(pattern)
     if not is_file_name(pattern):
@@ -55,9 +55,9 @@ def _pictures_of_folder(folder: Path) -> list[Path]:
 
 
 def readable_pictures(paths: Iterable[Path], skip: Callable[[Path], None]) -> Iterator[tuple[Path, np.ndarray]]:
-    """Yields each picture that can be read, as RGB, with its path.
+    """Yields the path and the RGB pixels of each picture that can be read.
 
-    For every other file the log says what is wrong, and `skip` is called with its path.
+    The error of every other file is reported in the log, and `skip` is called with its path.
     """
     for path in paths:
         try:
@@ -70,20 +70,20 @@ def readable_pictures(paths: Iterable[Path], skip: Callable[[Path], None]) -> It
 
 
 def predict_files(predictor: Predictor, paths: Sequence[Path], output: Path) -> list[Path]:
-    """Detects objects in picture files; writes a PNG drawing of each, and detections.json.
+    """Detects objects in picture files, and writes a PNG drawing of each and detections.json.
 
-    detections.json holds `images`, each with `file_name`, `height`, `width` and `detections` (`box`
-    as x1, y1, x2, y2, `class`, `name`, `score`, `rle`, `polygons`), and `skipped`, the names of
-    files that are no readable picture. It is written picture by picture, so that what was found
-    before an interruption is in it.
+    detections.json contains `images`, each with `file_name`, `height`, `width` and `detections`
+    (`box` as x1, y1, x2, y2, `class`, `name`, `score`, `rle` and `polygons`), and `skipped`, the
+    names of the files that are not readable pictures. It is written picture by picture, so that the
+    detections before an interruption are not lost.
 
     Args:
-        predictor: it says what to keep, and gives masks as crops (`masks="crop"`).
-        paths: picture files, in any format OpenCV reads.
-        output: a folder, which is made if need be.
+        predictor: the predictor, which must return masks as crops (`masks="crop"`).
+        paths: the picture files, in any format that OpenCV reads.
+        output: the folder for the results, which is created if necessary.
 
     Returns:
-        the paths of the drawings.
+        The paths of the drawings.
 
     Raises:
         ImageError: a drawing would overwrite one of the pictures, or none of the files can be read.
@@ -113,7 +113,7 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], output: Path) -> 
 
 
 class _DetectionsFile:
-    """detections.json while it grows: it is valid JSON after each picture."""
+    """The growing file detections.json, which is valid JSON after each picture."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._skipped, self._empty = path, list[str](), True
@@ -125,7 +125,7 @@ class _DetectionsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # An error in writing has been raised already, where it happened.
+        # An error in writing has already been raised where it happened.
         with contextlib.suppress(OSError):
             self._file.close()
 
@@ -138,12 +138,12 @@ class _DetectionsFile:
         self._end()
 
     def skip(self, path: Path) -> None:
-        """Adds the name of a file that is no picture."""
+        """Adds the name of a file that is not a picture."""
         self._skipped.append(str(path))
         self._end()
 
     def _end(self) -> None:
-        """Writes what comes after the entries, and goes back to the place before it."""
+        """Writes the end of the file, and goes back to the position after the last entry."""
         place = self._file.tell()
         self._file.write(f'], "skipped": {json.dumps(self._skipped)}}}\n'.encode())
         self._file.flush()
@@ -151,9 +151,9 @@ class _DetectionsFile:
 
 
 def _drawing_paths(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
-    """A PNG for each picture, named after it.
+    """Returns the path of a PNG for each picture, which is named after the picture.
 
-    Where other pictures have the same name, the ending or the folders are in the name, too.
+    If several pictures have the same name, the extension or the folders become part of it.
     """
     namings = (lambda path: path.stem, lambda path: path.name, lambda path: "_".join(path.resolve().parts[1:]))
     counts = [Counter(naming(path) for path in paths) for naming in namings]

@@ -1,4 +1,4 @@
-"""Picture files: read into memory, or refused in one sentence; written, or an error."""
+"""Reading and writing picture files, with one-sentence errors."""
 
 import contextlib
 from pathlib import Path
@@ -12,14 +12,17 @@ from jaxseg.files import is_file_name
 
 
 class ImageError(UserError):
-    """A picture that cannot be used; the message says what is wrong and what would be right."""
+    """A picture cannot be used; the message says what is wrong and what would be right."""
 
 
 def read_picture(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture file, in any format OpenCV reads, as RGB, turned as its EXIF orientation says.
+    """Reads a picture file, in any format that OpenCV reads, as RGB.
+
+    The orientation in its EXIF data is applied.
 
     Raises:
-        ImageError: the file cannot be read, is no picture, or has more pixels than OpenCV allows (2**30).
+        ImageError: the file cannot be read, is not a picture, or has more pixels than OpenCV allows
+            (2**30).
     """
     if not is_file_name(str(path)):
         raise ImageError(f"{str(path)!r} is no name that a file can have.")
@@ -45,12 +48,18 @@ def _reason(error: cv2.error) -> str:
 
 
 def write_picture(path: Path, picture: UInt8[np.ndarray, "H W 3"], *, jpeg_quality: int = 95) -> None:
-    """Writes an RGB picture in the format that the name ends in.
+    """Writes an RGB picture, in the format that the suffix of the file name says.
+
+    Args:
+        path: the file.
+        picture: uint8 `[H, W, 3]`, RGB.
+        jpeg_quality: the quality of a JPEG file, 0..100.
 
     Raises:
-        OSError: it cannot be written, for instance on a full disk; nothing is left of it then.
+        OSError: the file cannot be written, for example because the disk is full; no incomplete
+            file is left then.
     """
-    # OpenCV's own writer does not tell of a full disk.
+    # OpenCV's own writer does not report a full disk.
     options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality] if path.suffix in (".jpg", ".jpeg") else []
     encoded = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)[1]
     try:

@@ -1,4 +1,4 @@
-"""Pictures in, objects out."""
+"""The predictor, which detects the objects in pictures of any size."""
 
 import dataclasses
 import functools
@@ -32,10 +32,10 @@ from jaxseg.ops.masks import resize_masks
 from jaxseg.pictures import ImageError, read_picture
 from jaxseg.structures import AnyArray, Detections, MaskCrop
 
-# On accelerators, masks over the input are resized on a canvas of a multiple of this many pixels,
-# so that few sizes are compiled.
+# On accelerators, masks over the input are resized to a canvas whose sides are multiples of this
+# many pixels, so that few sizes are compiled.
 _CANVAS_STEP = 128
-# Pixels of such a canvas, of which a hundred masks in float32 take 6 GB.
+# The largest canvas in pixels; a hundred masks of this size in float32 take 6 GB.
 _LARGEST_CANVAS = 1 << 24
 
 MaskForm = Literal["full", "rle", "crop"]
@@ -44,17 +44,17 @@ Picture = np.ndarray | PIL.Image.Image | str | Path
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """The objects of one picture, best first.
+    """The objects of one picture in descending order of their scores.
 
     Attributes:
         boxes: float32 `[n, 4]`, `x1, y1, x2, y2` in pixels of the picture, clipped to it.
-        masks: in the form that `Predictor` was asked for: bool `[n, H, W]`; n run lengths in COCO's
-            compressed form, `{"size": [H, W], "counts": text}`; or n parts of masks, `MaskCrop`.
-            None where the detector has no masks.
+        masks: the masks in the form that was requested from `Predictor`: bool `[n, H, W]`; n run
+            lengths in COCO's compressed form, `{"size": [H, W], "counts": text}`; or n `MaskCrop`s.
+            None if the detector has no masks.
         scores: float32 `[n]`, 0..1.
         classes: int32 `[n]`, 0 .. C-1.
         names: the name of each object's class.
-        picture_size: height and width of the picture.
+        picture_size: the height and width of the picture.
     """
 
     boxes: np.ndarray
@@ -69,28 +69,30 @@ class Prediction:
 
 
 class Predictor:
-    """Finds objects in pictures of any sizes.
+    """Detects objects in pictures of any size.
 
-    Pictures are detected in batches of 1, 2, 4, ... up to `batch_size`, filled up where needed, so
-    that few programs are compiled; the host finishes one batch while the device works on the next.
-    A batch has inputs of one size, so where the detector knows several, pictures may overtake each
-    other on the way; answers come in the order of the pictures.
+    Pictures are processed in batches of 1, 2, 4, ... up to `batch_size`, which are padded if
+    necessary, so that few programs are compiled. The host finishes one batch while the device works
+    on the next. All inputs of a batch have one size. If the detector has several input sizes,
+    pictures can therefore be processed in another order, but the results are always in the order of
+    the pictures.
 
     Args:
-        config: of the detector. `data.class_names` gives the names; where it is empty they are
-            "class 0", "class 1", ...
+        config: the configuration of the detector. `data.class_names` gives the names of the
+            classes; if it is empty, they are "class 0", "class 1", ...
         variables: its parameters and statistics, from `init_variables` or `load_weights`.
-        score_threshold: keep objects with a score above it; 0 keeps all.
-        top_k: keep at most so many of a picture; 0 keeps all.
-        nms: of YOLACT, instead of `config.model.detection.nms`: "fast", "cross_class" or "greedy".
-        batch_size: the largest batch, a power of two; 0 takes the largest one up to
+        score_threshold: drops objects with this score or a lower one; 0 keeps all.
+        top_k: the largest number of objects to keep in a picture; 0 keeps all.
+        nms: for YOLACT, the rule that replaces `config.model.detection.nms`: "fast", "cross_class"
+            or "greedy".
+        batch_size: the largest batch size, a power of two; 0 takes the largest power of two up to
             `config.eval.batch_size`.
-        masks: their form, see `Prediction`. "full" masks take a byte a pixel of the picture each;
-            "rle" (run lengths) and "crop" (the part around the object) take as much as the object,
-            whatever the picture's size.
+        masks: the form of the masks, see `Prediction`. A "full" mask takes one byte per pixel of
+            the picture. The memory of "rle" (run lengths) and "crop" (the part around the object)
+            depends on the size of the object and not on that of the picture.
 
     Raises:
-        ConfigError: for an option out of range.
+        ConfigError: an option is out of range.
     """
 
     def __init__(
@@ -118,9 +120,9 @@ class Predictor:
         self._detector = DeviceDetector(config, variables, [device], fixed=device.platform == "cpu")
         spec = self._detector.spec
         check_batch_memory(spec, batch_size, 0, "batch_size", bytes_per_color=4)
-        # Cells over boxes are few, and quickly pasted by the host.
+        # Masks over boxes have few cells, so the host pastes them quickly.
         self._masks_on_device = device.platform != "cpu" and spec.mask_frame == "image"
-        # Pictures of each input size in turn still fill their batches.
+        # Even if pictures of all input sizes alternate, they fill their batches.
         self._patience = len(spec.input_sizes) * batch_size
 
     @overload
@@ -130,26 +132,26 @@ class Predictor:
     def __call__(self, images: Sequence[Picture]) -> list[Prediction]: ...
 
     def __call__(self, images: Any) -> Prediction | list[Prediction]:
-        """The objects of one picture, or of each in a list or tuple.
+        """Detects the objects in one picture, or in each picture of a list or tuple.
 
         Args:
-            images: uint8 `[H, W, 3]`, RGB; grey `[H, W]` and RGBA `[H, W, 4]` are converted, alpha
-                is dropped. Or a picture of Pillow's, in any mode, with its pixels as they are; or
-                the path of a file, turned as its EXIF orientation says.
+            images: uint8 `[H, W, 3]`, RGB; or grey `[H, W]` or RGBA `[H, W, 4]`, which are
+                converted, where alpha is dropped; or a Pillow image of any mode, whose EXIF
+                orientation is ignored; or the path of a file, whose EXIF orientation is applied.
 
         Raises:
-            ImageError: for anything else, before anything is detected; or "full" masks of a picture
-                would not fit into memory.
+            ImageError: a picture has another form, which is checked before any detection; or the
+                "full" masks of a picture would not fit into memory.
         """
         if not isinstance(images, list | tuple):
             return next(self.stream([rgb_image(images)]))
         return list(self.stream([rgb_image(image, f"Picture {i}") for i, image in enumerate(images)]))
 
     def stream(self, images: Iterable[Picture]) -> Iterator[Prediction]:
-        """The objects of each of many pictures, which are asked for as they are needed.
+        """Yields the objects of each of many pictures, which are read only when they are needed.
 
         Raises:
-            ImageError: at the first picture that cannot be used.
+            ImageError: a picture cannot be used; the error is raised when that picture is reached.
         """
         finished: dict[int, Callable[[], Prediction]] = {}
         given = 0
@@ -163,13 +165,13 @@ class Predictor:
                 given += 1
 
     def _submit(self, images: Iterable[Picture]) -> Iterator[tuple[Started, list[jax.Array] | None]]:
-        """Starts detection batch by batch: what is found, and masks packed at canvas size."""
+        """Starts detection batch by batch; yields detections with masks packed at canvas size."""
         pictures = (prepare(i, rgb_image(image, f"Picture {i}"), self._detector.rule) for i, image in enumerate(images))
         for batch in start_batches(self._detector, pictures, self._batch_sizes, self._patience):
             masks, packed = batch.detections.masks, None
-            # Of very large pictures the host makes the masks, one by one.
+            # The host makes the masks of very large pictures, one by one.
             largest = max(math.prod(_canvas(view.picture_size)) for view in batch.views)
-            # The device's resize is of pictures that fill the input.
+            # The resize on the device requires pictures that fill the input.
             filled = all(view.image_size == view.input_size for view in batch.views)
             if self._masks_on_device and masks is not None and filled and largest <= _LARGEST_CANVAS:
                 packed = [_packed_row(masks, row, view.picture_size) for row, view in enumerate(batch.views)]
@@ -179,7 +181,7 @@ class Predictor:
         selected = select(detections, row, self._selection)
         boxes, crops = to_crops(selected, view, self._detector.spec)
         if packed is not None:
-            # The rows are in order of score, so the wanted ones come first.
+            # The rows are in descending order of scores, so the selected ones come first.
             crops = _unpacked(np.asarray(packed)[: len(selected.scores)], view.picture_size)
         return Prediction(
             boxes=boxes,
@@ -191,13 +193,14 @@ class Predictor:
         )
 
     def _formed(self, crops: Iterator[MaskCrop], size: tuple[int, int], count: int) -> Any:
-        """The masks of a picture of this height and width in the form that is asked for."""
+        """Converts the masks of a picture of this height and width to the requested form."""
         if self._mask_form == "crop":
             return list(crops)
         if self._mask_form == "rle":
             return encode_crops(crops, size)
         what = f"{count} masks of {size[1]} x {size[0]} pixels (width x height)"
-        require_memory(count * math.prod(size), what, 'Predictor(..., masks="rle") or masks="crop" needs little', ImageError, 0.5)
+        remedy = 'Predictor(..., masks="rle") or masks="crop" needs little'
+        require_memory(count * math.prod(size), what, remedy, error=ImageError, share=0.5)
         return whole_masks(crops, size, count)
 
 
@@ -212,30 +215,30 @@ def _canvas(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _packed_row(masks: AnyArray, row: int, picture_size: tuple[int, int]) -> jax.Array:
-    # The row is data, so that all rows have one program.
+    # The row is an argument of the compiled program, so that one program works for all rows.
     soft_masks = jax.lax.dynamic_index_in_dim(masks, row, keepdims=False)
     return _packed_masks(soft_masks, np.array(picture_size, np.int32), _canvas(picture_size))
 
 
 @functools.partial(jax.jit, static_argnames="canvas")
 def _packed_masks(soft_masks: jax.Array, picture_size: jax.Array, canvas: tuple[int, int]) -> jax.Array:
-    """Masks of one picture on a canvas, one bit a pixel along x.
+    """Resizes the masks of one picture to a canvas, and packs them along x as one bit per pixel.
 
-    This is a 32nd of what the host would have to fetch otherwise.
+    The host then fetches only 1/32 of the bytes of float32 masks.
     """
     return jnp.packbits(resize_masks(soft_masks, picture_size, canvas) > MASK_THRESHOLD, axis=2)
 
 
 def rgb_image(image: Any, whose: str = "The picture") -> np.ndarray:
-    """A picture as uint8 `[H, W, 3]`; grey is repeated, and an alpha channel is dropped.
+    """Converts a picture to uint8 `[H, W, 3]`; grey is repeated, and an alpha channel is dropped.
 
     Args:
-        image: an array, a picture of Pillow's, or the path of a file.
-        whose: the subject of the error's sentence.
+        image: an array, a Pillow image, or the path of a file.
+        whose: the subject of the sentence in error messages.
 
     Raises:
-        ImageError: it is no uint8 array of a picture's shape, or is empty; or no picture is in the
-            file.
+        ImageError: the array is empty, or is not uint8 with the shape of a picture; or the file
+            does not contain a picture.
     """
     if isinstance(image, str | Path):
         return read_picture(image)
@@ -243,7 +246,7 @@ def rgb_image(image: Any, whose: str = "The picture") -> np.ndarray:
         "it must be a uint8 array [height, width, 3], RGB 0..255 (grey [height, width] and RGBA are converted), a Pillow image or a path"
     )
     try:
-        # Modes such as palettes and CMYK are no colours yet.
+        # Images of modes such as palettes and CMYK do not hold RGB values yet.
         array = np.asarray(image.convert("RGB") if isinstance(image, PIL.Image.Image) else image)
     except (ValueError, TypeError, OSError) as error:
         raise ImageError(f"{whose} is no array ({str(error).splitlines()[0][:100]}); {right}.") from None
@@ -259,7 +262,7 @@ def rgb_image(image: Any, whose: str = "The picture") -> np.ndarray:
 
 
 def as_json(prediction: Prediction) -> list[dict[str, Any]]:
-    """The objects of one picture as plain dicts and numbers.
+    """Converts the objects of one picture to plain dictionaries and numbers.
 
     Masks of any form are given both as run lengths and as polygons.
     """

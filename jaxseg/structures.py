@@ -1,8 +1,8 @@
 """The three pytrees that all parts share, `Targets`, `Batch` and `Detections`, and their sizes.
 
-Everything that varies from picture to picture is padded to a fixed size and carries a validity
-mask, so that one compiled program serves every picture. Shapes below are for one image; a batch
-adds `B` in front.
+Everything that varies from picture to picture is padded to a fixed size and has a validity mask, so
+that one compiled program works for every picture. The shapes are those of one image; a batch adds
+`B` in front.
 """
 
 import dataclasses
@@ -12,16 +12,16 @@ from flax import struct
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
 from numpy import ndarray
 
-# Host code fills these with NumPy arrays, jitted code sees JAX arrays.
+# On the host these are NumPy arrays; in jitted code they are JAX arrays.
 AnyArray = Array | ndarray
 
 
 class MaskCrop(NamedTuple):
-    """A binary mask of a picture, as a part of the picture outside of which the mask has no pixel.
+    """A binary mask of a picture, given on the part of the picture that contains all its pixels.
 
     Attributes:
-        top, left: the first row and column of the part.
-        bits: bool `[h, w]`.
+        top, left: the first row and the first column of the part.
+        bits: the mask on the part, bool `[h, w]`.
     """
 
     top: int
@@ -31,14 +31,16 @@ class MaskCrop(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """How a picture gets into the network's input.
+    """The resize of a picture to the network's input.
 
     Attributes:
-        rule: "stretch" fills the input whatever its proportions. All others keep them, and differ
-            in how they round the size and in who interpolates: "opencv" (mmdetection), "pillow"
-            (detectron2), "pillow_truncated" (maskrcnn-benchmark), "float" (torchvision).
-        shorter_sides: pixels; training draws one, evaluation takes the largest.
-        longer_side: pixels; the longer side may not exceed it.
+        rule: "stretch" fills the input and ignores the picture's proportions. All other rules keep
+            the proportions; they differ in how they round the size and in the library that
+            interpolates: "opencv" (mmdetection), "pillow" (detectron2), "pillow_truncated"
+            (maskrcnn-benchmark) and "float" (torchvision).
+        shorter_sides: the possible lengths of the shorter side in pixels; training draws one of
+            them, and evaluation takes the largest.
+        longer_side: the limit of the longer side in pixels.
     """
 
     rule: Literal["stretch", "opencv", "pillow", "pillow_truncated", "float"] = "stretch"
@@ -48,28 +50,30 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """What a detector wants its batches to be; data and evaluation follow it.
+    """The form of the batches that a detector requires, for the data and the evaluation.
 
-    How pictures get into the input (`resize`) and what masks cover (`mask_frame`) are separate
-    choices: each of one goes with each of the other.
+    The resize of pictures (`resize`) and the region that masks cover (`mask_frame`) are independent
+    of each other.
 
     Attributes:
-        input_sizes: heights and widths that the network's input may have; each batch has one of
+        input_sizes: the heights and widths that the network's input can have; each batch has one of
             them.
-        mask_size: height and width of the ground-truth masks (YOLACT: the prototypes'), or None for
-            a detector without masks. Masks over the input are of this size in the first of
-            `input_sizes`; see `mask_size_in` for the others.
-        semantic_size: height and width of the masks of each class (YOLACT: P3's), over the first of
-            `input_sizes`, or None where they are not wanted; see `semantic_size_in` for the others.
-        num_classes: of the dataset; rows of `Targets.semantic`.
-        resize: how a picture gets into the input.
-        mask_frame: what a mask's cells cover. "image": the network's input. "box": the object's
-            box. "integer_box": the same, and a detected mask goes back into the picture stretched
-            over the whole pixels of its box.
-        pixel_offset: 1 where boxes end in their last pixel (x + width - 1).
+        mask_size: the height and width of the ground-truth masks (for YOLACT, those of the
+            prototypes), or None for a detector without masks. Masks over the input have this size
+            in the first of `input_sizes`; see `mask_size_in` for the others.
+        semantic_size: the height and width of the masks of each class (for YOLACT, those of P3)
+            over the first of `input_sizes`, or None if the detector does not use them; see
+            `semantic_size_in` for the others.
+        num_classes: the number of classes of the dataset, and of rows of `Targets.semantic`.
+        resize: the resize of a picture to the input.
+        mask_frame: the region that a mask's cells cover: "image" is the network's input, and "box"
+            is the object's box. "integer_box" is also the object's box, but a detected mask is
+            stretched over the whole pixels of its box in the picture.
+        pixel_offset: 1 if boxes end in their last pixel (x + width - 1), and 0 if they are
+            continuous.
 
     Raises:
-        ValueError: the cells over another of `input_sizes` are no whole number.
+        ValueError: the number of cells over another of `input_sizes` is not a whole number.
     """
 
     input_sizes: tuple[tuple[int, int], ...]
@@ -86,15 +90,15 @@ class InputSpec:
             self.semantic_size_in(input_size)
 
     def mask_size_in(self, input_size: tuple[int, int]) -> tuple[int, int] | None:
-        """Height and width of the ground-truth masks in a batch of this input size."""
+        """Returns the height and width of the ground-truth masks in a batch of this input size."""
         return self._in_input("mask_size", self.mask_size, input_size) if self.mask_frame == "image" else self.mask_size
 
     def semantic_size_in(self, input_size: tuple[int, int]) -> tuple[int, int] | None:
-        """Height and width of the masks of each class in a batch of this input size."""
+        """Returns the height and width of the masks of each class in a batch of this input size."""
         return self._in_input("semantic_size", self.semantic_size, input_size)
 
     def _in_input(self, name: str, size: tuple[int, int] | None, input_size: tuple[int, int]) -> tuple[int, int] | None:
-        """A size that is stated for the first input, for another one."""
+        """Converts a size that is given for the first input size to another input size."""
         if size is None:
             return None
         first = self.input_sizes[0]
@@ -109,17 +113,18 @@ class InputSpec:
 
 @struct.dataclass
 class Targets:
-    """Ground truth of one image, `N` = `config.data.max_objects` rows.
+    """The ground truth of one image, with `N` = `config.data.max_objects` rows.
 
     Attributes:
         boxes: `x1, y1, x2, y2` in pixels of the network's input; see `InputSpec.pixel_offset`.
         classes: 0 .. C-1, in the order of the dataset's category ids.
-        valid: the row holds an object (ordinary or crowd); all other rows are padding.
-        crowd: the row is a crowd region: it silences priors, and no loss learns from it.
+        valid: whether the row holds an object (ordinary or crowd); all other rows are padding.
+        crowd: whether the row is a crowd region. Anchors that overlap it are ignored, and no loss
+            learns from it.
         masks: instance masks, packed along x (`numpy.packbits`, big endian), over the input or each
             over its box, see `InputSpec.mask_frame`; None for a detector without masks.
-        semantic: union of the masks of each class at the semantic head's resolution, packed along
-            x; None where not wanted.
+        semantic: the union of the masks of each class at the resolution of the semantic head,
+            packed along x; None if the detector does not use it.
     """
 
     boxes: Float32[AnyArray, "*B N 4"]
@@ -132,16 +137,17 @@ class Targets:
 
 @struct.dataclass
 class Batch:
-    """What one training or validation step gets.
+    """The input of one training or validation step.
 
     Attributes:
-        images: RGB, 0..255, the network's input (uint8 in training; evaluation keeps the resize's
-            float32).
-        image_sizes: height and width that each picture has within the network's input; padding lies
-            right of it and below.
-        indices: position of the image in its dataset, so that the host can name it; -1 for padding.
-        valid: False for images that only fill up the last batch.
-        targets: ground truth of each image.
+        images: the network's inputs, RGB, 0..255. They are uint8 in training; evaluation keeps the
+            float32 values of the resize.
+        image_sizes: the height and width of each picture within the network's input; the padding is
+            on its right and below.
+        indices: the index of each image in its dataset, so that the host can name it; -1 for
+            padding.
+        valid: False for rows that are only padding.
+        targets: the ground truth of each image.
     """
 
     images: UInt8[AnyArray, "B H W 3"] | Float32[AnyArray, "B H W 3"]
@@ -153,16 +159,16 @@ class Batch:
 
 @struct.dataclass
 class Detections:
-    """What a detector found in one image, best score first, `D` rows of which `valid` ones count.
+    """The detections in one image in descending order of their scores, with `D` rows.
 
     Attributes:
-        boxes: `x1, y1, x2, y2` in pixels of the network's input; may reach outside of it; see
-            `InputSpec.pixel_offset`.
+        boxes: `x1, y1, x2, y2` in pixels of the network's input; they can extend beyond the input.
+            See `InputSpec.pixel_offset`.
         scores: 0..1.
         classes: 0 .. C-1.
-        valid: the row holds a detection; valid rows come first.
-        masks: probability of each cell, over the input (0 outside the box) or over the detection's
-            box, see `InputSpec.mask_frame`; None where the detector has no masks.
+        valid: whether the row holds a detection; valid rows come first.
+        masks: the probability of each cell, over the input (0 outside the box) or over the
+            detection's box, see `InputSpec.mask_frame`; None if the detector has no masks.
     """
 
     boxes: Float32[AnyArray, "*B D 4"]

@@ -1,4 +1,4 @@
-"""torch's resize of binary masks, without torch."""
+"""The resize of binary masks as torch does it, written in NumPy."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ from jaxseg.data.views.interpolation import Interpolation
 
 
 def resize_binary_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Masks `[n, H, W]` of 0 and 1 at another size, binary again.
+    """Resizes masks `[n, H, W]` of 0 and 1 to another size; the results are binary again.
 
-    It is `F.interpolate(masks.float(), size, mode="bilinear", align_corners=False) > 0.5`.
+    This is `F.interpolate(masks.float(), size, mode="bilinear", align_corners=False) > 0.5`.
     """
     rows, columns = (Interpolation.between(length, cells) for length, cells in zip(masks.shape[1:], size, strict=True))
     values = masks.astype(np.float32)

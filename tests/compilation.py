@@ -1,4 +1,4 @@
-"""Counts what XLA compiles."""
+"""Counts the programs that XLA compiles."""
 
 import collections
 import contextlib
@@ -10,7 +10,10 @@ import jax
 
 @contextlib.contextmanager
 def compiled_programs() -> Iterator[collections.Counter[str]]:
-    """While entered, the counter counts the programs that XLA compiles, by the name of the function that was given to `jax.jit`."""
+    """Yields a counter of the programs that XLA compiles while the context is active.
+
+    The keys are the names of the functions that were given to `jax.jit`.
+    """
     names: collections.Counter[str] = collections.Counter()
 
     def note(event: str, _: float, **details: Any) -> None:

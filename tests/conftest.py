@@ -1,6 +1,7 @@
-"""Shared by all tests: shape checks on, a small CPU world, and where the originals' numbers are."""
+"""Shared by all tests: shape checks, a small CPU world, the originals' numbers, skipped tests."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
@@ -13,6 +14,8 @@ install_import_hook(["jaxseg.ops", "jaxseg.models"], "beartype.beartype")
 
 import jax
 import pytest
+from coco_mini import write_coco_mini
+from goldens import golden_folder
 from jax.sharding import AxisType, Mesh
 
 from jaxseg.ops.implementation import missing_gpu
@@ -22,20 +25,20 @@ REPOSITORY = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of numbers the originals computed; tests that want it are left out where it is absent."""
-    folder = Path(os.environ.get("JAXSEG_GOLDEN", REPOSITORY.parent / "shared" / "golden"))
-    if not folder.is_dir():
-        pytest.skip(f"no golden numbers at {folder}")
-    return folder
+    """The folder of the numbers that the originals computed: the full ones, or else the reduced."""
+    return golden_folder()
 
 
 @pytest.fixture(scope="session")
-def coco_mini() -> Path:
-    """150 real COCO images with masks; tests that want them are left out where they are absent."""
+def coco_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 images of COCO with their true annotations, in COCO's layout.
+
+    The pictures are COCO's own where `JAXSEG_COCO_MINI` or the folder beside the repository has them.
+    Their licences keep them out of the repository, so colour gradients of the same sizes stand in
+    for them elsewhere.
+    """
     folder = Path(os.environ.get("JAXSEG_COCO_MINI", REPOSITORY.parent / "shared" / "data" / "coco_mini"))
-    if not folder.is_dir():
-        pytest.skip(f"no coco_mini at {folder}")
-    return folder
+    return folder if folder.is_dir() else write_coco_mini(tmp_path_factory.mktemp("coco_mini"))
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def use_detector(monkeypatch):
 def two_devices() -> Mesh:
     """A mesh that batches are split over; tests on a machine with one GPU are left out."""
     if jax.device_count() < 2:
-        pytest.skip("one device")
+        pytest.skip("wants two devices")
     return jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
 
 
@@ -72,3 +75,13 @@ def interpreted():
         from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams, force_gpu_interpret_mode
     with force_gpu_interpret_mode(InterpretGPUParams(detect_races=True)):
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tells in one line what the skipped tests want, which their reasons say: "wants PyTorch"."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped:
+        reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+        terminalreporter.write_line(
+            f"{len(skipped)} skipped: " + ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        )

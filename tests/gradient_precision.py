@@ -1,9 +1,10 @@
-"""How far float32 gradients, ours and the original's, are from ours in float64. Takes a minute and the goldens.
+"""Measures the errors of float32 gradients, ours and the original's, against float64.
+
+The script takes a minute.
 
 python tests/gradient_precision.py yolact_im400_r101 train
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -13,14 +14,13 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from goldens import golden_folder
 from originals import load_run, original_name, training_batch
-
-GOLDEN = Path(os.environ.get("JAXSEG_GOLDEN", Path(__file__).parent.parent.parent / "shared" / "golden"))
 
 
 def gradient_norms(name: str, batch_norm: str, dtype: type) -> dict[str, float]:
-    """The norm of each parameter's gradient, with all arithmetic in `dtype`."""
-    run = load_run(GOLDEN, name, **{"model.batch_norm": batch_norm})
+    """Returns the norm of each parameter's gradient, with all arithmetic in `dtype`."""
+    run = load_run(golden_folder(), name, **{"model.batch_norm": batch_norm})
     variables, batch = jax.tree.map(lambda x: np.asarray(x, dtype), run.variables), training_batch(run)
     batch = batch.replace(images=batch.images.astype(dtype), targets=batch.targets.replace(boxes=batch.targets.boxes.astype(dtype)))
     model = run.model.clone(dtype=jnp.dtype(dtype))
@@ -37,12 +37,12 @@ def gradient_norms(name: str, batch_norm: str, dtype: type) -> dict[str, float]:
 
 def main(name: str = "yolact_im400_r101", batch_norm: str = "train") -> None:
     """Prints the relative errors of both sides."""
-    run = load_run(GOLDEN, name)
+    run = load_run(golden_folder(), name)
     ours = gradient_norms(name, batch_norm, np.float32)
     recorded = run.json("train")[f"bn_{batch_norm}"]["grad_norm"]
     theirs = {path: norm for path in ours if (norm := recorded[original_name(path, run.config)])}
     jax.config.update("jax_enable_x64", True)
-    # The model asks for float32 by this name wherever it does not take its dtype.
+    # Where the model does not use its dtype, it uses float32 by this name.
     jnp.float32 = jnp.float64
     exact = gradient_norms(name, batch_norm, np.float64)
     for whose, norms in (("ours", ours), ("original", theirs)):

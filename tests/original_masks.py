@@ -1,4 +1,4 @@
-"""Mask targets as the four originals make them, of polygons or whole bitmaps, for any region that comes along in a program."""
+"""Mask targets as the four originals make them, from polygons or bitmaps of the whole picture."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,10 @@ from rcnn_originals import RcnnRun
 
 
 def original_mask_targets(run: RcnnRun) -> Callable[..., jax.Array]:
-    """Stands in for `jaxseg.ops.masks.box_mask_targets`; objects are told by their frames, crops are not looked at."""
+    """Returns a replacement for `jaxseg.ops.masks.box_mask_targets`.
+
+    It identifies objects by their frames and ignores the crops.
+    """
     truth = run.batch().targets
     frames = np.concatenate([truth.boxes[i][truth.valid[i]] for i in (0, 1)])
     frames[:, 2:] += run.model.input_spec.pixel_offset
@@ -35,18 +38,26 @@ def original_mask_targets(run: RcnnRun) -> Callable[..., jax.Array]:
 
 
 def _polygon(run: RcnnRun, image: int, index: int, region: np.ndarray, size: int) -> np.ndarray:
-    """The object's polygon in its region's frame, drawn at `size` x `size` cells (maskrcnn-benchmark, detectron2)."""
+    """Draws the object's polygon over its region at `size` x `size` cells.
+
+    This is the way of maskrcnn-benchmark and detectron2.
+    """
     scale = size / np.maximum(region[2:] - region[:2], 1.0)
     points = (np.reshape(run.polygons(image)[index], (-1, 2)) - region[:2]) * scale
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([points.ravel().tolist()], size, size)))
 
 
 def _bitmap(run: RcnnRun, image: int, index: int, region: np.ndarray, size: int) -> np.ndarray:
-    """RoIAlign of the object's bitmap at network size: aligned and cut at one half (mmdetection), or neither (torchvision)."""
+    """Applies RoIAlign to the object's bitmap at the size of the network's input.
+
+    mmdetection's RoIAlign is aligned and its result is thresholded at one half; torchvision's is
+    not aligned and its result is not thresholded.
+    """
     soft = run.name.startswith("tv")
     bitmap = run.bitmaps(image)[index]
     if soft:
-        # Resized by the nearest pixel; and our region is shifted to make up for what is not aligned here.
+        # The resize takes the nearest pixel. The region is shifted because this RoIAlign is not
+        # aligned.
         rows, columns = (np.arange(to) * of // to for to, of in zip(run.inputs()[1][image], bitmap.shape, strict=True))
         bitmap, region = bitmap[rows][:, columns], region - 0.5
     down = _means(bitmap.shape[0], region[1], region[3], size, aligned=not soft)
@@ -56,7 +67,10 @@ def _bitmap(run: RcnnRun, image: int, index: int, region: np.ndarray, size: int)
 
 
 def _means(length: int, start: float, stop: float, size: int, *, aligned: bool) -> np.ndarray:
-    """Weights `[size, length]` of RoIAlign along one axis, with as many samples a cell as it has pixels."""
+    """Returns the weights `[size, length]` of RoIAlign along one axis.
+
+    A cell has as many samples as it has pixels.
+    """
     start, extent = (start - 0.5, stop - start) if aligned else (start, max(stop - start, 1.0))
     samples = int(np.ceil(extent / size))
     positions = start + (np.arange(size)[:, None] + (np.arange(samples) + 0.5) / samples) * extent / size

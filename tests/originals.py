@@ -1,22 +1,21 @@
 """The goldens of dbolya/yolact in our conventions."""
 
 import dataclasses
-import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
 import cv2
 import jax
 import numpy as np
+from binary_masks import resize_binary_masks
+from goldens import Golden, input_picture, load_arrays, load_json
+from rebuilt_weights import yolact_weights
 
 import jaxseg
 from jaxseg.config import Config
-from jaxseg.data.views.image_masks import resize_binary_masks
-from jaxseg.models.yolact import YolactOutputs
+from jaxseg.models.yolact.outputs import YolactOutputs
 from jaxseg.structures import Batch, InputSpec, Targets
 
-FUNCTIONS = Path(__file__).parent / "data" / "yolact"
 # Our config beside the original's run.
 RUNS = {
     "yolact_r50": "yolact_resnet50_s0",
@@ -28,21 +27,6 @@ RUNS = {
 LOSS_NAMES = {"box": "B", "class": "C", "mask": "M", "semantic": "S"}
 
 
-def functions(name: str) -> dict[str, np.ndarray]:
-    """A golden of the original's single functions."""
-    return dict(np.load(FUNCTIONS / f"{name}.npz"))
-
-
-def load_rebuild(golden: Path) -> Any:
-    """The module that makes a run's weights from their names."""
-    spec = importlib.util.spec_from_file_location("rebuild", golden / "rebuild.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @dataclasses.dataclass
 class Run:
     """One config with the weights and arrays of the original's run."""
@@ -52,32 +36,35 @@ class Run:
     model: jaxseg.models.Detector
     variables: dict[str, Any]
 
-    def arrays(self, name: str) -> dict[str, np.ndarray]:
-        return dict(np.load(self.folder / f"{name}.npz"))
+    def arrays(self, name: str) -> Golden:
+        return load_arrays(self.folder / f"{name}.npz")
 
     def json(self, name: str) -> dict[str, Any]:
-        return json.loads((self.folder / f"{name}.json").read_text())
+        return load_json(self.folder / f"{name}.json")
 
     def images(self) -> np.ndarray:
         """Both images at network size, RGB; resized as the original's evaluation does."""
         size = self.config.model.image_size
-        images = self.arrays("feats")["image_bgr"][..., ::-1].astype(np.float32)
+        images = np.stack([input_picture(f"yolact{i}") for i in (0, 1)]).astype(np.float32)
         return images if images.shape[1] == size else np.stack([cv2.resize(image, (size, size)) for image in images])
 
     def check_outputs(self, outputs: YolactOutputs) -> None:
-        """Of the first image: the original's, of which some keep every n-th row only."""
-        meta, heads = self.json("meta"), self.arrays("heads")
-        np.testing.assert_allclose(outputs.box_deltas[0], heads["loc"], atol=5e-4)
-        np.testing.assert_allclose(outputs.mask_coefficients[0, :: meta["stride_mask"]], heads["mask"], atol=5e-4)
-        np.testing.assert_allclose(outputs.class_logits[0, :: meta["stride_conf"]], self.arrays("conf_raw")["conf_raw"], atol=5e-4)
-        np.testing.assert_allclose(outputs.prototypes[0], self.arrays("proto")["proto"], atol=5e-4)
+        """Compares the outputs for the first image, of which the files keep every n-th row."""
+        meta = self.json("meta")
+        for file, name, ours in (
+            ("heads", "loc", outputs.box_deltas[0]),
+            ("heads", "mask", outputs.mask_coefficients[0, :: meta["stride_mask"]]),
+            ("conf_raw", "conf_raw", outputs.class_logits[0, :: meta["stride_conf"]]),
+            ("proto", "proto", outputs.prototypes[0]),
+        ):
+            arrays = self.arrays(file)
+            np.testing.assert_allclose(arrays.kept(ours, name), arrays[name], atol=5e-4, err_msg=name)
 
 
 def load_run(golden: Path, name: str, **overrides: Any) -> Run:
     config = jaxseg.load_config(f"configs/{name}.py", {"model.dtype": "float32", **overrides})
     folder = golden / "yolact" / RUNS[name]
-    state_dict = load_rebuild(golden).yolact_state_dict(folder)
-    return Run(config, folder, jaxseg.build_model(config), jaxseg.load_weights(state_dict, config))
+    return Run(config, folder, jaxseg.build_model(config), jaxseg.load_weights(yolact_weights(folder), config))
 
 
 def targets(arrays: dict[str, np.ndarray], spec: InputSpec, prefix: str = "", rows: int = 8) -> Targets:
@@ -89,7 +76,7 @@ def targets(arrays: dict[str, np.ndarray], spec: InputSpec, prefix: str = "", ro
         valid = np.arange(rows) < count
         crowd = valid & (np.arange(rows) >= count - arrays[f"{prefix}num_crowds"][i])
         boxes = np.zeros((rows, 4), np.float32)
-        boxes[:count] = truth[:, :4] * np.float32(spec.image_sizes[0][0])
+        boxes[:count] = truth[:, :4] * np.float32(spec.input_sizes[0][0])
         classes = np.zeros(rows, np.int32)
         classes[:count] = np.maximum(truth[:, 4], 0)
         instance = np.zeros((rows, *spec.mask_size), bool)

@@ -1,8 +1,8 @@
-"""A detector that jaxseg does not know: its configuration, its network and the names of its weights, in one file.
+"""A detector outside of jaxseg: its configuration, its network and the names of its weights.
 
-Each cell of a grid scores the classes and predicts the box of the object whose centre lies in the
-cell; one map of foreground probabilities, cut to the box, is the mask. Pictures keep their
-proportions, and masks lie over the whole input: a combination that none of jaxseg's detectors has.
+Each cell of a grid predicts class scores, and the box of the object whose centre lies in the cell.
+A map of foreground probabilities, cropped to the box, is the mask. Pictures keep their proportions,
+and masks cover the whole input, which is a combination that none of jaxseg's detectors has.
 """
 
 import dataclasses
@@ -93,13 +93,17 @@ class GridDetector(Detector):
 
 
 def centres(cells: int):
-    """The centre (x, y) of each cell, in pixels: `[cells, cells, 2]`."""
+    """Returns the centre (x, y) of each cell in pixels, `[cells, cells, 2]`."""
     along = (jnp.arange(cells) + 0.5) * STRIDE
     return jnp.stack(jnp.meshgrid(along, along), -1)
 
 
 def cell_targets(targets: Targets, cells: int, num_classes: int):
-    """Of one image: the classes of each cell, distances from its centre to the box's sides in cells, and the foreground."""
+    """Makes the targets of one image.
+
+    They are the class of each cell, the distances from its centre to the sides of the box in cells,
+    and the foreground.
+    """
     boxes, valid = jnp.asarray(targets.boxes), targets.valid & ~targets.crowd
     middle = ((boxes[:, :2] + boxes[:, 2:]) / 2 // STRIDE).astype(jnp.int32)
     column, row = jnp.where(valid[:, None], middle, cells).T
@@ -111,7 +115,7 @@ def cell_targets(targets: Targets, cells: int, num_classes: int):
 
 
 def cell_detections(logits, sizes, foreground, config: GridConfig) -> Detections:
-    """Of one image: the best cells, with the foreground within their boxes as masks."""
+    """Selects the best cells of one image, with the foreground within their boxes as masks."""
     cells = logits.shape[0]
     best, order = jax.lax.top_k(jax.nn.sigmoid(logits.astype(jnp.float32)).reshape(-1), config.max_detections)
     cell, classes = jnp.divmod(order, config.num_classes)

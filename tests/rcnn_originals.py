@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from originals import load_rebuild
+from goldens import Golden, input_picture, load_arrays
 from pycocotools import mask as coco_mask
+from rebuilt_weights import rcnn_weights
 
 import jaxseg
 from jaxseg.config import Config, override
 from jaxseg.data.views.box_masks import crop_masks
-from jaxseg.data.views.resize import fit_picture
+from jaxseg.data.views.from_spec import view_rule
 from jaxseg.structures import Batch, Targets
 
 # Our config of each run, with what the run did otherwise.
@@ -41,7 +42,7 @@ class RcnnRun:
     """One golden with its config, model and weights."""
 
     name: str
-    golden: dict[str, np.ndarray]
+    golden: Golden
     config: Config
     model: jaxseg.models.Detector
     state_dict: dict[str, np.ndarray]
@@ -53,7 +54,7 @@ class RcnnRun:
         return 1 if self.name.startswith(("tv", "mrb")) else 0
 
     def pictures(self) -> list[np.ndarray]:
-        return [self.golden[f"img{i}"] for i in (0, 1)]
+        return [input_picture(f"two_stage{i}") for i in (0, 1)]
 
     def inputs(self) -> tuple[np.ndarray, np.ndarray]:
         """Both pictures on one canvas, RGB, and their sizes within it."""
@@ -62,8 +63,8 @@ class RcnnRun:
         for i, picture in enumerate(self.pictures()):
             # Only torchvision's model resizes by itself.
             if self.name.startswith("tv"):
-                fitted = fit_picture(picture, self.model.input_spec)
-                picture, sizes[i] = fitted.image[: fitted.size[0], : fitted.size[1]], fitted.size
+                view = view_rule(self.model.input_spec).whole(picture.shape[:2])
+                picture = view.evaluation_image(picture)[: view.image_size[0], : view.image_size[1]]
             sizes[i] = picture.shape[:2]
             images[i, : sizes[i, 0], : sizes[i, 1]] = picture
         return images, sizes
@@ -119,9 +120,10 @@ class RcnnRun:
             scores = self._first("raw_scores", "det_scores", image=image)
         return boxes, scores, self._first("raw_classes", "det_labels", image=image) - self.first_class
 
-    def mask_cells(self, image: int) -> np.ndarray:
-        """Probabilities of each detection's 28 x 28 cells."""
-        return self._first("mask_prob28_", "raw_masks28_", "det_masks28_", image=image)
+    def masks_name(self, image: int) -> str:
+        """The name of the masks: probabilities of 28 x 28 cells, or mmdetection's in the picture."""
+        names = (f"mask_prob28_{image}", f"raw_masks28_{image}", f"det_masks28_{image}", f"det_masks{image}_packed")
+        return next(name for name in names if name in self.golden)
 
     def _first(self, *names: str, image: int) -> np.ndarray:
         return next(self.golden[f"{name}{image}"] for name in names if f"{name}{image}" in self.golden)
@@ -134,7 +136,7 @@ class RcnnRun:
 
 
 def load_rcnn(golden: Path, name: str, **overrides: Any) -> RcnnRun:
-    arrays = dict(np.load(golden / "two_stage" / f"{name}.npz"))
+    arrays = load_arrays(golden / "two_stage" / f"{name}.npz")
     config_name, changes = RUNS[name]
     config = jaxseg.load_config(f"configs/{config_name}.py", {"model.dtype": "float32", **changes})
     if name.startswith("tv"):
@@ -143,7 +145,7 @@ def load_rcnn(golden: Path, name: str, **overrides: Any) -> RcnnRun:
             config, {"model.input.shorter_side": (320,), "model.input.longer_side": 448, "model.input.shapes": ((height, width),)}
         )
     config = override(config, overrides)
-    state_dict = load_rebuild(golden).rcnn_state_dict(arrays)
+    state_dict = rcnn_weights(name, arrays)
     return RcnnRun(name, arrays, config, jaxseg.build_model(config), state_dict, jaxseg.load_weights(state_dict, config))
 
 

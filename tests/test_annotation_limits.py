@@ -1,4 +1,7 @@
-"""Annotation files that are large, hostile or half right: memory stays bounded, no process ends, and the message says what was wrong."""
+"""Annotation files that are large, malicious or partly wrong.
+
+Memory stays bounded, no process crashes, and the message says what is wrong.
+"""
 
 import dataclasses
 import json
@@ -16,13 +19,15 @@ from jaxseg.config import Config, override
 from jaxseg.data.sources import from_config as coco_module
 from jaxseg.data.sources.coco import json_stream
 from jaxseg.data.sources.coco.run_lengths import checked_counts, compressed_runs, run_lengths
-from jaxseg.data.sources.dataset import require_room
+from jaxseg.data.sources.dataset import require_mask_memory
 from jaxseg.data.sources.from_config import CocoDataset, DataError, open_dataset, resolve_classes
 from jaxseg.memory import physical_memory
+from jaxseg.models import YolactConfig
 
 # ---- Memory ----
 
-# Writes each file, opens it in a process of its own that starts with everything imported, and tells the growth of its memory.
+# This script writes each file, opens it in a separate process in which everything has been
+# imported, and reports by how much the memory of that process grows.
 MEASURE = r"""
 import json, os, resource, sys
 import numpy, jaxseg.data.sources.from_config
@@ -86,7 +91,7 @@ for name, content in files.items():
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> dict[str, tuple[int, int, str]]:
-    """Of each file: its size, the growth of memory at opening it, and what came of it."""
+    """Returns the size of each file, the growth of memory when it is opened, and the outcome."""
     command = [sys.executable, "-c", MEASURE, str(tmp_path_factory.mktemp("files"))]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return {name: (size, growth, told) for name, size, growth, told in map(json.loads, lines)}
@@ -271,7 +276,7 @@ def test_boxes_of_a_pixel_stay_in_a_picture_of_two(tmp_path):
 
 
 def zigzag(points: int, side: int) -> list[float]:
-    """Up and down across a square; the last corner gives it an area."""
+    """Makes a polygon that goes up and down across a square; its last corner gives it an area."""
     return [float(value) for i in range(points) for value in (i * side / points, side * (i % 2))] + [side, side]
 
 
@@ -293,7 +298,7 @@ def test_a_long_outline_below_the_limit_is_kept(tmp_path):
 
 
 def test_polygons_whose_runs_pycocotools_cannot_write_are_skipped(tmp_path):
-    """Two bars of full height: 24 characters and a NUL, in 24 bytes of memory."""
+    """Two bars of full height take 24 characters and a NUL, for which 24 bytes are allocated."""
     bars = [[float(a), 0, b, 0, b, 10_000, a, 10_000] for a, b in ((1700, 3400), (5100, 10_000))]
     dataset = large(tmp_path, (10_000, 10_000), bars, bars[:1])
     assert list(dataset.skipped.values()) == [1]
@@ -306,7 +311,7 @@ def test_a_large_object_in_a_picture_of_ordinary_size_is_kept(tmp_path):
 
 
 def test_long_runs_are_written_and_read(tmp_path):
-    """pycocotools' own writer puts 24 characters and a NUL into 24 bytes of memory here."""
+    """pycocotools itself would write 24 characters and a NUL into 24 bytes of memory here."""
     runs = [2**24, 2**24, 2**24, 2**25]
     runs.append(10_000 * 10_000 - sum(runs))
     dataset = large(tmp_path, (10_000, 10_000), {"size": [10_000, 10_000], "counts": runs})
@@ -339,7 +344,7 @@ def test_bad_run_lengths_are_told_apart(counts):
 def test_masks_that_would_not_fit_into_memory_are_refused_with_their_size(tmp_path):
     side = 60_000
     count = physical_memory() // (4 * side * side) + 1
-    require_room(count - 1, (side, side), "a.png")
+    require_mask_memory(count - 1, (side, side), "a.png")
     dataset = large(tmp_path, (side, side), *[SQUARE] * count)
     with pytest.raises(DataError, match=rf"1.png has {count} objects in 60000 x 60000 pixels .* would take [\d.]+ GB of memory"):
         dataset[0]
@@ -370,13 +375,13 @@ def test_names_in_shards_are_told_apart_too(tmp_path):
     from jaxseg.data.sources.tfds_coco import TfdsDataset, write_shards
 
     write_shapes(tmp_path, train=2, val=1, size=64)
-    shards = write_shards(override(Config(), {"data.root": str(tmp_path), "model.num_classes": 4}), tmp_path / "shards")
+    shards = write_shards(override(Config(model=YolactConfig()), {"data.root": str(tmp_path), "model.num_classes": 4}), tmp_path / "shards")
     metadata = json.loads((shards / "metadata.json").read_text())
     (shards / "metadata.json").write_text(json.dumps({**metadata, "class_names": ["a", "b", "b", "c"]}))
     assert TfdsDataset(tmp_path / "shards", "train").class_names == ("a", "b (id 2)", "b (id 4)", "c")
 
 
-# ---- What is said, and how often ----
+# ---- The messages and their number ----
 
 
 def test_the_message_names_the_first_of_each_reason(tmp_path, caplog):
@@ -396,7 +401,7 @@ def test_the_message_names_the_first_of_each_reason(tmp_path, caplog):
 def test_classes_come_from_images_that_are_open_already(tmp_path, monkeypatch):
     write_dataset(tmp_path, [annotation()])
     names = {f"data.{split}_{what}": name for split in ("train", "val") for what, name in (("annotations", "a.json"), ("images", "images"))}
-    config = override(Config(), {"data.root": str(tmp_path), "model.num_classes": 3, **names})
+    config = override(Config(model=YolactConfig()), {"data.root": str(tmp_path), "model.num_classes": 3, **names})
     dataset = open_dataset(config, "train")
     monkeypatch.setattr(coco_module, "open_dataset", None)
     assert resolve_classes(config, dataset).data.class_names == ("two", "five", "nine")
@@ -418,8 +423,8 @@ def test_a_path_that_no_file_can_have_is_refused_in_a_sentence(tmp_path, name):
 
 
 def _with_root(root: str) -> Config:
-    """As a caller may make it, whom nobody checks."""
-    return dataclasses.replace(Config(), data=dataclasses.replace(Config().data, root=root))
+    """Makes a configuration without the checks of `load_config`, as a caller can."""
+    return dataclasses.replace(Config(model=YolactConfig()), data=dataclasses.replace(Config(model=YolactConfig()).data, root=root))
 
 
 def test_a_folder_is_no_annotation_file_and_a_file_no_image_folder(tmp_path):
@@ -432,7 +437,7 @@ def test_a_folder_is_no_annotation_file_and_a_file_no_image_folder(tmp_path):
 
 def test_a_home_folder_that_is_not_there_is_told():
     with pytest.raises(DataError, match="no home folder"):
-        open_dataset(override(Config(), {"data.root": "~nobody_of_this_name/coco"}), "train")
+        open_dataset(override(Config(model=YolactConfig()), {"data.root": "~nobody_of_this_name/coco"}), "train")
 
 
 @pytest.mark.parametrize("method", ["open", "exists"])

@@ -1,4 +1,7 @@
-"""Datasets whose annotations have boxes and no masks: detectors without masks use them all, detectors with masks none."""
+"""Datasets whose annotations have boxes and no masks.
+
+Detectors without masks use all annotations, and detectors with masks use none.
+"""
 
 import dataclasses
 import json
@@ -14,17 +17,18 @@ from tiny_coco import BAD_ANNOTATIONS, HEIGHT, WIDTH, annotation, open_one, writ
 from white_boxes import PaddedDetector, WhiteBoxDetector
 
 from jaxseg.commands.inspect import main
-from jaxseg.config import MIRROR_ONLY, Config, ConfigError, InputConfig, RcnnConfig, RetinaNetConfig, YolactConfig, override, to_dict
+from jaxseg.config import MIRROR_ONLY, Config, ConfigError, override, to_dict
+from jaxseg.data.inspection import as_seen
 from jaxseg.data.sources import dataset as dataset_module
 from jaxseg.data.sources.from_config import CocoDataset, DataError, Sample, open_dataset
 from jaxseg.data.sources.tfds_coco import write_shards
-from jaxseg.data.stream.pipeline import evaluation_batches, training_iterator
+from jaxseg.data.stream.evaluation import evaluation_batches
 from jaxseg.data.stream.targets import to_targets
-from jaxseg.data.views.placement import Placement, placed_sample
-from jaxseg.data.views.transforms import evaluation_transform
-from jaxseg.evaluation import evaluate
+from jaxseg.data.stream.training import training_iterator
+from jaxseg.data.views.from_spec import view_rule
 from jaxseg.evaluation.coco_metrics import CocoResults, coco_metrics
-from jaxseg.models import build_model
+from jaxseg.evaluation.evaluator import evaluate
+from jaxseg.models import InputConfig, RcnnConfig, RetinaNetConfig, YolactConfig, build_model
 from jaxseg.structures import InputSpec, Resize
 
 INPUT = InputConfig(shorter_side=(32,), longer_side=64, shapes=((32, 64),))
@@ -37,19 +41,21 @@ DETECTORS = {
 
 
 def config_of(name: str, root: Path, **changes) -> Config:
-    """A detector on the dataset that `write_dataset` wrote to `root`."""
+    """Returns a detector's configuration with the dataset that `write_dataset` wrote to `root`."""
     files = {f"data.{split}_annotations": "a.json" for split in ("train", "val")}
     files |= {f"data.{split}_images": "images" for split in ("train", "val")}
     augment = {} if name == "YOLACT" else {"data.augment": MIRROR_ONLY}
     names = {"data.class_names": ("two", "five", "nine"), "data.category_ids": (2, 5, 9), "data.workers": 0}
-    return override(Config(), {"model": DETECTORS[name][0], "data.root": str(root), **names, **files, **augment, **changes})
+    return override(
+        Config(model=YolactConfig()), {"model": DETECTORS[name][0], "data.root": str(root), **names, **files, **augment, **changes}
+    )
 
 
 def without_segmentation(**changes) -> dict:
     return annotation(segmentation=None, **changes)
 
 
-# What an annotation needs.
+# ---- The annotations that can be used ----
 
 
 @pytest.mark.parametrize("segmentation", [None, []])
@@ -66,7 +72,7 @@ def test_a_box_is_enough_where_nobody_wants_masks(tmp_path, segmentation):
 
 @pytest.mark.parametrize("name", BAD_ANNOTATIONS)
 def test_only_what_is_wrong_with_boxes_counts_without_masks(tmp_path, name):
-    """A bad segmentation is not looked at; everything else is told as it is with masks."""
+    """A bad segmentation is ignored; every other error is reported as it is with masks."""
     bad, reason = BAD_ANNOTATIONS[name]
     dataset = open_one(tmp_path, bad, annotation(category_id=9), masks=False)
     about_masks = isinstance(bad, dict) and {**annotation(), "segmentation": None} == {**bad, "segmentation": None}
@@ -100,7 +106,7 @@ def test_the_kind_of_detector_decides(tmp_path, name):
         assert first[0].masks is None
 
 
-# From the dataset to batches.
+# ---- The batches ----
 
 
 def test_masks_are_not_decoded_where_nobody_wants_them(tmp_path, monkeypatch):
@@ -137,32 +143,35 @@ def boxes_only() -> Sample:
 
 
 def test_a_detector_with_masks_cannot_learn_from_a_dataset_opened_without():
-    """However a picture gets into the network."""
+    """This holds for both rules of views."""
     stretched = InputSpec(((32, 32),), (8, 8), None, 3)
     for spec in (stretched, InputSpec(((32, 64),), (8, 8), None, 3, Resize("opencv", (32,), 64), "box")):
         with pytest.raises(ValueError, match="learns masks, but its dataset was opened without"):
-            to_targets(boxes_only(), spec, 4)
-        assert to_targets(boxes_only(), dataclasses.replace(spec, mask_size=None), 4).masks is None
+            to_targets(boxes_only(), view_rule(spec).whole((20, 30)), spec, 4)
+        without = dataclasses.replace(spec, mask_size=None)
+        assert to_targets(boxes_only(), view_rule(without).whole((20, 30)), without, 4).masks is None
 
 
 def test_samples_as_the_network_sees_them_have_no_masks_either():
-    seen = evaluation_transform(boxes_only(), (40, 40))
-    assert seen.masks is None
-    np.testing.assert_allclose(seen.boxes[0], [4 * 4 / 3, 12, 20 * 4 / 3, 36], rtol=1e-6)
-    placed = placed_sample(boxes_only(), np.zeros((64, 96, 3), np.uint8), Placement((40, 60)), 0)
+    stretch = InputSpec(((40, 40),), (8, 8), None, 3)
+    stretched = as_seen(boxes_only(), view_rule(stretch).whole((20, 30)), stretch)
+    assert stretched.masks is None
+    np.testing.assert_allclose(stretched.boxes[0], [4 * 4 / 3, 12, 20 * 4 / 3, 36], rtol=1e-6)
+    place = InputSpec(((64, 96),), (8, 8), None, 3, Resize("opencv", (40,), 60), "box")
+    placed = as_seen(boxes_only(), view_rule(place).whole((20, 30)), place)
     assert placed.masks is None
-    # The thin one is left out.
+    # The thin object is left out.
     assert placed.boxes.tolist() == [[8, 12, 40, 36]]
 
 
-# Evaluation.
+# ---- The evaluation ----
 
 
 def test_the_ground_truth_has_no_segmentation_and_the_metrics_of_boxes_need_none(tmp_path):
     dataset = open_one(tmp_path, without_segmentation(area=None), without_segmentation(bbox=[15, 3, 12, 10], iscrowd=1), masks=False)
     truth = json.loads(json.dumps(dataset.coco_ground_truth()))
     assert [sorted(row) for row in truth["annotations"]] == [["area", "bbox", "category_id", "id", "image_id", "iscrowd"]] * 2
-    # In the crowd, which is no mistake; and the object.
+    # The first detection is in the crowd region and is ignored; the second one is the object.
     boxes = [([16, 4, 5, 5], 0.9), ([2, 3, 10, 10], 0.8)]
     found = [{"image_id": 1, "category_id": 5, "bbox": box, "score": score} for box, score in boxes]
     metrics = coco_metrics(truth, CocoResults(found, None, [1]), dataset.category_ids, dataset.class_names)
@@ -193,7 +202,7 @@ def test_an_evaluation_of_boxes_alone(white_boxes_without_masks, use_detector, h
         assert "mask/AP" not in metrics
 
 
-# The inspection and the shards.
+# ---- The inspection and the shards ----
 
 
 def test_the_inspection_counts_boxes_and_draws_them(tmp_path, capsys):

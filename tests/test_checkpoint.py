@@ -1,4 +1,4 @@
-"""Which checkpoints are kept and found, and what happens to those that are cut short or of another model."""
+"""Which checkpoints are kept and found, and how incomplete or foreign ones are handled."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def state():
 
 
 def at(state, step: int):
-    """The state with a step's number, and parameters that tell which it is."""
+    """Returns the state with a step's number, and with parameters that identify the step."""
     return state.replace(step=jax.numpy.int32(step), params=jax.tree.map(lambda leaf: leaf * 0 + step, state.params))
 
 
@@ -96,7 +96,7 @@ def test_variables_are_the_average_where_there_is_one(tmp_path):
 
 
 def test_a_half_written_checkpoint_is_not_seen_and_goes(tmp_path, state):
-    """What a process killed while saving leaves: everything under a temporary name, some of it missing."""
+    """A process that is killed while saving leaves an incomplete folder with a temporary name."""
     saved_run(tmp_path, state, [1, 2])
     half = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "checkpoints" / "2", half)
@@ -109,7 +109,7 @@ def test_a_half_written_checkpoint_is_not_seen_and_goes(tmp_path, state):
 
 @pytest.mark.parametrize("item", ["variables", "optimizer", "data"])
 def test_a_truncated_checkpoint_is_put_aside(tmp_path, state, item, caplog):
-    """A disk that lost what it had promised: the run goes on from the checkpoint before, and can save that step again."""
+    """If a disk has lost data, the run resumes from the checkpoint before, and saves again."""
     saved_run(tmp_path, state, [1, 2])
     for path in (tmp_path / "checkpoints" / "2" / item).rglob("*"):
         if path.is_file():

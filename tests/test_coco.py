@@ -1,4 +1,4 @@
-"""The reader of COCO files: right masks, boxes and classes, and the files that a config names."""
+"""The reader of COCO files: masks, boxes and classes, and the files that a configuration names."""
 
 import json
 import pickle
@@ -13,8 +13,9 @@ from tiny_coco import HEIGHT, SQUARE, WIDTH, annotation, compressed, image_entry
 from jaxseg.config import Config, ConfigError, override
 from jaxseg.data.sources.coco.run_lengths import run_lengths
 from jaxseg.data.sources.from_config import CocoDataset, DataError, open_dataset, resolve_classes, resolve_root
+from jaxseg.models import YolactConfig
 
-# ---- What is read ----
+# ---- The content of the files ----
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_polygons_and_both_run_length_forms_give_their_masks(tmp_path, mask):
     assert sample.masks.dtype == np.uint8
     assert sample.masks.flags.c_contiguous
     np.testing.assert_array_equal(sample.boxes, np.array([[2, 3, 12, 13]] * 3, np.float32))
-    # Classes count in ascending order of category id, 2, 5, 9; a crowd keeps its class.
+    # Classes are numbered in ascending order of category id, 2, 5, 9; a crowd keeps its class.
     assert sample.classes.tolist() == [2, 0, 1]
     assert sample.crowd.tolist() == [False, True, False]
     assert (sample.image.shape, sample.image.dtype, sample.index) == ((HEIGHT, WIDTH, 3), np.uint8, 0)
@@ -55,7 +56,10 @@ def test_several_polygons_are_one_mask(tmp_path):
 
 @pytest.mark.parametrize("shift", [0.0, 0.123456789, -1.5])
 def test_polygons_keep_every_bit_whatever_their_decimals(tmp_path, shift):
-    """Two decimals are held in 16 bits; more decimals, or coordinates outside the image, must not be rounded."""
+    """Two decimals are stored in 16 bits, but other coordinates must not be rounded.
+
+    These are coordinates with more decimals, or outside of the image.
+    """
     polygon = [[2.31 + shift, 3.57, 12.9, 3.3, 12.7, 13.1, 2.1, 13.49]]
     sample = open_one(tmp_path, annotation(segmentation=polygon))[0]
     np.testing.assert_array_equal(sample.masks[0], coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygon, HEIGHT, WIDTH))))
@@ -100,11 +104,11 @@ def test_ground_truth_is_what_pycocotools_wants(tmp_path, mask):
     reference = COCO()
     reference.dataset = json.loads(json.dumps(dataset.coco_ground_truth()))
     reference.createIndex()
-    # Numbered from 1 on: pycocotools reads a match with annotation 0 as no match.
+    # Ids start at 1, because pycocotools takes a match with annotation 0 for no match.
     assert sorted(reference.anns) == [1, 2]
     assert reference.anns[1]["bbox"] == [2.0, 3.0, 10.0, 10.0]
     assert (reference.anns[2]["iscrowd"], reference.anns[2]["category_id"]) == (1, 5)
-    # The area is the file's, and where it has none the mask's.
+    # The area is that of the file, or that of the mask if the file has none.
     assert [reference.anns[k]["area"] for k in (1, 2)] == [100.0, mask.sum()]
     np.testing.assert_array_equal(reference.annToMask(reference.anns[2]), mask)
     assert reference.cats[5]["name"] == "five"
@@ -113,7 +117,7 @@ def test_ground_truth_is_what_pycocotools_wants(tmp_path, mask):
 def test_a_pickled_dataset_is_small_and_the_same(tmp_path):
     dataset = open_one(tmp_path, *[annotation(segmentation=[(np.array(SQUARE[0] * 25) + i % 5).tolist()]) for i in range(1000)])
     pickled = pickle.dumps(dataset)
-    # 200 coordinates of 2 bytes, and a row.
+    # An object has 200 coordinates of 2 bytes, and one row of other data.
     assert len(pickled) < 1000 * 550
     np.testing.assert_array_equal(pickle.loads(pickled)[0].masks, dataset[0].masks)
 
@@ -134,14 +138,14 @@ def test_images_may_lie_in_subfolders(tmp_path):
     assert dataset[0].image.shape == (HEIGHT, WIDTH, 3)
 
 
-# ---- What a config names ----
+# ---- The files that a configuration names ----
 
 
 def test_without_coco_one_sentence_says_where_how_and_what_instead(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXSEG_DATA", raising=False)
     with pytest.raises(DataError) as error:
-        open_dataset(Config(), "train")
+        open_dataset(Config(model=YolactConfig()), "train")
     message = str(error.value)
     assert str(tmp_path / "data" / "coco" / "annotations" / "instances_train2017.json") in message
     assert "http://images.cocodataset.org/zips/train2017.zip" in message
@@ -152,17 +156,17 @@ def test_without_coco_one_sentence_says_where_how_and_what_instead(tmp_path, mon
 
 
 def test_a_missing_own_dataset_names_the_field(tmp_path):
-    config = override(Config(), {"data.root": str(tmp_path), "data.val_annotations": "mine.json"})
+    config = override(Config(model=YolactConfig()), {"data.root": str(tmp_path), "data.val_annotations": "mine.json"})
     with pytest.raises(DataError, match=r"mine.json, which data.val_annotations"):
         open_dataset(config, "val")
 
 
 def test_the_root_is_the_config_then_the_environment_then_data_coco(monkeypatch):
     monkeypatch.setenv("JAXSEG_DATA", "elsewhere")
-    assert resolve_root(override(Config(), {"data.root": "here"}).data) == Path("here")
-    assert resolve_root(Config().data) == Path("elsewhere")
+    assert resolve_root(override(Config(model=YolactConfig()), {"data.root": "here"}).data) == Path("here")
+    assert resolve_root(Config(model=YolactConfig()).data) == Path("elsewhere")
     monkeypatch.delenv("JAXSEG_DATA")
-    assert resolve_root(Config().data) == Path("data/coco")
+    assert resolve_root(Config(model=YolactConfig()).data) == Path("data/coco")
 
 
 def test_a_config_may_use_some_of_the_categories(tmp_path):
@@ -177,7 +181,7 @@ def own_dataset(tmp_path) -> Config:
     changes = {"data.root": tmp_path.as_posix(), "model.num_classes": 3}
     changes |= {f"data.{split}_annotations": "a.json" for split in ("train", "val")}
     changes |= {f"data.{split}_images": "images" for split in ("train", "val")}
-    return override(Config(), changes)
+    return override(Config(model=YolactConfig()), changes)
 
 
 def test_validation_keeps_images_without_objects_and_training_by_config(own_dataset):

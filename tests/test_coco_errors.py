@@ -1,4 +1,7 @@
-"""A decided answer to everything that can be wrong with COCO files: skipped and counted, or refused in one sentence."""
+"""Errors in COCO files: an annotation is skipped and counted, or the file is refused.
+
+A refusal is explained in one sentence.
+"""
 
 import json
 import logging
@@ -9,7 +12,7 @@ from tiny_coco import BAD_ANNOTATIONS, CATEGORIES, SQUARE, WIDTH, annotation, im
 
 from jaxseg.data.sources.from_config import CocoDataset, DataError
 
-# ---- Bad single annotations: left out, counted, told ----
+# ---- Single bad annotations are left out, counted and reported ----
 
 
 @pytest.mark.parametrize("name", BAD_ANNOTATIONS)
@@ -42,7 +45,7 @@ def test_all_reasons_are_counted_apart(tmp_path):
     assert len(dataset.skipped) == 8
 
 
-# ---- Structure: refused at opening with one sentence ----
+# ---- A bad structure is refused in one sentence when the file is opened ----
 
 
 def refused(folder: Path, content) -> str:

@@ -1,4 +1,7 @@
-"""Configs: files, overrides, refusals; every file of configs/ is traced through init, losses and detect."""
+"""Configurations: files, overrides and errors.
+
+Every file of configs/ is traced through its initialisation, losses and detection.
+"""
 
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 import jaxseg
 from jaxseg.config import Config, ConfigError, from_dict, load_config, override, parse_config_flags, show, show_differences, to_dict
 from jaxseg.data.stream.targets import no_targets
+from jaxseg.models import YolactConfig
 from jaxseg.structures import Batch
 from jaxseg.training.checkpoint import save_config
 from jaxseg.training.optimizer import autoscaled
@@ -25,20 +29,28 @@ LOSSES = {
 
 
 def empty_batch(config: Config, model: jaxseg.models.Detector, size: int = 2) -> Batch:
-    """Zeros of the shapes that the config's pipeline gives."""
+    """Makes a batch of zeros with the shapes of the configuration's input pipeline."""
     spec = model.input_spec
     one = Batch(
-        images=np.zeros((*spec.image_sizes[0], 3), np.uint8),
+        images=np.zeros((*spec.input_sizes[0], 3), np.uint8),
         image_sizes=np.zeros(2, np.int32),
         indices=np.zeros((), np.int32),
         valid=np.zeros((), bool),
-        targets=no_targets(spec, config.data.max_objects),
+        targets=no_targets(spec, config.data.max_objects, spec.input_sizes[0]),
     )
     return jax.tree.map(lambda array: jnp.zeros((size, *array.shape), array.dtype), one)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+# These differ from another configuration only in the number of layers or the size of the input.
+ALIKE = ("yolact_r101", "yolact_im400_r101", "yolact_im700_r101", "faster_rcnn_r101_fpn_1x", "mask_rcnn_r101_fpn_1x")
+TRACED = [
+    pytest.param(path, dtype, id=f"{path.stem}-{dtype}", marks=pytest.mark.slow if path.stem in ALIKE or dtype == "float32" else [])
+    for path in CONFIGS
+    for dtype in ("bfloat16", "float32")
+]
+
+
+@pytest.mark.parametrize(("path", "dtype"), TRACED)
 def test_every_config_traces(path, dtype):
     config = load_config(path, {"model.dtype": dtype})
     assert config.name == path.stem
@@ -64,7 +76,7 @@ def test_every_config_traces(path, dtype):
     if model.input_spec.mask_size is None:
         assert detections.masks is None
     else:
-        # Masks over boxes: C5's stride takes back what the deconvolution gives.
+        # In C4, the stride of C5 cancels the upsampling of the deconvolution.
         side = {"yolact": model.input_spec.mask_size[0], "rcnn": 14 if config.model.kind == "rcnn" and config.model.neck == "c4" else 28}
         assert detections.masks.shape == (2, rows.max_detections, *(2 * [side[config.model.kind]]))
 
@@ -129,7 +141,7 @@ def test_another_number_of_classes_takes_its_names_from_the_annotations():
         ({"train.decay_steps": (20, 10)}, "train.decay_steps = .* distinct steps in ascending order"),
         ({"train.warmup_factor": 2}, "train.warmup_factor = 2.0 is out of range; it must be between 0 and 1"),
         ({"train.bias_rate_factor": 0}, "train.bias_rate_factor = 0.0 is out of range; it must be above 0"),
-        ({"train.decay_epochs": (8, 11)}, "train.decay_epochs = .* empty where config.train.epochs is 0; decay_steps go with steps"),
+        ({"train.decay_epochs": (8, 11)}, "train.decay_epochs = .* empty when config.train.epochs is 0, where decay_steps apply"),
         ({"train.epochs": 11, "train.decay_epochs": (8, 11)}, "train.decay_epochs = .* each before the last of config.train.epochs = 11"),
         ({"train.epochs": 12, "train.decay_epochs": (11, 8)}, "train.decay_epochs = .* distinct epochs in ascending order"),
         ({"train.epochs": 12, "train.steps": 100}, "train.steps and train.epochs both say how long to train; give one of them"),
@@ -154,7 +166,7 @@ def test_another_number_of_classes_takes_its_names_from_the_annotations():
         ({"data.root": "\ud800"}, "data.root = .* holds a NUL or half of a surrogate pair"),
         (
             {"model.num_classes": 2, "data.class_names": ("cat", "cat"), "data.category_ids": (1, 2)},
-            r"data.class_names = .* distinct names; \['cat'\] stands there more than once",
+            r"data.class_names = .* distinct names; \['cat'\] occurs more than once",
         ),
     ],
 )
@@ -207,7 +219,7 @@ def test_shown_lines_are_the_command_lines_flags():
 
 
 def test_only_what_differs_from_the_defaults_is_shown_at_the_start():
-    assert show_differences(Config()) == ""
+    assert show_differences(Config(model=YolactConfig())) == ""
     assert show_differences(load_config("configs/yolact_r50.py")).splitlines() == [
         "config.name = 'yolact_r50'",
         "config.model.backbone.stage_sizes = (3, 4, 6, 3)",

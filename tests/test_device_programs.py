@@ -1,4 +1,4 @@
-"""What devices tell each other in whole programs, and whole programs with kernels for GPUs."""
+"""The communication between devices in whole programs, and whole programs with GPU kernels."""
 
 import re
 from collections import Counter
@@ -22,22 +22,22 @@ CONFIGS = {
 
 
 def _train_step(config: Config) -> tuple[Any, tuple[Any, ...]]:
-    """The program, and shapes of what it takes, over all devices."""
+    """Returns the program over all devices, and the shapes of its arguments."""
     step, state = abstract_step(config, make_mesh())
     spec = jaxseg.build_model(config).input_spec
-    return step, (state, abstract_batch(config, spec, spec.image_sizes[0]))
+    return step, (state, abstract_batch(config, spec, spec.input_sizes[0]))
 
 
 def _detection(config: Config) -> tuple[Any, tuple[Any, ...]]:
     mesh, model = make_mesh(), jaxseg.build_model(config)
     variables = jax.eval_shape(lambda: jaxseg.init_variables(model, config))
-    pictures = abstract_batch(config, model.input_spec, model.input_spec.image_sizes[0])
+    pictures = abstract_batch(config, model.input_spec, model.input_spec.input_sizes[0])
     sharding = replicated(mesh), split(mesh), split(mesh)
     return jax.jit(detect._detect_program(config, mesh).run, in_shardings=sharding), (variables, pictures.images, pictures.image_sizes)
 
 
 def _collectives(program: Any, operands: tuple[Any, ...]) -> tuple[set[str], list[str]]:
-    """Kinds of communication in the compiled program, and the lines of it within loops."""
+    """Returns the kinds of collectives in the compiled program, and its collectives in loops."""
     found = list(COLLECTIVE.finditer(program.lower(*operands).compile().as_text()))
     return {match[1] for match in found}, [match[0] for match in found if "/while/" in match[0]]
 
@@ -45,7 +45,7 @@ def _collectives(program: Any, operands: tuple[Any, ...]) -> tuple[set[str], lis
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_devices_tell_each_other_sums_in_training_and_nothing_in_detection(name):
-    """XLA alone would gather all images' scores for sorting, and ask all devices at every turn of a suppression."""
+    """By itself, XLA would gather all scores to sort them, and synchronise each iteration of NMS."""
     assert len(jax.devices()) > 1
     kinds, in_loops = _collectives(*_train_step(CONFIGS[name]))
     assert kinds == {"all-reduce"}
@@ -56,11 +56,13 @@ def test_devices_tell_each_other_sums_in_training_and_nothing_in_detection(name)
 @pytest.mark.parametrize(
     ("name", "program", "kernels"),
     [
-        # Fast NMS.
+        # YOLACT has one kernel, Fast NMS.
         ("yolact", _detection, 1),
-        # Two of exact NMS for proposals, two for detections, RoIAlign for boxes and for masks.
+        # There are two kernels of exact NMS for proposals, two for detections, and RoIAlign for
+        # boxes and for masks.
         ("mask_rcnn", _detection, 6),
-        # Proposals; RoIAlign for boxes and for masks, forward and backward.
+        # There are two kernels for proposals, and RoIAlign for boxes and for masks, forward and
+        # backward.
         ("mask_rcnn", _train_step, 6),
     ],
 )
@@ -68,5 +70,5 @@ def test_whole_programs_lower_for_gpus_with_their_kernels(name, program, kernels
     function, operands = program(override(CONFIGS[name], {"model.implementation": "mosaic_gpu"}))
     text = jax.export.export(function, platforms=["cuda"])(*operands).mlir_module()
     assert Counter(re.findall(r"custom_call @(mosaic_gpu\w*)", text)).total() == kernels
-    # On each device, with its part of the batch.
+    # The kernels run on each device with its part of the batch.
     assert "sdy.manual_computation" in text

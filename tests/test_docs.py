@@ -1,4 +1,4 @@
-"""The documents say what the code does: config keys with defaults, links, and commands of CI."""
+"""The documents agree with the code in configuration keys, defaults, links and CI commands."""
 
 import dataclasses
 import importlib
@@ -26,12 +26,12 @@ def settings(config: object, prefix: str = "") -> dict[str, object]:
 
 
 def listed(text: str) -> dict[str, str]:
-    """Key and default of each row of the reference."""
+    """Returns the key and the default of each row of the reference."""
     return dict(re.findall(r"^\| `([\w.]+)` \| [^|]+(?:/[^|]+)*\| ([^|]*) \|", text, re.M))
 
 
 def assert_lists(rows: dict[str, str], expected: dict[str, object], spoken: set[str]) -> None:
-    """Every key with its default; some defaults are told in words."""
+    """Checks that every key is listed with its default; some defaults are given in words."""
     assert sorted(rows) == sorted(expected)
     assert {key: rows[key] for key in expected if key not in spoken} == {
         key: f"`{value!r}`" for key, value in expected.items() if key not in spoken
@@ -77,7 +77,7 @@ def test_named_modules_exist(document):
 
 @pytest.mark.parametrize("document", ALL_DOCUMENTS, ids=lambda path: path.name)
 def test_tables_have_a_header_and_rows_of_one_length(document):
-    """Without a header a table is shown as text."""
+    """A table without a header would be rendered as plain text."""
     for table in re.findall(r"(?:^\|.*\n)+", document.read_text(), re.M):
         rows = table.splitlines()
         assert len(rows) >= 3, table

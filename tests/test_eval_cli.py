@@ -1,4 +1,4 @@
-"""`python eval.py`: what it prints and writes, and one sentence for what it cannot do."""
+"""`python eval.py`: what it prints and writes, and its errors, which are one sentence each."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory) -> Path:
-    """A run of the tiny YOLACT on 4 validation images of shapes, with checkpoints 1 and 2."""
+    """Makes a run of the tiny YOLACT with checkpoints 1 and 2, and 4 validation images of shapes."""
     root = tmp_path_factory.mktemp("eval_cli")
     write_shapes(root / "data", train=2, val=4, size=64)
     config = override(tiny_yolact.CONFIG, {"data.root": str(root / "data"), "eval.batch_size": 2})
@@ -59,12 +59,12 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def evaluate(monkeypatch, tmp_path):
-    """eval.py's `main`, in an empty folder."""
+    """Returns the `main` of eval.py, which runs in an empty folder."""
     specification = importlib.util.spec_from_file_location("eval_script", REPOSITORY / "eval.py")
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
     monkeypatch.chdir(tmp_path)
-    # The script sets up logging for its process.
+    # The script configures logging for its whole process.
     root, own = logging.getLogger(), logging.getLogger("jaxseg")
     before = root.handlers[:], root.level, own.level
     yield lambda *arguments: script.main([str(argument) for argument in arguments])
@@ -169,7 +169,7 @@ def test_pictures_in_folders_below_are_told_of(evaluate, run_folder, pictures, t
 
 
 def damaged(run_folder: Path, folder: Path, change) -> Path:
-    """A copy of the run whose largest file is changed, and nothing else."""
+    """Copies the run and changes nothing but its largest file."""
     shutil.copytree(run_folder, folder)
     largest = max((folder / "checkpoints" / "2" / "variables").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
     largest.write_bytes(change(bytearray(largest.read_bytes())))
@@ -200,7 +200,7 @@ def test_a_damaged_file_of_evaluations_is_told_of(evaluate, run_folder, tmp_path
 
 
 def test_what_does_not_fit_is_never_skipped(evaluate, run_folder, capsys):
-    """A head that starts fresh would find anything."""
+    """A head with random weights would detect meaningless objects."""
     more = ["--config.model.num_prototypes=16", "--config.init.skip_mismatched=True"]
     assert evaluate("--checkpoint", run_folder, *more) == 2
     error = capsys.readouterr().err
@@ -231,7 +231,7 @@ def test_benchmark(evaluate, run_folder, pictures, images, capsys):
 
 @pytest.fixture
 def padded(evaluate, use_detector, monkeypatch, tmp_path):
-    """Runs eval.py, given what masks cover and its arguments, with inputs of two shapes."""
+    """Runs eval.py with inputs of two shapes, given the frame of the masks and its arguments."""
     white_boxes.write_dataset(tmp_path / "data", 7)
     config = override(white_boxes.CONFIG, {"data.root": str(tmp_path / "data"), "eval.batch_size": 2})
     monkeypatch.setattr(commands, "load_detector", lambda *_, **__: (config, white_boxes.VARIABLES))

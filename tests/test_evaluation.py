@@ -1,4 +1,4 @@
-"""The evaluation of a dataset: how pictures become batches, which detections stay, and whole evaluations with known answers."""
+"""The evaluation of a dataset: batches, selected detections, and whole runs with known results."""
 
 import json
 import logging
@@ -15,11 +15,16 @@ import white_boxes
 from pycocotools import mask as coco_mask
 from white_boxes import CATEGORY_IDS, CLASS_NAMES, CONFIG, VARIABLES, PaddedDetector, WhiteBoxDetector
 
-from jaxseg.config import Config, ConfigError, RcnnConfig, override
+import jaxseg
+from jaxseg.config import Config, ConfigError, override
 from jaxseg.data.sources.from_config import open_dataset
-from jaxseg.evaluation import evaluate
-from jaxseg.evaluation.detect import Prepared, Selection, Sizes, one_ahead, one_shape_batches, pad_batch, prepare, select, with_nms
+from jaxseg.data.views.from_spec import view_rule
+from jaxseg.data.views.stretched import StretchedView
+from jaxseg.data.views.window import Window
+from jaxseg.evaluation.detect import Prepared, Selection, one_ahead, pad_batch, prepare, select, uniform_batches, with_nms
+from jaxseg.evaluation.evaluator import evaluate
 from jaxseg.evaluation.masks import decode_rle
+from jaxseg.models import RcnnConfig
 from jaxseg.structures import Detections
 
 
@@ -60,16 +65,18 @@ def test_one_ahead_asks_for_the_next_before_giving_this():
     assert list(one_ahead([])) == []
 
 
-def waiting(shapes):
-    return [Prepared(i, np.zeros((*shape, 3), np.float32), Sizes(shape, shape, shape)) for i, shape in enumerate(shapes)]
+def waiting(sizes):
+    """Makes pictures that fill inputs of these sizes."""
+    views = [StretchedView(size, size, Window.whole(size)) for size in sizes]
+    return [Prepared(i, np.zeros((*view.input_size, 3), np.float32), view) for i, view in enumerate(views)]
 
 
-def test_batches_have_pictures_of_one_shape():
+def test_batches_have_pictures_of_one_input_size():
     wide, tall = (4, 6), (6, 4)
     pictures = waiting([wide, tall, wide, wide, tall, wide, wide])
-    batches = [[picture.index for picture in batch] for batch in one_shape_batches(pictures, 3)]
+    batches = [[picture.index for picture in batch] for batch in uniform_batches(pictures, 3)]
     assert batches == [[0, 2, 3], [1, 4], [5, 6]]
-    assert list(one_shape_batches([], 3)) == []
+    assert list(uniform_batches([], 3)) == []
 
 
 def test_a_batch_that_has_waited_long_enough_goes_without_being_full():
@@ -82,16 +89,16 @@ def test_a_batch_that_has_waited_long_enough_goes_without_being_full():
             yield picture
 
     given = {}
-    for batch in one_shape_batches(pictures(), 2, patience=4):
+    for batch in uniform_batches(pictures(), 2, patience=4):
         given |= {picture.index: len(asked) for picture in batch}
     assert given == {0: 5, 1: 3, 2: 3, 3: 5, 4: 5, 5: 7, 6: 7, 7: 9, 8: 9, 9: 10}
-    alternating = list(one_shape_batches(waiting([wide, tall] * 8), 4, patience=8))
+    alternating = list(uniform_batches(waiting([wide, tall] * 8), 4, patience=8))
     assert [len(batch) for batch in alternating] == [4] * 4
 
 
 def test_rows_that_fill_a_batch_up_are_black_and_as_large_as_the_input():
-    spec = PaddedDetector("box").input_spec
-    pictures = [prepare(i, np.full((64, 32, 3), 9, np.uint8), spec) for i in range(2)]
+    rule = view_rule(PaddedDetector("box").input_spec)
+    pictures = [prepare(i, np.full((64, 32, 3), 9, np.uint8), rule) for i in range(2)]
     images, sizes = pad_batch(pictures, 3)
     assert images.shape == (3, 96, 32, 3)
     assert sizes.tolist() == [[64, 32], [64, 32], [96, 32]]
@@ -103,7 +110,7 @@ def test_rows_that_fill_a_batch_up_are_black_and_as_large_as_the_input():
 def test_rules_of_nms_are_yolacts():
     assert with_nms(CONFIG, None) is CONFIG
     assert with_nms(CONFIG, "greedy").model.detection.nms == "greedy"
-    with pytest.raises(ConfigError, match=r"nms = 'fast' is a choice that YOLACT has; config\.model\.kind = 'rcnn' knows one rule only"):
+    with pytest.raises(ConfigError, match=r"nms = 'fast' cannot be chosen: config\.model\.kind = 'rcnn' knows one rule only"):
         with_nms(Config(model=RcnnConfig()), "fast")
 
 
@@ -127,7 +134,10 @@ def open_white_boxes(root):
 
 
 def test_evaluation_of_right_detections(white_box_detector, white_box_files, tmp_path, capsys):
-    """8 images of several sizes in batches of 4 over two devices: right masks score 1, the extra half boxes come after."""
+    """Correct masks of 8 images of several sizes reach an AP of 1.
+
+    Batches of 4 are split over two devices. The additional half boxes have lower scores.
+    """
     dataset = open_white_boxes(white_box_files)
     metrics = evaluate(CONFIG, VARIABLES, dataset, batch_size=3, output=tmp_path / "results")
     assert metrics["box/AP"] == metrics["mask/AP"] == pytest.approx(1.0)
@@ -144,19 +154,22 @@ def test_evaluation_of_right_detections(white_box_detector, white_box_files, tmp
     by_image = {annotation["image_id"]: annotation for annotation in dataset.coco_ground_truth()["annotations"]}
     for box, mask in zip(boxes[::2], masks[::2], strict=True):
         assert box["bbox"] == by_image[box["image_id"]]["bbox"]
-        # Interpolation may take the four corners.
+        # Interpolation may remove the four corners.
         assert 0 <= by_image[mask["image_id"]]["area"] - int(coco_mask.area(mask["segmentation"])) <= 4
 
 
 @pytest.mark.parametrize(("mask_frame", "pixel_offset"), [("image", 0), ("box", 0), ("box", 1), ("integer_box", 1), (None, 0)])
 def test_evaluation_in_inputs_of_two_shapes(use_detector, white_box_files, tmp_path, mask_frame, pixel_offset):
-    """The same 8 pictures, in their proportions: one program a shape, and results in the order of the images."""
+    """The same 8 pictures keep their proportions, with one program per input shape.
+
+    The results are in the order of the images.
+    """
     detector = use_detector(PaddedDetector(mask_frame, pixel_offset))
     (tmp_path / "mask_detections.json").write_text("another detector's")
     dataset = open_white_boxes(white_box_files)
     metrics = evaluate(CONFIG, VARIABLES, dataset, batch_size=2, output=tmp_path)
     assert detector.traces == 2
-    # A box that ends in its last pixel loses some of it where the picture is larger than the input.
+    # A box that ends in its last pixel loses a part of it if the picture is larger than the input.
     assert metrics["box/AP75" if pixel_offset else "box/AP"] == pytest.approx(1.0)
     boxes = json.loads((tmp_path / "bbox_detections.json").read_text())
     assert [row["image_id"] for row in boxes] == [100 + i // 2 for i in range(14)]
@@ -171,14 +184,14 @@ def test_evaluation_in_inputs_of_two_shapes(use_detector, white_box_files, tmp_p
         x, y, width, height = (int(side) for side in by_image[image_id]["bbox"])
         expected = np.zeros_like(whole)
         expected[y : y + height, x : x + width] = True
-        # A side may gain or lose a pixel, and interpolation take the corners.
+        # Each side may gain or lose a pixel, and interpolation may remove the corners.
         assert (whole != expected).sum() <= 2 * (width + height) + 4, image_id
         expected[:, x + width // 2 :] = False
         assert (half != expected).sum() <= 2 * (width // 2 + height) + 4, image_id
 
 
 def decode_masks(rows):
-    """The two masks of each image."""
+    """Decodes the two masks of each image."""
     return {
         first["image_id"]: decode_rle([first["segmentation"], second["segmentation"]])
         for first, second in zip(rows[::2], rows[1::2], strict=True)
@@ -200,6 +213,13 @@ def test_evaluating_again_compiles_nothing(white_box_detector, white_box_files):
     for score in (1.0, 0.5):
         evaluate(CONFIG, {"params": {"score": np.float32(score)}}, dataset, batch_size=4)
     assert white_box_detector.traces == 1
+
+
+def test_without_a_dataset_the_validation_images_of_the_config_are_taken(white_box_detector, white_box_files, tmp_path):
+    config = override(CONFIG, {"data.root": str(white_box_files)})
+    metrics = jaxseg.evaluate(config, VARIABLES, output=str(tmp_path))
+    assert metrics["mask/AP"] == pytest.approx(1.0)
+    assert len(json.loads((tmp_path / "bbox_detections.json").read_text())) == 14
 
 
 def test_limit_threshold_top_k_and_mesh(white_box_detector, white_box_files, tmp_path):

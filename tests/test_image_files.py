@@ -1,4 +1,7 @@
-"""Image files of a dataset: RGB from any kind of file, turned as asked, and an error with a name where one is broken."""
+"""Image files of a dataset: all formats become RGB with the right orientation.
+
+A broken file gives an error that names it.
+"""
 
 import base64
 import struct
@@ -22,7 +25,7 @@ def png(color_type: int, bits: int, rows: list[bytes], *chunks: tuple[bytes, byt
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in ((b"IHDR", header), *chunks, (b"IDAT", body), (b"IEND", b"")))
 
 
-# 16 x 16, Adobe CMYK: quarters of pure cyan, magenta, yellow and half black.
+# An image of 16 x 16 pixels in Adobe's CMYK, with quarters of cyan, magenta, yellow and half black.
 CMYK_JPEG = base64.b64decode(
     "/9j/7gAOQWRvYmUAZAAAAAAA/9sAQwADAgIDAgIDAwMDBAMDBAUIBQUEBAUKBwcGCAwKDAwLCgsLDQ4SEA0OEQ4LCxAWEBETFBUVFQwPFxgWFBgSFBUU/8AA"
     "FAgAEAAQBEMRAE0RAFkRAEsRAP/EAB8AAAEFAQEBAQEBAAAAAAAAAAABAgMEBQYHCAkKC//EALUQAAIBAwMCBAMFBQQEAAABfQECAwAEEQUSITFBBhNRYQci"
@@ -70,7 +73,7 @@ def test_cmyk_becomes_rgb(tmp_path):
 
 
 def turned_jpeg(height: int, width: int) -> bytes:
-    """A JPEG, left half black, that asks to be turned by 90 degrees to the right."""
+    """Makes a JPEG with a black left half, whose EXIF data ask for a clockwise turn by 90 degrees."""
     image = np.full((height, width, 3), 255, np.uint8)
     image[:, : width // 2] = 0
     data = cv2.imencode(".jpg", image)[1].tobytes()

@@ -1,6 +1,8 @@
-"""Which implementation of an operation runs, and where: the choice, its overrides, and meshes."""
+"""The choice of an operation's implementation: defaults, overrides and meshes."""
 
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -28,7 +30,7 @@ def _gpus(monkeypatch, *capabilities: str) -> None:
 
 
 def _chosen(name: str | None = None, obstacle: str | None = None) -> float:
-    """1 where the kernel runs, 0 where plain JAX does."""
+    """Returns 1 if the kernel runs, and 0 if plain JAX does."""
     return float(dispatch(name, jnp.zeros(1), kernel=lambda x: x + 1, plain=lambda x: x, obstacle=obstacle)[0])
 
 
@@ -76,7 +78,7 @@ def test_kernels_want_hopper_or_later(monkeypatch, capabilities, missing):
 
 
 def test_chosen_kernels_are_for_cuda_only_even_in_a_process_with_gpus(monkeypatch):
-    """What the process compiles for its CPU takes plain JAX."""
+    """Programs that the process compiles for its CPU use plain JAX."""
     _gpus(monkeypatch, "9.0")
     assert _chosen() == 0
     program = jax.jit(lambda x: dispatch(None, x, kernel=lambda x: jnp.sin(x), plain=lambda x: jnp.cos(x)))
@@ -104,9 +106,38 @@ def test_the_config_names_it():
         jaxseg.Predictor(jaxseg.load_config("configs/yolact_r50.py", {"model.implementation": "mosaic_gpu"}), {})
 
 
+@pytest.mark.parametrize(("implementation", "loaded"), [("xla", False), ("mosaic_gpu", True)])
+def test_kernels_are_loaded_only_where_a_program_runs_them(implementation, loaded):
+    """NMS and RoIAlign are traced with plain JAX or with kernels in a separate process."""
+    program = f"""
+import sys
+import jax, jax.numpy as jnp
+import jaxseg
+from jaxseg.ops.nms import class_nms, exact_nms, fast_nms, labelled_nms
+from jaxseg.ops.roi_align import roi_align
+
+def loaded():
+    return "jax.experimental.pallas.mosaic_gpu" in sys.modules
+
+assert not loaded(), "import jaxseg"
+boxes, scores, flags = jnp.zeros((4, 4)), jnp.zeros(4), jnp.zeros(4, bool)
+by_class = dict(score_threshold=0.1, iou_threshold=0.5, max_detections=3)
+alike = dict(implementation="{implementation}")
+jax.eval_shape(lambda: fast_nms(boxes, scores[None], flags, iou_threshold=0.5, top_k=3, max_detections=3, **alike))
+jax.eval_shape(lambda: exact_nms(boxes, scores, flags, iou_threshold=0.5, **alike))
+jax.eval_shape(lambda: class_nms(boxes, scores[:, None], **by_class, **alike))
+jax.eval_shape(lambda: labelled_nms(boxes, scores, flags.astype(int), **by_class, **alike))
+features, levels = [jnp.zeros((1, 8, 8, 128))], jnp.zeros((1, 4), jnp.int32)
+sampling = dict(strides=[4], output_size=2, sampling_ratio=2, aligned=True)
+jax.eval_shape(jax.grad(lambda x: roi_align(x, boxes[None], levels, **sampling, **alike).sum()), features)
+assert loaded() == {loaded}, "programs"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 @pytest.mark.parametrize("images", [4, 3])
 def test_on_a_mesh_each_device_does_its_part_of_the_batch(two_devices, images):
-    """A callback stands in for a kernel: to the partitioner both are black boxes."""
+    """A callback takes the place of a kernel, because the partitioner cannot look into either."""
     split = NamedSharding(two_devices, PartitionSpec("data"))
     seen = []
 
@@ -124,7 +155,7 @@ def test_on_a_mesh_each_device_does_its_part_of_the_batch(two_devices, images):
     compiled = jax.jit(on_mesh(program, two_devices), in_shardings=split if even else None)
     x = np.arange(images * 3, dtype=np.float32).reshape(images, 3)
     np.testing.assert_array_equal(compiled(x), 2 * (x + 1))
-    # Where the batch cannot be shared out, one device has to do it all.
+    # If the batch cannot be divided, one device has to process all of it.
     assert seen == ([images // 2] * 2 if even else [images])
     if even:
         assert "all-gather" not in compiled.lower(x).compile().as_text()

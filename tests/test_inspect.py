@@ -1,6 +1,6 @@
-"""The inspection of a dataset: the counts are right, the pictures are there, and so is the verdict.
+"""The inspection of a dataset: its counts, its pictures and its result.
 
-And how the commands that read datasets or write weights end.
+There are also tests of the exit codes of commands that read datasets or write weights.
 """
 
 import json
@@ -38,7 +38,7 @@ def annotation(image: int, category: int, box: list[float], segmentation=None, *
 
 @pytest.fixture
 def config(tmp_path) -> Config:
-    """Three images: a good one, one without objects, a broken one."""
+    """Makes a dataset of three images: a good one, one without objects, and a broken one."""
     (tmp_path / "images").mkdir()
     for name in ("good", "empty", "broken"):
         cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), np.full((150, 200, 3), 80, np.uint8))
@@ -48,9 +48,9 @@ def config(tmp_path) -> Config:
         annotation(1, 4, [20, 0, 40, 40]),
         annotation(1, 7, [60, 0, 120, 120]),
         annotation(1, 7, [60, 0, 120, 120], iscrowd=1),
-        # Reaches over the right edge.
+        # This box extends beyond the right edge.
         annotation(1, 7, [190, 10, 20, 20]),
-        # Smaller than a pixel: no pixel centre in it.
+        # This object is smaller than a pixel and contains no pixel centre.
         annotation(3, 7, [5, 5, 1, 1], segmentation=[[5.1, 5.1, 5.2, 5.1, 5.2, 5.15]]),
         annotation(3, 7, [5, 5, 0, 0]),
     ]
@@ -101,7 +101,7 @@ def test_a_validation_picture_shows_the_object_where_it_is(config, tmp_path):
     (path,) = (p for p in draw_samples(config, open_dataset(config, "val"), "val", 5, tmp_path) if p.name == "val_1.jpg")
     picture = cv2.imread(str(path)).astype(int)
     height, width = picture.shape[:2]
-    # Left below everything: the grey of the file. In the block: its colour over the grey.
+    # The lower left part keeps the grey of the file; the block has its colour over the grey.
     assert np.abs(picture[int(0.9 * height), int(0.1 * width)] - 80).max() < 12
     assert np.abs(picture[int(0.4 * height), int(0.6 * width)] - 80).max() > 25
 
@@ -153,9 +153,9 @@ def test_the_command_returns_2_for_a_wrong_config(capsys):
 
 
 def write_squares(folder: Path, boxes: list[list[float]], sides: list[float] | None = None) -> list[str]:
-    """Writes one image with squares of one class, and returns the arguments that inspect it.
+    """Writes an image with squares of one class, and returns the arguments that inspect it.
 
-    Masks have the boxes' sides where no others are given.
+    Masks have the sides of the boxes unless `sides` gives others.
     """
     cv2.imwrite(str(folder / "a.png"), np.full((64, 64, 3), 80, np.uint8))
     image = {"id": 1, "file_name": "a.png", "height": 64, "width": 64}
@@ -177,7 +177,7 @@ def write_squares(folder: Path, boxes: list[list[float]], sides: list[float] | N
 
 @pytest.mark.parametrize("count", [255, 256, 300])
 def test_an_image_may_have_very_many_objects(tmp_path, capsys, count):
-    """pycocotools cannot take the area of 256 masks at once."""
+    """pycocotools cannot compute the areas of 256 masks at once."""
     arguments = write_squares(tmp_path, [[2, 3, 5, 5]] * (count - 1) + [[5.1, 5.1, 0.2, 0.2]])
     assert main([*arguments, "--pictures", "0"]) == 0
     assert f"empty masks: 1 of {count} (warning: " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Mask targets cut from crops: exact areas, and how near they come to what the originals make of polygons and of full bitmaps."""
+"""Mask targets from crops: exact areas, and the differences from the originals' targets."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from goldens import load_arrays
 
 from jaxseg.data.views.box_masks import crop_masks
 from jaxseg.ops.masks import box_mask_targets
@@ -22,9 +23,9 @@ def test_a_cell_is_the_part_that_the_mask_covers() -> None:
     crop, frame = [[1, 0], [0, 1]], [10, 20, 14, 28]
     np.testing.assert_allclose(targets(crop, frame, frame, 2), crop)
     np.testing.assert_allclose(targets(crop, frame, frame, 1), [[0.5]])
-    # Half a cell of the crop to the right.
+    # The region is shifted to the right by half a cell of the crop.
     np.testing.assert_allclose(targets(crop, frame, [11, 20, 15, 28], 2), [[0.5, 0], [0.5, 0.5]])
-    # A RoI within one cell, and one of twice the frame's size around it, where 0 is outside.
+    # One RoI is within one cell, and the other has twice the frame's size, with 0 outside of it.
     np.testing.assert_allclose(targets(crop, frame, [10.5, 21, 11.5, 23], 2), np.ones((2, 2)))
     np.testing.assert_allclose(targets(crop, frame, [8, 16, 16, 32], 4), np.pad(crop, 1))
 
@@ -41,14 +42,15 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return (a & b).sum() / (a | b).sum()
 
 
-# Mask IoU over all eight objects, and how far the RoI moves. The originals' own two ways, polygons and bitmaps, agree to 0.976.
-# torchvision cuts bitmaps with its unaligned RoIAlign, which is half a pixel to the right and down.
+# The parameters are the mask IoU over all eight objects, and the shift of the RoI. The originals'
+# own two ways, polygons and bitmaps, agree to 0.976. torchvision samples bitmaps with its unaligned
+# RoIAlign, which is shifted by half a pixel to the right and down.
 @pytest.mark.parametrize(
     ("original", "shift", "least"),
     [("mrb_poly", 0, 0.975), ("d2_poly", 0, 0.975), ("d2_bitmask", 0, 0.99), ("mmdet_bitmap", 0, 0.99), ("tv", 0.5, 0.985)],
 )
 def test_crops_instead_of_polygons_and_bitmaps(golden: Path, original: str, shift: float, least: float) -> None:
-    numbers = np.load(golden / "two_stage" / "mask_ops.npz")
+    numbers = load_arrays(golden / "two_stage" / "mask_ops.npz")
     corners = [np.concatenate([np.reshape(part, (-1, 2)) for part in parts]) for parts in json.loads(str(numbers["polys_json"]))]
     frames = np.array([[*points.min(0), *points.max(0)] for points in corners], np.float32)
     crops = crop_masks(numbers["bitmaps"], np.arange(len(frames)), frames, (CROP, CROP)).astype(np.float32)

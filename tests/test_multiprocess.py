@@ -1,7 +1,8 @@
-"""Several devices and several processes on this machine reach what one device reaches, and agree on when to stop.
+"""Several devices and processes compute the same as one device, and agree on when to stop.
 
-The sums over a batch are associated differently, so parameters agree to float32 rounding carried through the steps: 1e-5 of
-their size is asked for, a hundred times less than the smallest change a step makes here.
+Sums over a batch have another order of summation, so parameters agree up to float32 rounding errors
+that accumulate over the steps. The relative tolerance is 1e-5, which is a hundred times less than
+the smallest change of a step here.
 """
 
 import signal
@@ -29,7 +30,7 @@ def start(folder: Path, *settings: str, devices: int, **environment: str) -> sub
 
 
 def start_pair(folder: Path, *settings: str) -> list[subprocess.Popen]:
-    """Two processes of two devices each, joined over loopback."""
+    """Starts two processes with two devices each, which communicate over the loopback interface."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -68,7 +69,7 @@ def test_two_processes_reach_what_one_reaches(one_device, tmp_path):
 def test_two_processes_stop_together_when_one_is_told_to_and_go_on(one_device, tmp_path):
     pair = start_pair(tmp_path, "delay=0.2")
     wait_for_step(pair[0], 1)
-    # Only the second is told.
+    # Only the second process gets the signal.
     pair[1].send_signal(signal.SIGTERM)
     first, second = finish(*pair)
     assert "stopped at step" in first
@@ -77,12 +78,12 @@ def test_two_processes_stop_together_when_one_is_told_to_and_go_on(one_device, t
     assert_close(tmp_path, one_device)
 
 
-# ---- Who joins whom ----
+# ---- How processes find each other ----
 
 
 @pytest.fixture
 def joined(monkeypatch) -> list[dict]:
-    """The calls of `jax.distributed.initialize`, in an environment that names no cluster."""
+    """Records calls of `jax.distributed.initialize`, in an environment that names no cluster."""
     for name in (*sharding._SLURM_STEP, "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_PLATFORMS"):
         monkeypatch.delenv(name, raising=False)
     for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES"):

@@ -1,4 +1,7 @@
-"""Exact greedy NMS against a loop over boxes, the compiled routines of maskrcnn-benchmark and mmcv, and torchvision's rule."""
+"""Exact greedy NMS against a loop over boxes, and against the originals.
+
+These are the compiled routines of maskrcnn-benchmark and mmcv, and torchvision's rule.
+"""
 
 from functools import partial
 
@@ -6,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from goldens import load_arrays
 
-from jaxseg.ops import nms
 from jaxseg.ops.boxes import clip_boxes
-from jaxseg.ops.nms import class_nms, exact_nms, labelled_nms
+from jaxseg.ops.nms import Kept, by_class, class_nms, exact, exact_nms, labelled_nms
 
-# IoU above the threshold (torchvision, detectron2, CUDA); at the threshold too (mmcv on CPUs); inclusive pixels (maskrcnn-benchmark).
+# Boxes suppress each other above the threshold (torchvision, detectron2, CUDA), or at the
+# threshold, too (mmcv on CPUs); pixels may count inclusively (maskrcnn-benchmark).
 RULES = {
     "strict": {},
     "mmcv_cpu": {"suppress_equal": True},
@@ -20,13 +24,13 @@ RULES = {
 }
 
 # One program for each rule and number of boxes.
-exact = jax.jit(exact_nms, static_argnames=("iou_threshold", "pixel_offset", "suppress_equal"))
+run_exact = jax.jit(exact_nms, static_argnames=("iou_threshold", "pixel_offset", "suppress_equal"))
 
 
 def greedy(
     boxes: np.ndarray, order: np.ndarray, iou_threshold: float, pixel_offset: float = 0.0, suppress_equal: bool = False
 ) -> list[int]:
-    """Box after box: the rule as it is defined. `order` holds the rows that take part, the best first."""
+    """The rule as it is defined, box after box; `order` has the rows, the best first."""
     kept: list[int] = []
     area = (boxes[:, 2] - boxes[:, 0] + np.float32(pixel_offset)) * (boxes[:, 3] - boxes[:, 1] + np.float32(pixel_offset))
     for row in order:
@@ -51,12 +55,12 @@ def greedy_by_class(boxes: np.ndarray, scores: np.ndarray, *, score_threshold: f
 
 
 def pixel_boxes(rng: np.random.Generator, *shape: int, picture: int = 60, side: int = 12) -> np.ndarray:
-    """Boxes on whole pixels, some without area, many of them equal: overlaps tie, and lie at thresholds."""
+    """Boxes on whole pixels: overlaps tie and lie at thresholds, and some boxes have no area."""
     low = rng.integers(picture, size=(*shape, 2))
     return np.concatenate([low, low + rng.integers(side, size=(*shape, 2))], -1).astype(np.float32)
 
 
-def rows(kept: nms.Kept) -> list[tuple[int, int]]:
+def rows(kept: Kept) -> list[tuple[int, int]]:
     valid = np.asarray(kept.valid)
     assert not valid[valid.sum() :].any()
     return list(zip(np.asarray(kept.indices)[valid].tolist(), np.asarray(kept.classes)[valid].tolist(), strict=True))
@@ -64,7 +68,7 @@ def rows(kept: nms.Kept) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("count", [1, 7, 512, 513, 1100])
 def test_exact_nms_is_the_loop_over_boxes(count):
-    """In one block and in several; scores tie, boxes are equal, empty or left out."""
+    """There are one block or several; scores tie, and boxes are equal, empty or left out."""
     rng = np.random.default_rng(count)
     for picture in (10, 60, 300):
         boxes = pixel_boxes(rng, count, picture=picture)
@@ -77,13 +81,13 @@ def test_exact_nms_is_the_loop_over_boxes(count):
                 {"iou_threshold": 0.3, "pixel_offset": 1.0, "suppress_equal": True},
             ):
                 expected = np.isin(np.arange(count), greedy(boxes, order[valid[order]], **rule))
-                np.testing.assert_array_equal(exact(boxes, scores, valid, **rule), expected)
+                np.testing.assert_array_equal(run_exact(boxes, scores, valid, **rule), expected)
 
 
 def test_exact_nms_of_larger_blocks_and_of_a_batch(monkeypatch):
-    """Past `MAX_BLOCKS` blocks grow; a batch is settled together and each image as if alone."""
-    monkeypatch.setattr(nms, "BLOCK_SIZE", 8)
-    monkeypatch.setattr(nms, "MAX_BLOCKS", 4)
+    """Beyond `MAX_BLOCKS` the blocks grow; the images of a batch do not disturb each other."""
+    monkeypatch.setattr(exact, "BLOCK_SIZE", 8)
+    monkeypatch.setattr(exact, "MAX_BLOCKS", 4)
     rng = np.random.default_rng(0)
     boxes, scores = pixel_boxes(rng, 3, 130, picture=40), rng.random((3, 130), np.float32)
     keep = jax.jit(jax.vmap(lambda b, s: exact_nms(b, s, s > 0.2, iou_threshold=0.4)))(boxes, scores)
@@ -94,10 +98,10 @@ def test_exact_nms_of_larger_blocks_and_of_a_batch(monkeypatch):
 
 
 def test_exact_nms_follows_a_chain_to_its_end():
-    """Each box suppresses only its neighbour, so every second one stays: the longest sequence that there is."""
+    """Each box suppresses only its neighbour, so every second one stays; no chain is longer."""
     left = np.arange(300, dtype=np.float32)[:, None] * 5
     boxes = np.concatenate([left, np.zeros_like(left), left + 10, np.full_like(left, 10)], 1)
-    keep = exact(boxes, jnp.linspace(1, 0, 300), np.ones(300, bool), iou_threshold=0.3)
+    keep = run_exact(boxes, jnp.linspace(1, 0, 300), np.ones(300, bool), iou_threshold=0.3)
     np.testing.assert_array_equal(keep, np.arange(300) % 2 == 0)
 
 
@@ -108,20 +112,20 @@ def test_exact_nms_of_nothing():
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("percent", [30, 50, 70])
 def test_exact_nms_keeps_what_the_originals_keep(golden, rule, percent):
-    """All cases in 1000 rows, of which theirs are valid."""
-    g = np.load(golden / "two_stage" / "nms.npz")
+    """All cases have 1000 rows, of which those of the case are valid."""
+    g = load_arrays(golden / "two_stage" / "nms.npz")
     for case in ("rand60", "rand300", "rand1000", "ties", "identical", "degenerate", "exact_thr", "chain", "empty"):
         count = len(g[f"{case}_boxes"])
         boxes = np.pad(g[f"{case}_boxes"], ((0, 1000 - count), (0, 0)))
         scores = np.pad(g[f"{case}_scores"], (0, 1000 - count))
-        keep = exact(boxes, scores, np.arange(1000) < count, iou_threshold=percent / 100, **RULES[rule])
+        keep = run_exact(boxes, scores, np.arange(1000) < count, iou_threshold=percent / 100, **RULES[rule])
         np.testing.assert_array_equal(np.flatnonzero(keep), np.sort(g[f"{case}_t{percent}_{rule}"]), err_msg=case)
 
 
 @pytest.mark.parametrize(("count", "per_class"), [(5, True), (40, False), (2000, True)])
 def test_class_nms_is_the_loop_over_boxes_of_each_class(monkeypatch, count, per_class):
-    """For fewer and for more detections than a block of candidates holds, with ties, down to the last candidate."""
-    monkeypatch.setattr(nms, "BLOCK_SIZE", 16)
+    """The detections are fewer or more than a block of candidates holds, and scores tie."""
+    monkeypatch.setattr(by_class, "BLOCK_SIZE", 16)
     rule = {"score_threshold": 0.4, "iou_threshold": 0.4, "pixel_offset": 1.0, "suppress_equal": True}
     detect = jax.jit(partial(class_nms, max_detections=count, **rule))
     rng = np.random.default_rng(count)
@@ -136,8 +140,8 @@ def test_class_nms_is_the_loop_over_boxes_of_each_class(monkeypatch, count, per_
 
 
 def test_class_nms_of_a_batch_is_that_of_its_images(monkeypatch):
-    """Images need different numbers of blocks; the one that ends first keeps its answer."""
-    monkeypatch.setattr(nms, "BLOCK_SIZE", 16)
+    """Images need different numbers of blocks, and the one that ends first keeps its answer."""
+    monkeypatch.setattr(by_class, "BLOCK_SIZE", 16)
     rng = np.random.default_rng(0)
     boxes = np.stack([pixel_boxes(rng, 100, picture=2), pixel_boxes(rng, 100, picture=400), pixel_boxes(rng, 100)])
     scores = jnp.asarray(rng.random((3, 100, 2), np.float32) * np.array([1, 1, 0.1], np.float32)[:, None, None])
@@ -154,8 +158,8 @@ def test_class_nms_of_a_batch_is_that_of_its_images(monkeypatch):
 
 @pytest.mark.parametrize("case", ["b400", "b1500", "b_lvl"])
 def test_boxes_of_different_levels_and_classes_do_not_suppress_each_other(golden, case):
-    """torchvision's and mmcv's batched NMS: the same rows in the same order."""
-    g = np.load(golden / "two_stage" / "nms.npz")
+    """The batched NMS of torchvision and mmcv gives the same rows in the same order."""
+    g = load_arrays(golden / "two_stage" / "nms.npz")
     boxes, scores, groups = (jnp.asarray(g[f"{case}_{name}"]) for name in ("boxes", "scores", "ids"))
     threshold = float(g[f"{case}_thr"])
     kept = labelled_nms(boxes, scores, groups, score_threshold=-0.5, iou_threshold=threshold, max_detections=len(boxes))
@@ -166,8 +170,11 @@ def test_boxes_of_different_levels_and_classes_do_not_suppress_each_other(golden
 
 @pytest.mark.parametrize("library", ["mmdet", "d2", "mrb"])
 def test_detections_of_a_second_stage_are_the_originals(golden, library):
-    """Clip, threshold, NMS in each class, the best 100: mmdetection, detectron2, and maskrcnn-benchmark's (in its order, by class)."""
-    g = np.load(golden / "two_stage" / "nms.npz")
+    """Boxes are clipped, pass a threshold and are suppressed within classes; the best 100 are kept.
+
+    maskrcnn-benchmark has them in another order, by class.
+    """
+    g = load_arrays(golden / "two_stage" / "nms.npz")
     offset = 1.0 if library == "mrb" else 0.0
     boxes = clip_boxes(g["det_boxes"], g["det_hw"], pixel_offset=offset)
     scores = jnp.asarray(g["det_probs_bglast"][:, :-1])

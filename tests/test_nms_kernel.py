@@ -1,6 +1,7 @@
-"""NMS's kernels for GPUs: interpreted on short lists beside the plain path, bit by bit, and lowered for CUDA at real shapes.
+"""The kernels of NMS: interpreted on short lists, and lowered for CUDA at real shapes.
 
-`test_nms.py` and `test_ops_yolact.py` hold the plain path to the originals; here the kernels are held to both.
+`test_nms.py` and `test_ops_yolact.py` compare plain JAX with the originals. Here the kernels are
+compared with both, bit by bit.
 """
 
 import dataclasses
@@ -10,23 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from goldens import load_arrays
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from kernel_shapes import NMS_SHAPES, ClassNmsShape, FastNmsShape, NmsShape
+from model_shapes.nms import NMS_SHAPES, ClassNmsShape, FastNmsShape, NmsShape
 from test_nms import RULES, pixel_boxes
 
-from jaxseg.ops import nms
 from jaxseg.ops.boxes import quotient_reaches
-from jaxseg.ops.kernels.nms import MOST_BOXES
-from jaxseg.ops.nms import class_nms, cross_class_fast_nms, exact_nms, fast_nms, labelled_nms
+from jaxseg.ops.nms import by_class, class_nms, cross_class_fast_nms, exact_nms, fast_nms, labelled_nms
+from jaxseg.ops.nms.suppression import MOST_BOXES
 
-# How a kernel is called in a module for CUDA.
+# The name of a kernel's call in a module for CUDA.
 CALL = "mosaic_gpu_v2"
-# One of those that differ only in the batch.
+# Of the shapes that differ only in the batch, one is enough.
 SHAPES = {dataclasses.replace(shape, name="", batch=0): shape for shape in NMS_SHAPES}.values()
 
 
 def both(function, *operands, **options):
-    """What the kernel gives for a batch, after it was found equal to what the plain path gives."""
+    """What the kernel gives for a batch, which has to be what plain JAX gives."""
     results = [jax.jit(jax.vmap(partial(function, **options, implementation=name)))(*operands) for name in ("mosaic_gpu", "xla")]
     jax.tree.map(np.testing.assert_array_equal, *results)
     return results[0]
@@ -43,7 +44,7 @@ def scores_with_ties(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def chain(count: int) -> np.ndarray:
-    """Each box overlaps only its neighbours: by 1 / 3, or where pixels count inclusively by 5 / 13."""
+    """Boxes that overlap only their neighbours: by 1 / 3, or by 5 / 13 with inclusive pixels."""
     left = np.arange(count, dtype=np.float32)[:, None] * 4
     return np.concatenate([left, np.zeros_like(left), left + 8, np.full_like(left, 5)], 1)
 
@@ -51,7 +52,10 @@ def chain(count: int) -> np.ndarray:
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.45, 1 / 3, 1.0, 1e-3])
 @pytest.mark.parametrize("above", [False, True])
 def test_the_comparison_with_the_threshold_is_that_of_the_rounded_quotient(threshold: float, above: bool) -> None:
-    """Compilers for GPUs approximate quotients; the kernels must not. All pairs here lie a few units of the last place apart."""
+    """Compilers for GPUs approximate quotients, and the kernels must not.
+
+    All pairs lie within a few units of the last place of the threshold.
+    """
     rng = np.random.default_rng(0)
     least = np.float32(threshold)
     if above:
@@ -69,7 +73,7 @@ def test_the_comparison_with_the_threshold_is_that_of_the_rounded_quotient(thres
 
 @pytest.mark.parametrize(("platform", "divides"), [("cpu", True), ("cuda", False), ("tpu", False)])
 def test_only_cpus_divide(platform: str, divides: bool) -> None:
-    """The plain path compares in the same way as the kernels, where quotients are approximations."""
+    """Where quotients are approximations, plain JAX compares as the kernels do."""
     boxes, scores = jax.ShapeDtypeStruct((40, 4), jnp.float32), jax.ShapeDtypeStruct((40,), jnp.float32)
     plain = jax.jit(lambda boxes, scores: exact_nms(boxes, scores, scores > 0, iou_threshold=0.5, implementation="xla"))
     assert ("stablehlo.divide" in jax.export.export(plain, platforms=[platform])(boxes, scores).mlir_module()) == divides
@@ -82,7 +86,10 @@ def test_a_threshold_of_zero() -> None:
 
 
 def test_fast_nms(interpreted: None) -> None:
-    """In two tiles of 128: boxes without area and equal ones, tied scores, thresholds hit exactly, priors left out."""
+    """There are two tiles of 128 boxes, some equal, without area, or left out, and scores tie.
+
+    Overlaps lie exactly at the threshold.
+    """
     rng = np.random.default_rng(0)
     boxes, scores = pixel_boxes(rng, 2, 150, picture=25), scores_with_ties(rng, 2, 2, 150)
     kept = both(fast_nms, boxes, scores, rng.random((2, 150)) < 0.9, iou_threshold=0.5, top_k=130, max_detections=200)
@@ -91,7 +98,7 @@ def test_fast_nms(interpreted: None) -> None:
 
 
 def test_cross_class_fast_nms(interpreted: None) -> None:
-    """Fewer priors than `top_k`, and fewer than a tile."""
+    """There are fewer priors than `top_k`, and fewer than a tile has."""
     rng = np.random.default_rng(1)
     boxes, scores = pixel_boxes(rng, 2, 60, picture=20) / 16, scores_with_ties(rng, 2, 3, 60)
     kept = both(cross_class_fast_nms, boxes, scores, rng.random((2, 60)) < 0.8, iou_threshold=0.3, top_k=70)
@@ -101,8 +108,11 @@ def test_cross_class_fast_nms(interpreted: None) -> None:
 
 @pytest.mark.parametrize("rule", ["strict", "mmcv_cpu", "mmcv_off1"])
 def test_exact_nms(rule: str, interpreted: None) -> None:
-    """Across words of 32 boxes and tiles of 128: the longest chain, its overlaps exactly at the threshold; crowds with ties, equal
-    boxes, empty ones and padding."""
+    """The lists go across words of 32 boxes and tiles of 128.
+
+    One is the longest chain, with overlaps exactly at the threshold; the other has crowds with
+    ties, equal boxes, empty ones and padding.
+    """
     rng = np.random.default_rng(0)
     boxes = np.stack([chain(140), pixel_boxes(rng, 140, picture=30)])
     scores = np.stack([np.linspace(1, 0, 140, dtype=np.float32), scores_with_ties(rng, 140)])
@@ -113,7 +123,7 @@ def test_exact_nms(rule: str, interpreted: None) -> None:
 
 
 def test_exact_nms_of_levels_of_images(interpreted: None) -> None:
-    """Where `vmap` is nested, and the levels of an image share what is valid."""
+    """Calls of `vmap` are nested, and the levels of an image share what is valid."""
     rng = np.random.default_rng(2)
     boxes, scores, valid = pixel_boxes(rng, 2, 2, 40, picture=25), scores_with_ties(rng, 2, 2, 40), rng.random((2, 40)) < 0.8
 
@@ -126,9 +136,9 @@ def test_exact_nms_of_levels_of_images(interpreted: None) -> None:
 
 @pytest.mark.parametrize("per_class", [True, False])
 def test_class_nms(per_class: bool, interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In several turns, the detections so far in front of the next candidates; the images need different numbers of them."""
-    monkeypatch.setattr(nms, "BLOCK_SIZE", 30)
-    monkeypatch.setattr(nms, "KERNEL_ROWS", 60)
+    """There are several turns, and the images need different numbers of them."""
+    monkeypatch.setattr(by_class, "BLOCK_SIZE", 30)
+    monkeypatch.setattr(by_class, "KERNEL_ROWS", 60)
     rng = np.random.default_rng(3)
     boxes = pixel_boxes(rng, 2, 25, *([3] if per_class else []), picture=15)
     scores = scores_with_ties(rng, 2, 25, 3) * np.array([1.0, 0.5], np.float32)[:, None, None]
@@ -139,7 +149,7 @@ def test_class_nms(per_class: bool, interpreted: None, monkeypatch: pytest.Monke
 
 
 def test_labelled_nms(interpreted: None) -> None:
-    """Boxes of different classes lie on each other and do not suppress; at the largest labels, too."""
+    """Boxes of different classes do not suppress each other, even with the largest labels."""
     rng = np.random.default_rng(4)
     boxes, scores = pixel_boxes(rng, 1, 60, picture=10), scores_with_ties(rng, 1, 60)
     labels = rng.integers(2, size=(1, 60)).astype(np.int32) + 2**24 - 2
@@ -150,8 +160,8 @@ def test_labelled_nms(interpreted: None) -> None:
 
 @pytest.mark.parametrize("rule", ["strict", "mmcv_cpu", "mmcv_off1"])
 def test_exact_nms_keeps_what_the_originals_keep(golden, rule: str, interpreted: None) -> None:
-    """The cases that are about ties, all in one launch."""
-    g = np.load(golden / "two_stage" / "nms.npz")
+    """All cases that are about ties are in one launch."""
+    g = load_arrays(golden / "two_stage" / "nms.npz")
     cases = ("ties", "identical", "degenerate", "exact_thr", "chain")
     boxes, scores, valid = np.zeros((5, 80, 4), np.float32), np.zeros((5, 80), np.float32), np.zeros((5, 80), bool)
     for i, case in enumerate(cases):
@@ -163,7 +173,7 @@ def test_exact_nms_keeps_what_the_originals_keep(golden, rule: str, interpreted:
 
 
 def test_nothing_to_suppress() -> None:
-    """Kernels for no boxes are none."""
+    """Without boxes there is no kernel."""
     keep = exact_nms(np.zeros((0, 4), np.float32), jnp.zeros(0), np.zeros(0, bool), iou_threshold=0.5, implementation="mosaic_gpu")
     assert keep.shape == (0,)
     kept = fast_nms(
@@ -190,7 +200,7 @@ def test_a_list_too_long_for_the_kernel_says_so() -> None:
 
 
 def test_each_device_suppresses_its_own_images(interpreted: None, two_devices: Mesh) -> None:
-    """Two devices, half of the images each: nothing is gathered for the kernel."""
+    """Each of two devices has half of the images, and nothing is gathered for the kernel."""
     half = NamedSharding(two_devices, PartitionSpec("data"))
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=half) for shape, dtype in (((4, 40, 4), jnp.float32), ((4, 40), jnp.float32))]
 
@@ -200,14 +210,17 @@ def test_each_device_suppresses_its_own_images(interpreted: None, two_devices: M
     with jax.set_mesh(two_devices):
         compiled = jax.jit(jax.vmap(image), out_shardings=half).lower(*arguments).compile().as_text()
     assert "all-" not in compiled
-    # Two of the four lists on each: a word of bits for every box.
+    # Each has two of the four lists, with a word of bits for every box.
     assert "s32[2,16,128]" in compiled
     assert "s32[4,16,128]" not in compiled
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_lowers_for_cuda_at_real_shapes(shape: NmsShape) -> None:
-    """On a machine without a GPU, too: one kernel for Fast NMS, two for the others, whatever the batch."""
+    """There is one kernel for Fast NMS and there are two for the others, whatever the batch.
+
+    This needs no GPU.
+    """
     if isinstance(shape, FastNmsShape):
         function, kernels = cross_class_fast_nms if shape.cross_class else fast_nms, 1
     elif isinstance(shape, ClassNmsShape):

@@ -1,4 +1,7 @@
-"""Training batches whose pictures hold no ordinary object: crowds alone, or nothing. Losses of the rest go on, and all stays finite."""
+"""Training batches with pictures that have only crowd regions, or no objects at all.
+
+The other losses are computed as usual, and everything stays finite.
+"""
 
 from typing import Any
 
@@ -10,10 +13,12 @@ import tiny_yolact
 from jaxseg.config import Config, load_config
 from jaxseg.data.sources.dataset import Sample
 from jaxseg.data.stream.targets import to_targets
+from jaxseg.data.views.from_spec import view_rule
 from jaxseg.models import Detector, build_model
 from jaxseg.structures import Batch, Targets
 
-# Small enough to compile in seconds; the picture fills all but the last row of cells.
+# The sizes are small enough to compile in seconds; the picture covers all but the last row of
+# cells.
 CANVAS, PICTURE = (64, 96), (60, 96)
 TINY = {
     "model.num_classes": 3,
@@ -42,7 +47,7 @@ DETECTORS = {
     "mmdetection's Faster R-CNN": ("faster_rcnn_r50_fpn_1x", TINY_RCNN),
     "RetinaNet": ("retinanet_r50_fpn_1x", TINY),
 }
-# Of the losses that need an object.
+# The losses that need an object.
 OF_OBJECTS = {"rpn_box", "box", "mask"}
 ROWS = 4
 
@@ -63,7 +68,7 @@ class Learner:
         self._run = lambda batch: program(variables["params"], batch)
 
     def __call__(self, *targets: Targets, valid: tuple[bool, ...] = (True, True)) -> tuple[dict[str, float], list[np.ndarray]]:
-        """Losses and gradients of two pictures of noise."""
+        """Returns the losses and the gradients for two pictures of noise."""
         images = np.random.default_rng(0).integers(0, 256, (2, *CANVAS, 3), dtype=np.uint8)
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *targets)
         sizes = np.array([PICTURE] * 2, np.int32)
@@ -71,7 +76,7 @@ class Learner:
         return {name: float(value) for name, value in losses.items()}, jax.tree.leaves(jax.device_get(gradient))
 
     def targets(self, *boxes: tuple[float, ...], crowd: bool = False) -> Targets:
-        """A picture's ground truth, by the way all pictures go; masks fill the boxes."""
+        """Makes the ground truth of a picture in the usual way; masks fill the boxes."""
         masks = np.zeros((len(boxes), *PICTURE), np.uint8)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
             mask[round(y1) : round(y2), round(x1) : round(x2)] = 1
@@ -84,7 +89,8 @@ class Learner:
             masks=masks if self.model.input_spec.mask_size else None,
             index=0,
         )
-        return to_targets(sample, self.model.input_spec, ROWS)
+        spec = self.model.input_spec
+        return to_targets(sample, view_rule(spec).whole(sample.picture_size), spec, ROWS)
 
 
 @pytest.fixture(scope="module", params=DETECTORS)
@@ -94,9 +100,9 @@ def learner(request: pytest.FixtureRequest) -> Learner:
 
 
 def test_pictures_without_ordinary_objects_teach_background_only(learner: Learner) -> None:
-    """Crowds alone, nothing annotated, or all of it dropped by the originals' rules for boxes."""
+    """There are only crowds, no annotations, or only boxes that the originals' rules drop."""
     crowds = learner.targets((8, 8, 40, 40), (50, 10, 90, 50), crowd=True)
-    # One side under a pixel; and outside of the picture.
+    # One box has a side of less than a pixel, and the other is outside of the picture.
     dropped = learner.targets((8, 8, 8.5, 40), (97, 10, 120, 50))
     assert (int(crowds.valid.sum()), int(dropped.valid.sum())) == (2, 0)
     for one, other in ((crowds, crowds), (dropped, dropped), (crowds, learner.targets())):
@@ -114,7 +120,7 @@ def test_a_picture_without_objects_beside_one_with(learner: Learner) -> None:
 
 
 def test_a_batch_without_any_picture_teaches_nothing(learner: Learner) -> None:
-    """Rows that only fill up a batch do not count, whatever stands in them."""
+    """Rows that only pad a batch are ignored, whatever their content."""
     for targets in (learner.targets(), learner.targets((8, 8, 40, 40)), learner.targets((8, 8, 40, 40), crowd=True)):
         losses, gradient = learner(targets, targets, valid=(False, False))
         assert set(losses.values()) == {0.0}

@@ -1,6 +1,7 @@
-"""Box coding, anchors, matching, sampling and losses of two-stage detectors.
+"""The box coder, anchors, the matcher, the sampler and losses of two-stage detectors.
 
-Against the numbers of maskrcnn-benchmark, detectron2, mmdetection and torchvision, and without them against NumPy and literal answers.
+They are compared with the numbers of maskrcnn-benchmark, detectron2, mmdetection and torchvision,
+with NumPy and with literal answers.
 """
 
 from functools import partial
@@ -10,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from goldens import Golden, load_arrays
 
+from jaxseg.models.anchored.config import SIZE_DIVISOR
 from jaxseg.ops.anchors import cell_anchors, grid_anchors, in_padded_picture, inside_picture, pyramid_anchors
-from jaxseg.ops.boxes import MAX_LOG_SCALE, clip_boxes, decode_deltas, encode_deltas, longer_than, pairwise_iou
+from jaxseg.ops.box_coder import MAX_LOG_SCALE, BoxCoder
+from jaxseg.ops.boxes import clip_boxes, longer_than, pairwise_iou
 from jaxseg.ops.losses import sigmoid_focal_loss, smooth_l1
-from jaxseg.ops.matching import Match, Matches, match_anchors
-from jaxseg.ops.sampling import sample_labels, sample_rois
+from jaxseg.ops.matching import Match, Matcher, Matches
+from jaxseg.ops.sampling import Sampler
 
 STRIDES = (4, 8, 16, 32, 64)
 SIZES = [(8 * stride,) for stride in STRIDES]
@@ -23,8 +27,8 @@ RATIOS = (0.5, 1.0, 2.0)
 RULES = {"mrb": "legacy", "mmdet": "exact", "d2": "exact", "tv": "rounded"}
 
 
-def two_stage(golden, name: str) -> dict[str, np.ndarray]:
-    return dict(np.load(golden / "two_stage" / f"{name}.npz"))
+def two_stage(golden, name: str) -> Golden:
+    return load_arrays(golden / "two_stage" / f"{name}.npz")
 
 
 # ---- Boxes ----
@@ -33,18 +37,17 @@ def two_stage(golden, name: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("library", RULES)
 @pytest.mark.parametrize(("name", "weights"), [("w1", (1.0, 1.0, 1.0, 1.0)), ("w10", (10.0, 10.0, 5.0, 5.0))])
 def test_coding_equals_the_originals(golden, library, name, weights):
-    """Degenerate, tiny and far boxes, deltas beyond the clamps, several classes, and mmdetection's clipping."""
+    """Some boxes are degenerate, tiny or far away, and some deltas are beyond the clamps."""
     g = two_stage(golden, "box_coder")
-    convention = {"weights": weights, "pixel_offset": 1.0 if library == "mrb" else 0.0}
-    decode = partial(decode_deltas, **convention, clamp_both_sides=library == "mmdet")
+    coder = BoxCoder(weights, pixel_offset=1.0 if library == "mrb" else 0.0, clamp_both_sides=library == "mmdet")
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4)
-    np.testing.assert_allclose(encode_deltas(g["gt"], g["anchors"], **convention), g[f"{name}_{library}_enc"], rtol=1e-5, atol=1e-6)
-    boxes = decode(g["deltas"], g["anchors"])
+    np.testing.assert_allclose(coder.encode(g["gt"], g["anchors"]), g[f"{name}_{library}_enc"], rtol=1e-5, atol=1e-6)
+    boxes = coder.decode(g["deltas"], g["anchors"])
     close(boxes, g[f"{name}_{library}_dec"])
     if library == "mmdet":
         close(clip_boxes(boxes, (200, 300)), g[f"{name}_{library}_dec_clip200x300"])
     if library != "tv":
-        of_classes = decode(g["deltas_k3"].reshape(-1, 3, 4), g["anchors"][:, None])
+        of_classes = coder.decode(g["deltas_k3"].reshape(-1, 3, 4), g["anchors"][:, None])
         close(of_classes.reshape(-1, 12), g[f"{name}_{library}_dec_k3"])
 
 
@@ -52,32 +55,32 @@ def test_coding_equals_the_originals(golden, library, name, weights):
 def test_decoding_undoes_encoding(pixel_offset):
     rng = np.random.default_rng(0)
     boxes, anchors = (np.concatenate([x, x + y], 1).astype(np.float32) for x, y in rng.random((2, 2, 40, 2)) * 90 + 5)
-    convention = {"weights": (10.0, 10.0, 5.0, 5.0), "pixel_offset": pixel_offset}
-    decoded = decode_deltas(encode_deltas(boxes, anchors, **convention), anchors, **convention)
+    coder = BoxCoder((10.0, 10.0, 5.0, 5.0), pixel_offset)
+    decoded = coder.decode(coder.encode(boxes, anchors), anchors)
     np.testing.assert_allclose(decoded, boxes, atol=1e-4)
 
 
 def test_boxes_of_literal_deltas():
-    """A 10x20 box moved by half its size and doubled in width; inclusive pixels count one more on each side."""
+    """A 10 x 20 box moves by half its size and doubles in width; a pixel offset adds one."""
     anchor = np.array([[0, 0, 10, 20]], np.float32)
     deltas = jnp.array([[0.5, 0.0, np.log(2.0), 0.0]])
-    np.testing.assert_allclose(decode_deltas(deltas, anchor), [[0, 0, 20, 20]], atol=1e-5)
-    np.testing.assert_allclose(decode_deltas(deltas, anchor, pixel_offset=1.0), [[0, 0, 21, 20]], atol=1e-5)
+    np.testing.assert_allclose(BoxCoder().decode(deltas, anchor), [[0, 0, 20, 20]], atol=1e-5)
+    np.testing.assert_allclose(BoxCoder(pixel_offset=1.0).decode(deltas, anchor), [[0, 0, 21, 20]], atol=1e-5)
 
 
 def test_scales_are_clamped_above_and_with_mmdetection_below():
     anchor = np.array([[0, 0, 16, 16]], np.float32)
     for delta, both, width in ((50.0, False, 1000.0), (-50.0, False, 0.0), (-50.0, True, 16 * np.exp(-MAX_LOG_SCALE))):
-        box = np.asarray(decode_deltas(jnp.array([[0.0, 0.0, delta, 0.0]]), anchor, clamp_both_sides=both))[0]
+        box = np.asarray(BoxCoder(clamp_both_sides=both).decode(jnp.array([[0.0, 0.0, delta, 0.0]]), anchor))[0]
         np.testing.assert_allclose(box[2] - box[0], width, rtol=1e-5, atol=1e-6)
 
 
 def test_encoding_is_finite_without_a_size():
-    """What a mask removes afterwards must be no NaN, nor have one as its gradient."""
+    """A value that a mask removes afterwards must not be NaN, and nor must its gradient."""
     boxes = np.array([[3, 3, 3, 3], [0, 0, 0, 0], [5, 5, 2, 9]], np.float32)
     for first, second in ((boxes, boxes + 1), (boxes, boxes), (np.zeros_like(boxes), np.array([[0, 0, 4, 4]] * 3, np.float32))):
-        assert np.isfinite(encode_deltas(first, second)).all()
-        assert np.isfinite(jax.grad(lambda b, a=second: encode_deltas(b, a).sum())(first)).all()
+        assert np.isfinite(BoxCoder().encode(first, second)).all()
+        assert np.isfinite(jax.grad(lambda b, a=second: BoxCoder().encode(b, a).sum())(first)).all()
 
 
 def test_boxes_are_clipped_to_pictures_whose_size_is_data():
@@ -105,7 +108,7 @@ def test_overlaps_equal_the_originals_bit_by_bit(golden, library):
 
 @pytest.mark.parametrize("library", RULES)
 def test_anchors_equal_the_originals_bit_by_bit(golden, library):
-    """Each code base's first cell and whole pyramid, with torchvision's strides from the size of the canvas."""
+    """First cells and whole pyramids agree; torchvision derives its strides from the input size."""
     g = two_stage(golden, "anchors")
     rule, level_sizes = RULES[library], [tuple(size) for size in g["feat_hw"].tolist()]
     for i, stride in enumerate(STRIDES):
@@ -114,14 +117,19 @@ def test_anchors_equal_the_originals_bit_by_bit(golden, library):
     levels = pyramid_anchors(level_sizes, STRIDES, SIZES, RATIOS, rule=rule, canvas=canvas)
     assert all(level.dtype == np.float32 for level in levels)
     if library == "tv":
-        np.testing.assert_array_equal(np.concatenate(levels), g["tv_all"])
+        expected = {"tv_all": np.concatenate(levels)}
     else:
-        for i, level in enumerate(levels):
-            np.testing.assert_array_equal(level, g[f"d2_off0_lvl{i}" if library == "d2" else f"{library}_lvl{i}"])
+        prefix = "d2_off0" if library == "d2" else library
+        expected = {f"{prefix}_lvl{i}": level for i, level in enumerate(levels)}
+    for key, anchors in expected.items():
+        np.testing.assert_array_equal(g.kept(anchors, key), g[key])
 
 
 def test_anchors_of_several_sizes_equal_the_originals(golden):
-    """One level with all sizes (maskrcnn-benchmark's C4), RetinaNet's octaves (mmdetection), an axis of 59 pixels (torchvision)."""
+    """One level has all sizes in maskrcnn-benchmark's C4; mmdetection's RetinaNet has octaves.
+
+    In torchvision's case, the cells are 59 pixels apart.
+    """
     g = two_stage(golden, "anchors")
     np.testing.assert_array_equal(cell_anchors((32, 64, 128, 256, 512), RATIOS, stride=16, rule="legacy"), g["mrb_c4_cell"])
     octaves = [32 * 2 ** (i / 3) for i in range(3)]
@@ -141,13 +149,14 @@ def test_literal_anchors():
 
 
 def test_anchors_a_picture_uses_equal_the_originals(golden):
-    """maskrcnn-benchmark's visibility, mmdetection's borders and valid flags; the size of the picture is data."""
+    """These are maskrcnn-benchmark's visibility, and mmdetection's borders and valid flags."""
     g = two_stage(golden, "anchors")
-    legacy, exact = (np.concatenate([g[f"{library}_lvl{i}"] for i in range(5)]) for library in ("mrb", "mmdet"))
+    level_sizes = [tuple(size) for size in g["feat_hw"].tolist()]
+    legacy, exact = (np.concatenate(pyramid_anchors(level_sizes, STRIDES, SIZES, RATIOS, rule=rule)) for rule in ("legacy", "exact"))
     inside = jax.jit(inside_picture, static_argnames="border")
     np.testing.assert_array_equal(inside(legacy, g["mrb_vis_image_hw"], border=0.0), g["mrb_visibility"])
     for size in ((224, 384), (220, 380), (193, 353)):
-        valid = np.asarray(jax.jit(in_padded_picture)(exact, jnp.array(size)))
+        valid = np.asarray(jax.jit(partial(in_padded_picture, divisor=SIZE_DIVISOR))(exact, jnp.array(size)))
         np.testing.assert_array_equal(valid, g["mmdet_valid_pad224x384"])
     for border in (-1, 0, 16):
         expected = g[f"mmdet_inside_border{border}"]
@@ -160,7 +169,7 @@ def test_anchors_a_picture_uses_equal_the_originals(golden):
 def naive_matches(
     anchors: np.ndarray, boxes: np.ndarray, positive_iou: float, negative_iou: float, forced: str, forced_min_iou: float, offset: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The originals' rules as loops over a table of overlaps; `boxes` are all valid."""
+    """Applies the originals' rules in loops over a table of IoUs; all `boxes` are valid."""
     overlaps = np.asarray(pairwise_iou(boxes, anchors, offset=offset))
     best, indices = overlaps.max(0), overlaps.argmax(0)
     labels = np.where(best >= positive_iou, Match.POSITIVE, np.where(best >= negative_iou, Match.IGNORE, Match.NEGATIVE))
@@ -176,16 +185,16 @@ def naive_matches(
 @pytest.mark.parametrize("forced", ["none", "own_argmax", "best_anchor"])
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_matches_are_those_of_loops_over_a_table(forced, offset):
-    """Small boxes on whole pixels tie a lot; padding lies between objects; one program, a batch at a time."""
+    """Small boxes at whole pixels have many equal IoUs, and padding lies between objects."""
     rng = np.random.default_rng(0)
     low = rng.integers(12, size=(5, 90, 2))
     boxes_and_anchors = np.concatenate([low, low + rng.integers(1, 8, size=low.shape)], -1).astype(np.float32)
     boxes, anchors = boxes_and_anchors[:, :10], boxes_and_anchors[:, 10:]
     valid = rng.random((5, 10)) < 0.6
-    # One object overlaps no anchor: all of them tie for it.
+    # One object overlaps no anchor, so its IoU is equal for all of them.
     boxes[0, 3], valid[0, 3] = [50, 50, 60, 60], True
     rule = {"positive_iou": 0.6, "negative_iou": 0.3, "forced": forced, "forced_min_iou": 0.2}
-    matches = jax.jit(jax.vmap(partial(match_anchors, **rule, pixel_offset=offset)))(anchors, boxes, valid)
+    matches = jax.jit(jax.vmap(Matcher(**rule, pixel_offset=offset)))(anchors, boxes, valid)
     for i in range(5):
         rows = np.flatnonzero(valid[i])
         labels, indices = naive_matches(anchors[i], boxes[i, rows], *rule.values(), offset)
@@ -199,7 +208,7 @@ def test_without_objects_all_anchors_are_negative(forced):
     anchors = np.array([[0, 0, 10, 10], [0, 0, 0, 0]], np.float32)
     for boxes in (np.zeros((3, 4), np.float32), np.zeros((0, 4), np.float32)):
         valid = np.zeros(len(boxes), bool)
-        labels, _ = match_anchors(anchors, boxes, valid, positive_iou=0.7, negative_iou=0.3, forced=forced)
+        labels, _ = Matcher(positive_iou=0.7, negative_iou=0.3, forced=forced)(anchors, boxes, valid)
         assert labels.tolist() == [Match.NEGATIVE, Match.NEGATIVE]
 
 
@@ -207,19 +216,22 @@ def test_without_objects_all_anchors_are_negative(forced):
 def test_objects_choose_among_the_anchors_that_take_part(forced):
     anchors = np.array([[0, 0, 10, 10], [0, 0, 10, 14], [30, 30, 40, 40]], np.float32)
     boxes = np.array([[0, 0, 10, 10]], np.float32)
-    rule = {"positive_iou": 0.9, "negative_iou": 0.3, "forced": forced, "forced_min_iou": 0.3}
-    labels, _ = match_anchors(anchors, boxes, np.ones(1, bool), **rule)
+    matcher = Matcher(positive_iou=0.9, negative_iou=0.3, forced=forced, forced_min_iou=0.3)
+    labels, _ = matcher(anchors, boxes, np.ones(1, bool))
     assert labels.tolist() == [Match.POSITIVE, Match.IGNORE, Match.NEGATIVE]
-    labels, _ = match_anchors(anchors, boxes, np.ones(1, bool), **rule, candidates=np.array([False, True, True]))
+    labels, _ = matcher(anchors, boxes, np.ones(1, bool), np.array([False, True, True]))
     assert labels.tolist() == [Match.IGNORE, Match.POSITIVE, Match.NEGATIVE]
 
 
 def test_two_rules_for_two_objects_that_want_one_anchor():
-    """mmdetection gives it to the later object, though it overlaps the other one more; the others only make it positive."""
+    """mmdetection assigns it to the later object, although its IoU with the other one is larger.
+
+    The other originals only make the anchor positive.
+    """
     anchors = np.array([[0, 0, 10, 10]], np.float32)
     boxes = np.array([[0, 0, 10, 9], [0, 0, 10, 5], [90, 90, 99, 99]], np.float32)
     matches = {
-        forced: match_anchors(anchors, boxes, np.ones(3, bool), positive_iou=0.95, negative_iou=0.3, forced=forced, forced_min_iou=0.3)
+        forced: Matcher(positive_iou=0.95, negative_iou=0.3, forced=forced, forced_min_iou=0.3)(anchors, boxes, np.ones(3, bool))
         for forced in ("none", "own_argmax", "best_anchor")
     }
     assert {forced: (int(m.labels[0]), int(m.indices[0])) for forced, m in matches.items()} == {
@@ -232,11 +244,11 @@ def test_two_rules_for_two_objects_that_want_one_anchor():
 @pytest.mark.parametrize("case", ["many", "one", "dup", "conflict"])
 @pytest.mark.parametrize("library", RULES)
 def test_matches_equal_the_originals(golden, case, library):
-    """RPN and second stage of the four code bases: labels and objects, ties included, agree exactly."""
+    """Labels and objects of both stages agree exactly, ties included."""
     g = two_stage(golden, "assign")
     count = len(g[f"{case}_gt"])
     boxes, valid = np.pad(g[f"{case}_gt"], ((0, 7 - count), (0, 0))), np.arange(7) < count
-    # Objects and labels in their code: mmdetection counts objects from 1; two write -1 for negative and -2 for ignored.
+    # mmdetection counts objects from 1; two originals use -1 for negative and -2 for ignored.
     codes = {
         "mmdet": lambda m: (np.where(m.labels == Match.POSITIVE, m.indices + 1, m.labels),),
         "d2": lambda m: (m.indices, m.labels),
@@ -248,8 +260,11 @@ def test_matches_equal_the_originals(golden, case, library):
         for ours, suffix in zip(code(matches), suffixes, strict=True):
             np.testing.assert_array_equal(ours, g[f"{case}_{library}_{stage}{suffix}"])
 
-    match = jax.jit(match_anchors, static_argnames=("positive_iou", "negative_iou", "forced", "forced_min_iou", "pixel_offset"))
-    match = partial(match, boxes=boxes, valid=valid, pixel_offset=1.0 if library == "mrb" else 0.0)
+    offset = 1.0 if library == "mrb" else 0.0
+
+    def match(anchors: np.ndarray, **rule) -> Matches:
+        return jax.jit(Matcher(**rule, pixel_offset=offset))(anchors, boxes, valid)
+
     forced = "best_anchor" if library == "mmdet" else "own_argmax"
     check("rpn", match(g["anchors"], positive_iou=0.7, negative_iou=0.3, forced=forced, forced_min_iou=0.3))
     second = partial(match, g[f"{case}_props"], positive_iou=0.5, negative_iou=0.5)
@@ -263,14 +278,17 @@ def test_matches_equal_the_originals(golden, case, library):
 
 @pytest.mark.parametrize("case", ["many", "one", "dup", "conflict"])
 def test_samples_equal_the_originals(golden, case):
-    """Their permutation was the identity; equal priorities do the same. Ground truth comes first, as mmdetection adds it."""
+    """Their permutation was replaced by the identity, which equal priorities reproduce.
+
+    The ground truth that mmdetection adds comes first.
+    """
     g = two_stage(golden, "assign")
     labels = jnp.asarray(g[f"{case}_d2_rpn_lab"], jnp.int32)
-    positive, negative = sample_labels(labels, jnp.zeros(labels.shape), count=64, positive_fraction=0.5)
+    positive, negative = Sampler(64, 0.5).masks(labels, jnp.zeros(labels.shape))
     np.testing.assert_array_equal(np.flatnonzero(positive), g[f"{case}_d2_sample64_pos"])
     np.testing.assert_array_equal(np.flatnonzero(negative), g[f"{case}_d2_sample64_neg"])
     labels = np.concatenate([np.ones(len(g[f"{case}_gt"])), np.sign(g[f"{case}_mmdet_rcnn"])])
-    rois = sample_rois(jnp.asarray(labels, jnp.int32), jnp.zeros(labels.shape), count=32, positive_fraction=0.25)
+    rois = Sampler(32, 0.25).rows(jnp.asarray(labels, jnp.int32), jnp.zeros(labels.shape))
     assert rois.valid.all()
     np.testing.assert_array_equal(rois.indices[rois.positive], g[f"{case}_mmdet_sample32_pos"])
     np.testing.assert_array_equal(rois.indices[~rois.positive], g[f"{case}_mmdet_sample32_neg"])
@@ -278,11 +296,11 @@ def test_samples_equal_the_originals(golden, case):
 
 @pytest.mark.parametrize("size", [3, 20, 300])
 def test_samples_are_the_best_of_each_label(size):
-    """Positives up to their share, negatives for the rest; too few of them, none of them, fewer rows than asked for."""
+    """Positives are sampled up to their limit, and the rest are negatives, however few there are."""
     rng = np.random.default_rng(size)
     count, share = 16, 4
-    label_sample = jax.jit(partial(sample_labels, count=count, positive_fraction=share / count))
-    roi_sample = jax.jit(partial(sample_rois, count=count, positive_fraction=share / count))
+    sampler = Sampler(count, share / count)
+    label_sample, roi_sample = jax.jit(sampler.masks), jax.jit(sampler.rows)
     for weights in ([0.2, 0.4, 0.4], [0.0, 0.98, 0.02], [0.9, 0.0, 0.1], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]):
         labels = rng.choice([Match.IGNORE, Match.NEGATIVE, Match.POSITIVE], size=size, p=weights).astype(np.int32)
         priorities = (rng.integers(50, size=size) / 50).astype(np.float32)
@@ -301,7 +319,7 @@ def test_samples_are_the_best_of_each_label(size):
 
 def test_a_share_of_less_than_one_is_none():
     labels = jnp.array([Match.POSITIVE, Match.NEGATIVE, Match.NEGATIVE], jnp.int32)
-    rois = sample_rois(labels, jnp.zeros(3), count=3, positive_fraction=0.25)
+    rois = Sampler(3, 0.25).rows(labels, jnp.zeros(3))
     assert rois.indices.tolist() == [1, 2, 0]
     assert rois.valid.tolist() == [True, True, False]
     assert not rois.positive.any()
@@ -311,7 +329,7 @@ def test_a_share_of_less_than_one_is_none():
 
 
 def test_smooth_l1_equals_the_originals(golden):
-    """Sums of maskrcnn-benchmark (beta 1/9 and 1), fvcore (L1) and mmdetection (over 512 samples)."""
+    """The sums of maskrcnn-benchmark, fvcore (L1) and mmdetection (over 512 samples) agree."""
     g = two_stage(golden, "data_solver")
     for name, beta, divisor in (
         ("sl1_mrb_b19", 1 / 9, 1),
@@ -332,7 +350,10 @@ def test_smooth_l1_of_literal_distances():
 
 
 def test_focal_loss_is_its_definition():
-    """maskrcnn-benchmark's formula where float32 can compute it, optax's everywhere; extreme logits have finite gradients."""
+    """It agrees with maskrcnn-benchmark's formula where float32 suffices, and with optax everywhere.
+
+    Extreme logits have finite gradients.
+    """
     logits = jnp.linspace(-8, 8, 33)
     probability = jax.nn.sigmoid(logits)
     loss = partial(sigmoid_focal_loss, alpha=0.25, gamma=2.0)

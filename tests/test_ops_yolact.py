@@ -1,22 +1,25 @@
-"""Boxes, priors, matching and suppression against the numbers of dbolya/yolact, and against literal answers."""
+"""Boxes, priors, matching and suppression, compared with dbolya/yolact and literal answers."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from originals import functions
+from goldens import functions
 
-from jaxseg.config import DetectionConfig, load_config
-from jaxseg.models import build_model
-from jaxseg.models.yolact import suppress
-from jaxseg.ops.boxes import centers_to_corners, decode_boxes, encode_boxes, pairwise_coverage, pairwise_iou
+from jaxseg.config import load_config
+from jaxseg.models import DetectionConfig, build_model
+from jaxseg.models.yolact.detections import suppress
+from jaxseg.ops.box_coder import ssd_decode, ssd_encode
+from jaxseg.ops.boxes import centers_to_corners, pairwise_coverage, pairwise_iou
 from jaxseg.ops.masks import box_mask, resize_masks, unpack_bits
-from jaxseg.ops.matching import Match, match_priors
+from jaxseg.ops.matching import Match, PriorMatcher
 from jaxseg.ops.nms import class_nms, cross_class_fast_nms, fast_nms
 from jaxseg.ops.sampling import choose, hardest
 
 CONFIGS = {"yolact_base_config": "yolact_r101", "yolact_im400_config": "yolact_im400_r101", "yolact_im700_config": "yolact_im700_r101"}
 CONFIGS["yolact_resnet50_pascal_config"] = "yolact_r50_pascal"
+
+MATCHER = PriorMatcher(positive_iou=0.5, negative_iou=0.4, crowd_overlap=0.7)
 
 
 def anchors_of(name: str) -> np.ndarray:
@@ -35,8 +38,8 @@ def test_overlaps_and_coding_equal_the_originals():
     g = functions("box_utils")
     np.testing.assert_allclose(pairwise_iou(g["jac_a"], g["jac_b"]), g["jac"], atol=1e-6)
     np.testing.assert_allclose(pairwise_coverage(g["jac_a"], g["jac_b"]), g["jac_crowd"], atol=1e-6)
-    np.testing.assert_allclose(decode_boxes(g["loc50"], g["priors50"]), g["decode50"], atol=1e-6)
-    np.testing.assert_allclose(encode_boxes(g["decode50"], g["priors50"]), g["loc50"], atol=2e-4)
+    np.testing.assert_allclose(ssd_decode(g["loc50"], g["priors50"]), g["decode50"], atol=1e-6)
+    np.testing.assert_allclose(ssd_encode(g["decode50"], g["priors50"]), g["loc50"], atol=2e-4)
 
 
 def test_overlap_of_literal_boxes():
@@ -44,7 +47,7 @@ def test_overlap_of_literal_boxes():
     b = np.array([[1, 0, 3, 2], [5, 5, 6, 6], [1, 1, 1, 1]], np.float32)
     np.testing.assert_allclose(pairwise_iou(a, b), [[1 / 3, 0, 0], [0, 0, 0]], atol=1e-7)
     np.testing.assert_allclose(pairwise_iou(a, b, empty=9.0)[1, 2], 9.0)
-    # Inclusive pixels: 3x3 boxes that share 2x3.
+    # With a pixel offset, these are 3 x 3 boxes with an intersection of 2 x 3.
     np.testing.assert_allclose(pairwise_iou(a, b, offset=1.0)[0, 0], 6 / 12)
 
 
@@ -65,24 +68,20 @@ def test_matches_are_the_originals(name, case):
     count, total = len(g["truths"]), len(g["truths"]) + len(crowd)
     boxes[:count], boxes[count:total] = g["truths"], crowd
     rows = np.arange(32)
-    labels, indices = jax.jit(lambda *a: match_priors(*a, positive_iou=0.5, negative_iou=0.4, crowd_overlap=0.7))(
-        centers_to_corners(anchors), boxes, rows < count, (rows >= count) & (rows < total)
-    )
+    labels, indices = jax.jit(MATCHER)(centers_to_corners(anchors), boxes, rows < count, (rows >= count) & (rows < total))
     labels, indices = np.asarray(labels), np.asarray(indices)
     classes = np.where(labels == Match.POSITIVE, np.append(g["labels"], np.zeros(32, int))[indices] + 1, labels)
     np.testing.assert_array_equal(classes, g["conf_t"])
     np.testing.assert_array_equal(indices, g["idx_t"])
     positive = labels == Match.POSITIVE
-    np.testing.assert_allclose(encode_boxes(boxes[indices], anchors)[positive], g["loc_t_pos"], atol=2e-5, rtol=1e-5)
+    np.testing.assert_allclose(ssd_encode(boxes[indices], anchors)[positive], g["loc_t_pos"], atol=2e-5, rtol=1e-5)
 
 
 def test_every_object_gets_a_prior_of_its_own():
-    """Two objects share their best prior: the better overlap chooses first, the other takes its next best."""
+    """If two objects have the same best prior, the one with the larger IoU gets it."""
     priors = np.array([[0, 0, 10, 10], [0, 0, 10, 30], [50, 50, 60, 60]], np.float32)
     boxes = np.array([[0, 0, 10, 11], [0, 0, 10, 10]], np.float32)
-    labels, indices = match_priors(
-        priors, boxes, np.ones(2, bool), np.zeros(2, bool), positive_iou=0.5, negative_iou=0.4, crowd_overlap=0.7
-    )
+    labels, indices = MATCHER(priors, boxes, np.ones(2, bool), np.zeros(2, bool))
     assert labels.tolist() == [Match.POSITIVE, Match.POSITIVE, Match.NEGATIVE]
     assert indices.tolist()[:2] == [1, 0]
 
@@ -91,7 +90,7 @@ def test_more_objects_than_priors_and_none_at_all():
     priors = np.array([[0, 0, 10, 10]], np.float32)
     boxes = np.array([[0, 0, 10, 10], [0, 0, 9, 9], [20, 20, 30, 30]], np.float32)
     for valid, label in ((np.ones(3, bool), Match.POSITIVE), (np.zeros(3, bool), Match.NEGATIVE)):
-        labels, _ = match_priors(priors, boxes, valid, np.zeros(3, bool), positive_iou=0.5, negative_iou=0.4, crowd_overlap=0.7)
+        labels, _ = MATCHER(priors, boxes, valid, np.zeros(3, bool))
         assert labels.tolist() == [label]
 
 
@@ -102,9 +101,9 @@ def test_suppression_keeps_what_the_original_keeps(case, rule):
     config = load_config(
         "configs/yolact_r50.py", {"model.detection.nms": {"fast": "fast", "fastcc": "cross_class", "trad": "greedy"}[rule]}
     )
-    boxes = decode_boxes(g["loc"][0], g["priors"])
+    boxes = ssd_decode(g["loc"][0], g["priors"])
     kept = jax.jit(lambda b, s: suppress(b, s, config.model))(boxes, g["conf"][0, :, 1:].T)
-    count = max(int(g[f"{rule}/n"]), 0)  # -1: the original answers nothing at all
+    count = max(int(g[f"{rule}/n"]), 0)  # -1 means that the original returns nothing
     valid = np.asarray(kept.valid)
     assert valid.sum() == count
     assert valid[:count].all()
@@ -183,7 +182,7 @@ def test_bits_survive_packing():
 
 @pytest.mark.parametrize("size", [(5, 9), (37, 20), (8, 8)])
 def test_masks_resize_to_any_size_on_one_canvas(size):
-    """One program serves all sizes; the answer is the half-pixel bilinear resize."""
+    """One program works for all sizes, and does a bilinear resize with half-pixel centres."""
     masks = jnp.asarray(np.random.default_rng(0).random((2, 8, 8)), jnp.float32)
     resized = jax.jit(lambda m, s: resize_masks(m, s, (40, 24)))(masks, jnp.array(size, jnp.int32))
     expected = jax.image.resize(masks, (2, *size), "linear", antialias=False)

@@ -1,4 +1,7 @@
-"""SGD against torch's and by hand; the originals' schedules at literal steps; what decays; frozen parameters; the moving average."""
+"""SGD, learning-rate schedules, weight decay, frozen parameters and the moving average.
+
+SGD is compared with torch and with results by hand, and schedules with the originals' rates.
+"""
 
 import dataclasses
 
@@ -11,7 +14,7 @@ import pytest
 from jaxseg.config import TrainConfig
 from jaxseg.training.optimizer import autoscaled, descend, in_steps, keep_if, learning_rate, make_optimizer, update_average
 
-# The original's numbers.
+# The original's settings.
 BASE = TrainConfig()
 
 
@@ -32,7 +35,7 @@ def test_without_warm_up_the_first_step_has_the_full_rate():
 
 def test_a_decay_step_within_the_warm_up_rules_for_that_step_only():
     train = TrainConfig(learning_rate=1.0, warmup_steps=4, warmup_learning_rate=0.0, decay_steps=(2, 10))
-    # At 10 both decays count, as the original counts them.
+    # At step 10 both decays apply, as in the original.
     np.testing.assert_allclose(rates(train, [1, 2, 3, 4, 9, 10]), [0.25, 0.1, 0.75, 1.0, 1.0, 0.01], rtol=1e-6)
 
 
@@ -46,7 +49,7 @@ def test_the_cosine_falls_from_the_rate_to_nothing():
     np.testing.assert_allclose(rates(train, [0, 5, 10, 60, 110, 500]), [1, 1.5, 2, 1, 0, 0], atol=1e-6)
 
 
-# The rates of two-stage detectors at these steps, as their schedulers gave them.
+# The settings of two-stage detectors; their schedulers computed the rates that follow.
 R_CNN = TrainConfig(learning_rate=0.02, steps=90_000, decay_steps=(60_000, 80_000), warmup_steps=500, warmup_factor=1 / 3)
 R_CNN_STEPS = [0, 1, 2, 100, 250, 499, 500, 501, 59_999, 60_000, 60_001, 79_999, 80_000, 89_999]
 AFTER_WARMUP = [0.02, 0.002, 0.002, 0.002, 0.0002, 0.0002]
@@ -66,7 +69,7 @@ def test_the_rate_of_detectron2():
 def test_the_rate_of_mmdetection():
     train = in_steps(
         dataclasses.replace(R_CNN, batch_size=16, epochs=12, decay_epochs=(8, 11), warmup_factor=1e-3),
-        # COCO's training images with objects.
+        # This is the number of COCO's training images with objects.
         images=117_266,
     )
     assert (train.steps, train.epochs) == (12 * 7330, 0)
@@ -78,7 +81,7 @@ def test_the_rate_of_mmdetection():
 
 
 def test_a_warm_up_by_a_factor_multiplies_decays_within_it():
-    """maskrcnn-benchmark's rule, other than YOLACT's."""
+    """This is the rule of maskrcnn-benchmark, which differs from that of YOLACT."""
     train = TrainConfig(learning_rate=1.0, warmup_steps=4, warmup_factor=0.5, decay_steps=(2, 10))
     np.testing.assert_allclose(rates(train, [0, 1, 2, 3, 4, 9, 10]), [0.5, 0.625, 0.075, 0.0875, 0.1, 0.1, 0.01], rtol=1e-6)
 
@@ -112,7 +115,7 @@ def test_autoscaling_leaves_alone(train):
 
 
 def descended(train: TrainConfig, params, gradients, trained):
-    """The parameters after one step a gradient."""
+    """Returns the parameters after one step for each gradient."""
     optimizer = make_optimizer(train, trained)
     state = optimizer.init(params)
     for step, gradient in enumerate(gradients):
@@ -124,7 +127,7 @@ def descended(train: TrainConfig, params, gradients, trained):
 def test_three_steps_by_hand():
     train = TrainConfig(learning_rate=0.1, momentum=0.5, weight_decay=0.1, warmup_steps=0, decay_steps=(2,))
     params, _ = descended(train, {"w": jnp.float32(1.0)}, [{"w": jnp.float32(g)} for g in (1.0, 2.0, -1.0)], {"w": True})
-    # buffers 1.1, 2.639, 0.38211; rates 0.1, 0.1, 0.01
+    # The momentum buffers are 1.1, 2.639 and 0.38211, and the rates are 0.1, 0.1 and 0.01.
     np.testing.assert_allclose(params["w"], 1 - 0.11 - 0.2639 - 0.0038211, rtol=1e-5)
 
 
@@ -145,10 +148,11 @@ def test_clipping_looks_at_the_global_norm_of_what_learns():
     np.testing.assert_allclose([after["a"][0], after["b"][0]], [-0.6, -0.8], rtol=1e-6)
 
 
-# A convolution and a norm, named as the models name them, and a frozen one.
+# The parameters of a convolution and a norm, with names as in the models, and a frozen one.
 SHAPES = {"conv1": {"kernel": (3, 4), "bias": (4,)}, "bn1": {"scale": (4,), "bias": (4,)}, "stem": {"kernel": (2,)}}
 LEARNS = {"conv1": {"kernel": True, "bias": True}, "bn1": {"scale": True, "bias": True}, "stem": {"kernel": False}}
-# Options of an original, and what its parameter groups have: factors of the rate and the decay.
+# The options of each original, and the factors of the rate and of the decay of its parameter
+# groups.
 GROUPS = {
     "yolact": ({}, {}),
     "maskrcnn_benchmark": (
@@ -162,8 +166,8 @@ GROUPS = {
 @pytest.mark.parametrize("original", GROUPS)
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_agrees_with_torch(original, optimizer):
-    """Eight steps with the parameter groups of an original."""
-    torch = pytest.importorskip("torch")
+    """Both take eight steps with the parameter groups of an original."""
+    torch = pytest.importorskip("torch", reason="wants PyTorch")
     rng = np.random.default_rng(0)
     start = jax.tree.map(lambda shape: rng.normal(size=shape).astype(np.float32), SHAPES, is_leaf=lambda node: isinstance(node, tuple))
     gradients = [jax.tree.map(lambda value: rng.normal(size=value.shape).astype(np.float32), start) for _ in range(8)]
@@ -200,7 +204,7 @@ def test_agrees_with_torch(original, optimizer):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_state_does_not_depend_on_options_that_need_none(optimizer):
-    """So that a run can go on with others."""
+    """So a run can be resumed with other options."""
     params = jax.tree.map(jnp.ones, SHAPES, is_leaf=lambda node: isinstance(node, tuple))
     plain = make_optimizer(TrainConfig(optimizer=optimizer), LEARNS).init(params)
     options = {"clip_norm": 10.0, "decay_biases": False, "decay_norms": False, "bias_rate_factor": 2.0, "weight_decay": 0.0}

@@ -1,4 +1,4 @@
-"""A detector from outside of the package does everything that jaxseg's own detectors do, without an edit in jaxseg."""
+"""A detector outside of the package works like jaxseg's own detectors, without changes to jaxseg."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def get_config():
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    """A configuration of the detector, with two pictures to learn."""
+    """Writes a configuration of the detector, with two pictures for training."""
     square = {"iscrowd": 0, "area": 100.0, "bbox": [2.0, 3.0, 10.0, 10.0], "segmentation": [[2.0, 3.0, 12.0, 3.0, 12.0, 13.0, 2.0, 13.0]]}
     images = [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in (1, 2)]
     annotations = [{"id": i, "image_id": i, "category_id": category, **square} for i, category in ((1, 2), (2, 9))]

@@ -1,17 +1,21 @@
-"""Masks over boxes back in the picture: what the four originals paste, pixel by pixel, and boxes that lie anywhere."""
+"""Pasting masks over boxes into the picture: the originals' results, and boxes anywhere."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from goldens import load_arrays
 
-from jaxseg.evaluation.detect import Selected, Sizes, to_picture
-from jaxseg.evaluation.masks import scaled_boxes
+from jaxseg.data.views.placed import PlacedView
+from jaxseg.evaluation.detect import Selected, to_picture
 from jaxseg.evaluation.paste import paste_masks
-from jaxseg.structures import InputSpec
+from jaxseg.structures import InputSpec, Resize
 
 DATA = Path(__file__).parent / "data" / "two_stage" / "paste.npz"
 FRAMES = {"detectron2": "box", "mmdetection": "box", "maskrcnn_benchmark": "integer_box", "torchvision": "integer_box"}
+
+# The input of maskrcnn-benchmark.
+SPEC = InputSpec(((320, 448),), (28, 28), None, 80, Resize("pillow_truncated", (800,), 1333), "integer_box", 1.0)
 
 
 def unpacked(bits, width):
@@ -20,7 +24,7 @@ def unpacked(bits, width):
 
 @pytest.mark.parametrize(("original", "frame"), FRAMES.items())
 def test_pasted_masks_are_the_originals(original, frame):
-    """8 masks: thinner than a pixel, out of the picture on each side, and ordinary ones."""
+    """The 8 boxes are thinner than a pixel, or beyond one side of the picture, or ordinary."""
     data = np.load(DATA)
     height, width = data["size"]
     masks = paste_masks(data["masks"], data["boxes"], (height, width), frame)
@@ -38,21 +42,23 @@ def test_pasted_masks_are_the_originals(original, frame):
     ],
 )
 def test_all_masks_of_whole_models_are_the_originals(golden, name, soft, boxes, pasted, frame, sizes, image):
-    """100 detections of each picture, not one pixel of which differs."""
-    data = np.load(golden / "two_stage" / f"{name}_maskrcnn.npz")
-    masks = paste_masks(data[soft.format(image)], data[boxes.format(image)], sizes[image], frame)
-    np.testing.assert_array_equal(masks, unpacked(data[pasted.format(image)], sizes[image][1]))
+    """All pixels of the masks of 100 detections in each picture are equal."""
+    data = load_arrays(golden / "two_stage" / f"{name}_maskrcnn.npz")
+    soft, pasted = soft.format(image), pasted.format(image)
+    masks = paste_masks(data[soft], data.kept(data[boxes.format(image)], soft), sizes[image], frame)
+    np.testing.assert_array_equal(masks, unpacked(data[pasted], sizes[image][1]))
 
 
 @pytest.mark.parametrize("image", [0, 1])
 def test_boxes_are_scaled_as_maskrcnn_benchmark_does(golden, image):
-    data = np.load(golden / "two_stage" / "mrb_maskrcnn.npz")
-    size, larger = (((320, 416), (480, 624)), ((250, 340), (375, 510)))[image]
-    np.testing.assert_array_equal(scaled_boxes(data[f"det_boxes{image}"], size, larger), data[f"det_boxes_x15_{image}"])
+    data = load_arrays(golden / "two_stage" / "mrb_maskrcnn.npz")
+    image_size, picture_size = (((320, 416), (480, 624)), ((250, 340), (375, 510)))[image]
+    view = PlacedView(SPEC, picture_size, (320, 448), image_size)
+    np.testing.assert_array_equal(view.boxes_in_picture(data[f"det_boxes{image}"]), data[f"det_boxes_x15_{image}"])
 
 
 def dense(mask, positions_y, positions_x):
-    """The definition in float64: bilinear between cells, nothing outside."""
+    """Samples by the definition in float64, bilinearly between cells, with 0 outside."""
 
     def weights(positions, cells):
         return np.maximum(1 - np.abs(positions[:, None] - np.arange(cells)), 0)
@@ -69,13 +75,13 @@ def stretched(low, high, cells, length):
     first, last = int(np.trunc(centre - half)), int(np.trunc(centre + half))
     size = max(last - first + 1, 1)
     positions = (np.arange(length) - first + 0.5) * (cells + 2) / size - 1.5
-    # Nothing is written beyond the whole pixels of the box.
+    # The masks are 0 beyond the whole pixels of the box.
     return np.where((np.arange(length) >= first) & (np.arange(length) < first + size), positions, -9)
 
 
 @pytest.mark.parametrize(("frame", "positions"), [("box", sampled), ("integer_box", stretched)])
 def test_pasting_is_the_thresholded_sampling(frame, positions):
-    """Any mask, square or not, in boxes larger and smaller than its cells, in the picture and out of it."""
+    """Boxes are larger or smaller than the masks' cells, and inside or outside of the picture."""
     rng = np.random.default_rng(0)
     size = (70, 90)
     corners = rng.uniform(-40, 110, (60, 2))
@@ -95,7 +101,7 @@ def test_pasting_is_the_thresholded_sampling(frame, positions):
 def test_one_half_is_kept_by_those_who_sample_and_dropped_by_those_who_stretch():
     soft = np.full((1, 28, 28), 0.5, np.float32)
     box = np.array([[10.0, 5.0, 24.0, 19.0]])
-    # In the middle all that is mixed is 0.5.
+    # In the middle, the interpolation mixes only values of 0.5.
     assert paste_masks(soft, box, (30, 40), "box")[0, 7:17, 12:22].all()
     assert not paste_masks(soft, box, (30, 40), "integer_box").any()
 
@@ -129,13 +135,14 @@ def test_a_box_without_area_is_empty_or_a_pixel():
 
 @pytest.mark.parametrize("image", [0, 1])
 def test_the_way_back_to_a_larger_picture_is_maskrcnn_benchmarks(golden, image):
-    """Boxes that end in their last pixel, and masks over them, from the network's input to a picture of 1.5 times the size."""
-    data = np.load(golden / "two_stage" / "mrb_maskrcnn.npz")
-    fitted, picture = (((320, 416), (480, 624)), ((250, 340), (375, 510)))[image]
-    spec = InputSpec(((320, 448),), (28, 28), None, 80, mask_frame="integer_box", pixel_offset=1.0)
-    scores, classes = data[f"det_scores{image}"], data[f"det_labels{image}"] - 1
-    found = Selected(data[f"det_boxes{image}"], scores, classes, data[f"det_masks28_{image}"])
-    boxes, masks = to_picture(found, Sizes(picture, fitted, (320, 448)), spec)
-    expected = data[f"det_boxes_x15_{image}"] + np.float32([0, 0, 1, 1])
-    np.testing.assert_array_equal(boxes, np.minimum(expected, np.float32(picture[::-1] * 2)))
-    np.testing.assert_array_equal(masks, unpacked(data[f"det_masks_x15_{image}_packed"], picture[1]))
+    """Boxes and masks go from the network's input to a picture of 1.5 times the size."""
+    data = load_arrays(golden / "two_stage" / "mrb_maskrcnn.npz")
+    image_size, picture_size = (((320, 416), (480, 624)), ((250, 340), (375, 510)))[image]
+    cells = f"det_masks28_{image}"
+    names = (f"det_boxes{image}", f"det_scores{image}", f"det_labels{image}", f"det_boxes_x15_{image}")
+    corners, scores, labels, larger = (data.kept(data[name], cells) for name in names)
+    found = Selected(corners, scores, labels - 1, data[cells])
+    boxes, masks = to_picture(found, PlacedView(SPEC, picture_size, (320, 448), image_size), SPEC)
+    expected = larger + np.float32([0, 0, 1, 1])
+    np.testing.assert_array_equal(boxes, np.minimum(expected, np.float32(picture_size[::-1] * 2)))
+    np.testing.assert_array_equal(masks, unpacked(data[f"det_masks_x15_{image}_packed"], picture_size[1]))

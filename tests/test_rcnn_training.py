@@ -7,13 +7,14 @@ import flax
 import jax
 import numpy as np
 import pytest
+from goldens import load_arrays
 from jax.sharding import AxisType
 from original_masks import original_mask_targets
 from rcnn_originals import LOSSES, first_come, load_rcnn
 
 import jaxseg
 from jaxseg.devices import AXIS, replicated, to_global
-from jaxseg.models import roi_heads
+from jaxseg.models.rcnn import roi_heads
 from jaxseg.training.optimizer import in_steps, make_optimizer
 from jaxseg.training.step import create_state, make_train_step
 from jaxseg.weights.names import rcnn as names_rcnn
@@ -33,13 +34,13 @@ def test_three_steps_go_the_originals_way(golden: Path, monkeypatch, name):
     model_name, origin = TRAJECTORIES[name]
     run = load_rcnn(golden, model_name)
     monkeypatch.setattr(roi_heads, "box_mask_targets", original_mask_targets(run))
-    trajectory = dict(np.load(golden / "two_stage" / f"{name}.npz"))
+    trajectory = load_arrays(golden / "two_stage" / f"{name}.npz")
     # The number of images does not matter to the first steps.
     train = dataclasses.replace(in_steps(run.config.train, images=100_000), learning_rate=float(trajectory["base_lr"]))
     mesh = jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
     trained = jaxseg.models.trainable(run.config, run.variables["params"])
     optimizer = make_optimizer(train, trained)
-    step = make_train_step(run.model, optimizer, trained, train, mesh)
+    step = make_train_step(run.model, optimizer, trained=trained, train=train, mesh=mesh)
     state = jax.device_put(create_state(run.variables, optimizer, train), replicated(mesh))
     batch = to_global(run.batch(), mesh)
 

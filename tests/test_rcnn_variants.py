@@ -11,9 +11,11 @@ import pytest
 from tiny_detectors import check_detections, check_gradients, gradients, inputs, load, state_dict, training_batch
 
 import jaxseg
-from jaxseg.config import RESNET152, Config, override
-from jaxseg.models.rcnn import Rcnn
+from jaxseg.config import Config, override
+from jaxseg.models import RESNET152
+from jaxseg.models.rcnn.network import Rcnn
 from jaxseg.weights.names import rcnn as names_rcnn
+from jaxseg.weights.names import retinanet as names_retinanet
 
 # Enough samples for all candidates, so that no random choice is left.
 TINY = {
@@ -148,7 +150,7 @@ def test_group_norm() -> None:
         np.testing.assert_allclose(np.moveaxis(ours, -1, 1)[:, ::2], original[f"p{level}"], rtol=1e-4, atol=1e-4)
     losses, gradient = gradients(model, variables, training_batch(original))
     np.testing.assert_allclose(losses["class"], original["loss/loss_retina_cls"], rtol=1e-5)
-    check_gradients(original, config, gradient, variables, names_rcnn.MASKRCNN_BENCHMARK)
+    check_gradients(original, config, gradient, variables, names_retinanet.MASKRCNN_BENCHMARK)
     assert model.learns(("backbone", "stage2_block0", "bn1", "scale"))
     assert not model.learns(("backbone", "stage1_block0", "bn1", "scale"))
 

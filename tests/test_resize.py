@@ -1,4 +1,4 @@
-"""Sizes and pixels of the network's input, as the four originals make them, and which of several shapes a picture gets."""
+"""Sizes and pixels of placed pictures, as the originals make them, and which input they get."""
 
 import itertools
 from pathlib import Path
@@ -6,25 +6,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxseg.data.views.resize import batch_shape, fit_picture, fitted_size, network_size, resize_pixels
-from jaxseg.data.views.transforms import warp_image
-from jaxseg.data.views.window import Window
+from jaxseg.config import MIRROR_ONLY
+from jaxseg.data.views.placed import PlacedRule
+from jaxseg.data.views.resize import proportional_size, resize_pixels
 from jaxseg.structures import InputSpec, Resize
 
 RULES = {"mrb": "pillow_truncated", "d2": "pillow", "mmdet": "opencv", "tv": "float"}
-SHAPES = ((800, 1344), (1344, 800))
-# What the originals gave: sizes for pictures of height and width `hw`; RGB pixels, rows 7, 27, ... of 200.
+INPUT_SIZES = ((800, 1344), (1344, 800))
+# The originals' sizes of pictures of height and width `hw`, and RGB pixels, rows 7, 27, ... of 200.
 GOLDEN = dict(np.load(Path(__file__).parent / "data" / "two_stage" / "input.npz"))
 
 
-def spec(rule="opencv", shapes=SHAPES, shorter_sides=(800,), longer_side=1333) -> InputSpec:
-    return InputSpec(shapes, (112, 112), None, 80, Resize(rule, shorter_sides, longer_side), "box")
+def rule_of(resize="opencv", input_sizes=INPUT_SIZES, shorter_sides=(800,), longer_side=1333) -> PlacedRule:
+    return PlacedRule(InputSpec(input_sizes, (112, 112), None, 80, Resize(resize, shorter_sides, longer_side), "box"))
 
 
 @pytest.mark.parametrize("original", RULES)
 def test_sizes_are_the_originals(original):
     resize = Resize(RULES[original], (800,), 1333)
-    ours = [network_size((int(h), int(w)), resize, 800) for h, w in GOLDEN["hw"]]
+    ours = [proportional_size((int(h), int(w)), resize, 800) for h, w in GOLDEN["hw"]]
     np.testing.assert_array_equal(ours, GOLDEN[original])
 
 
@@ -41,19 +41,14 @@ def test_sizes_are_the_originals(original):
         ("float", (1111, 500), (1333, 599)),
         ("pillow", (1111, 500), (1333, 600)),
         ("opencv", (1111, 500), (1333, 600)),
-        # A stripe does not vanish; maskrcnn-benchmark's longer side follows the rounded shorter one.
+        # A stripe does not vanish. maskrcnn-benchmark rounds the shorter side first.
         ("opencv", (1, 4000), (1, 1333)),
         ("float", (1, 4000), (1, 1333)),
         ("pillow_truncated", (10, 900), (15, 1350)),
     ],
 )
 def test_rounding(rule, size, expected):
-    assert network_size(size, Resize(rule, (800,), 1333), 800) == expected
-
-
-def test_stretching_has_no_size_of_its_own():
-    with pytest.raises(ValueError, match="stretch takes the size of the network's input"):
-        network_size((10, 10), Resize(), 800)
+    assert proportional_size(size, Resize(rule, (800,), 1333), 800) == expected
 
 
 @pytest.mark.parametrize("original", ["mrb", "d2", "mmdet"])
@@ -63,13 +58,13 @@ def test_pixels_are_the_originals(original):
 
 
 def test_pixels_in_floating_point_are_torchvisions():
-    """torchvision normalises before it resizes; with weights that sum to 1 the order makes no difference."""
+    """torchvision normalises before it resizes, which makes no difference."""
     pixels = resize_pixels(GOLDEN["px_in"], (200, 278), "float")
     np.testing.assert_allclose(pixels[7::20] / 255, GOLDEN["px_tv"], atol=1e-5)
 
 
 def test_shrinking_averages_only_with_pillow():
-    """Stripes of one pixel, 4 times smaller: Pillow's grey, OpenCV's samples of two neighbours, without antialias."""
+    """Of stripes of one pixel, Pillow makes grey, and OpenCV samples two neighbours."""
     image = np.zeros((64, 64, 3), np.uint8)
     image[:, ::4] = 255
     assert np.ptp(resize_pixels(image, (16, 16), "pillow")[2:-2, 2:-2].astype(int)) <= 1
@@ -78,51 +73,51 @@ def test_shrinking_averages_only_with_pillow():
 
 
 @pytest.mark.parametrize(
-    ("size", "shape"),
+    ("size", "input_size"),
     [((480, 640), (800, 1344)), ((640, 480), (1344, 800)), ((500, 500), (1344, 800)), ((427, 640), (800, 1344)), ((300, 900), (800, 1344))],
 )
-def test_landscapes_and_portraits_have_shapes_of_their_own(size, shape):
-    assert batch_shape(size, spec()) == shape
+def test_landscapes_and_portraits_have_inputs_of_their_own(size, input_size):
+    assert rule_of().input_size(size) == input_size
 
 
-def test_the_smallest_shape_that_holds_the_largest_side_is_taken():
-    shapes = ((800, 1344), (800, 1088), (1344, 800), (1344, 1344))
-    several = spec(shapes=shapes, shorter_sides=(640, 800))
-    assert batch_shape((480, 640), several) == (800, 1088)
-    assert batch_shape((427, 640), several) == (800, 1344)
+def drawn_sizes(rule: PlacedRule, picture_size: tuple[int, int]) -> tuple[set, set]:
+    """The inputs, and the sizes of the picture within them, of twenty draws."""
+    nothing = {"boxes": np.zeros((0, 4), np.float32), "crowd": np.zeros(0, bool)}
+    views = [rule.draw(np.random.default_rng(seed), picture_size, **nothing, augment=MIRROR_ONLY) for seed in range(20)]
+    return {view.input_size for view in views}, {view.image_size for view in views}
+
+
+def test_the_smallest_input_that_holds_the_largest_side_is_taken():
+    several = rule_of(input_sizes=((800, 1344), (800, 1088), (1344, 800), (1344, 1344)), shorter_sides=(640, 800))
+    assert several.input_size((480, 640)) == (800, 1088)
     # At 640 it would fit into less, but its batch does not depend on what is drawn.
-    assert fitted_size((427, 640), several, 640) == (640, 959)
+    assert drawn_sizes(several, (427, 640)) == ({(800, 1344)}, {(640, 959), (800, 1199)})
 
 
-def test_every_picture_fits_the_standard_shapes_at_every_side():
-    for rule, height, width, side in itertools.product(RULES.values(), (1, 33, 480, 799, 2000), (1, 35, 640, 801, 5000), (640, 800)):
-        one = spec(rule, shorter_sides=(640, 800))
-        size, shape = fitted_size((height, width), one, side), batch_shape((height, width), one)
-        assert 1 <= size[0] <= shape[0]
-        assert 1 <= size[1] <= shape[1]
+def test_every_picture_fits_the_standard_inputs_at_every_side():
+    for resize, height, width in itertools.product(RULES.values(), (1, 33, 480, 799, 2000), (1, 35, 640, 801, 5000)):
+        rule = rule_of(resize, shorter_sides=(640, 800))
+        (input_size,), sizes = drawn_sizes(rule, (height, width))
+        assert input_size == rule.input_size((height, width))
+        for size in sizes:
+            assert 1 <= size[0] <= input_size[0]
+            assert 1 <= size[1] <= input_size[1]
 
 
-def test_a_picture_that_no_shape_holds_is_made_as_large_as_one_lets_it_be():
-    small = spec(shapes=((256, 320), (320, 256)))
-    assert (batch_shape((480, 640), small), fitted_size((480, 640), small)) == ((256, 320), (240, 320))
-    assert (batch_shape((2000, 1000), small), fitted_size((2000, 1000), small)) == ((320, 256), (320, 160))
-    assert fit_picture(np.full((480, 640, 3), 7, np.uint8), small).image.shape == (256, 320, 3)
+def test_a_picture_that_no_input_holds_is_made_as_large_as_one_lets_it_be():
+    small = rule_of(input_sizes=((256, 320), (320, 256)))
+    wide, tall = small.whole((480, 640)), small.whole((2000, 1000))
+    assert (wide.input_size, wide.image_size) == ((256, 320), (240, 320))
+    assert (tall.input_size, tall.image_size) == ((320, 256), (320, 160))
+    assert wide.evaluation_image(np.full((480, 640, 3), 7, np.uint8)).shape == (256, 320, 3)
 
 
 @pytest.mark.parametrize("rule", RULES.values())
 def test_the_picture_lies_in_the_upper_left_corner_of_zeros(rule):
     image = np.random.default_rng(0).integers(1, 256, (30, 40, 3), dtype=np.uint8)
-    fitted = fit_picture(image, spec(rule, ((64, 96), (96, 64)), (48, 60), 90))
-    assert (fitted.image.shape, fitted.image.dtype, fitted.size) == ((64, 96, 3), np.float32, (60, 80))
-    np.testing.assert_array_equal(fitted.image[:60, :80], resize_pixels(image, (60, 80), rule))
-    assert not fitted.image[60:].any()
-    assert not fitted.image[:, 80:].any()
-    assert fit_picture(image, spec(rule, ((64, 96), (96, 64)), (48, 60), 90), shorter_side=48).size == (48, 64)
-
-
-def test_stretching_fills_the_input():
-    """As YOLACT's training shows a whole picture."""
-    image = np.random.default_rng(1).integers(0, 256, (37, 53, 3), dtype=np.uint8)
-    fitted = fit_picture(image, InputSpec(((64, 64),), (16, 16), (8, 8), 3))
-    assert fitted.size == (64, 64)
-    np.testing.assert_array_equal(fitted.image, warp_image(image, Window.whole((37, 53)), (64, 64)))
+    view = rule_of(rule, ((64, 96), (96, 64)), (48, 60), 90).whole((30, 40))
+    placed = view.evaluation_image(image)
+    assert (placed.shape, placed.dtype, view.image_size) == ((64, 96, 3), np.float32, (60, 80))
+    np.testing.assert_array_equal(placed[:60, :80], resize_pixels(image, (60, 80), rule))
+    assert not placed[60:].any()
+    assert not placed[:, 80:].any()

@@ -10,11 +10,12 @@ import pytest
 from tiny_detectors import check_detections, check_gradients, gradients, inputs, load, state_dict, training_batch
 
 import jaxseg
-from jaxseg.config import MASKRCNN_BENCHMARK, Config, RetinaNetConfig, override
-from jaxseg.models.retinanet import PRIOR_PROBABILITY, RetinaNet, RetinaNetHead, anchor_sums
+from jaxseg.config import Config, override
+from jaxseg.models import MASKRCNN_BENCHMARK, RetinaNetConfig
+from jaxseg.models.retinanet.network import PRIOR_PROBABILITY, RetinaNet, RetinaNetHead, anchor_sums
 from jaxseg.ops.anchors import cell_anchors
 from jaxseg.structures import Targets
-from jaxseg.weights.names import rcnn as names_rcnn
+from jaxseg.weights.names import retinanet as names_retinanet
 
 LEVELS = range(3, 8)
 TINY = {
@@ -87,7 +88,7 @@ def test_the_losses_and_what_learns(original: dict[str, np.ndarray], config: Con
     assert losses.keys() == {"class", "box"}
     np.testing.assert_allclose(losses["class"], original["loss/loss_retina_cls"], rtol=1e-5)
     np.testing.assert_allclose(losses["box"], original["loss/loss_retina_reg"], rtol=1e-5)
-    check_gradients(original, config, gradient, variables, names_rcnn.MASKRCNN_BENCHMARK)
+    check_gradients(original, config, gradient, variables, names_retinanet.MASKRCNN_BENCHMARK)
 
 
 def test_images_that_fill_up_a_batch_do_not_count(original: dict[str, np.ndarray], model: RetinaNet, variables: dict[str, Any]) -> None:
@@ -107,7 +108,7 @@ def test_an_image_without_objects_teaches_the_background(config: Config) -> None
     anchors = np.float32([[0, 0, 15, 15], [8, 8, 71, 71]])
     nothing = Targets(np.zeros((2, 4), np.float32), np.zeros(2, np.int32), np.zeros(2, bool), np.zeros(2, bool), None, None)
     logits = jnp.full((2, 4), 0.3)
-    sums = anchor_sums(logits, jnp.ones((2, 4)), anchors, nothing, jnp.array([96, 128]), config.model)
+    sums = anchor_sums(logits, jnp.ones((2, 4)), nothing, jnp.array([96, 128]), anchors=anchors, config=config.model)
     p = 1 / (1 + np.exp(-0.3))
     np.testing.assert_allclose(sums.classification, 8 * 0.75 * p**2 * -np.log(1 - p), rtol=1e-5)
     assert (sums.box, sums.positives) == (0, 0)
@@ -119,7 +120,8 @@ def test_anchors_between_the_thresholds_teach_nothing_and_all_others_do(config: 
     objects = Targets(np.float32([[0, 0, 19, 19]]), np.int32([2]), np.ones(1, bool), np.zeros(1, bool), None, None)
 
     def classification(logits: jax.Array) -> jax.Array:
-        return anchor_sums(logits, jnp.zeros((3, 4)), anchors, objects, jnp.array([96, 128]), config.model).classification
+        sums = anchor_sums(logits, jnp.zeros((3, 4)), objects, jnp.array([96, 128]), anchors=anchors, config=config.model)
+        return sums.classification
 
     slopes = jax.grad(classification)(jnp.zeros((3, 4)))
     np.testing.assert_array_equal(np.sign(slopes), [[1, 1, -1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
@@ -156,5 +158,5 @@ def test_a_fresh_head() -> None:
 def test_the_input(model: RetinaNet) -> None:
     """No masks; boxes end in their last pixel."""
     spec = model.input_spec
-    assert spec.image_sizes == ((96, 128),)
+    assert spec.input_sizes == ((96, 128),)
     assert (spec.mask_size, spec.semantic_size, spec.pixel_offset, spec.resize.rule) == (None, None, 1.0, "pillow_truncated")

@@ -1,4 +1,7 @@
-"""RoIAlign and the level of a box beside the compiled operators of maskrcnn-benchmark, detectron2, torchvision and mmcv."""
+"""RoIAlign and the levels of boxes, beside the compiled operators of the originals.
+
+These are maskrcnn-benchmark, detectron2, torchvision and mmcv.
+"""
 
 import functools
 import re
@@ -9,26 +12,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from goldens import load_arrays
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxseg.ops import roi_align as module
-from jaxseg.ops.roi_align import pyramid_levels, roi_align
+from jaxseg.ops.roi_align import matmul, operation, pyramid_levels, roi_align
 
-# FPN's rule as each code base rounds it.
+# FPN's rule, as each code base guards it against rounding.
 LEVEL_RULES = {
     "mrb": {"pixel_offset": 1.0, "ratio_epsilon": 1e-6},
     "d2": {"ratio_epsilon": 1e-8},
     "tv": {"level_epsilon": 1e-6},
     "mmdet": {"ratio_epsilon": 2.5e-7},
 }
-# Sampling ratio, aligned.
+# The sampling ratio, and whether boxes are aligned.
 POOLING = {"mrb": (2, False), "d2": (0, True), "tv": (2, False), "mmdet": (0, True)}
 FORMS = [("gather", 2), ("matmul", 2), ("matmul", 0), ("window", 2), ("window", 0)]
 ONE_OF_EACH = [("gather", 2), ("matmul", 0), ("window", 0)]
 STRIDES = (4, 8)
 SMALL = {"output_size": 2, "sampling_ratio": 2, "aligned": True}
-# Of an input of 96 x 160: ordinary ones, one along the whole input, one larger than it, outside, reaching out, without area,
-# smaller than a pixel, at the last pixel; level 0 and level 1 alternate.
+# The input has 96 x 160 pixels. There are ordinary boxes, one along the whole input, one larger
+# than it, one outside, one that reaches out, two without area, one smaller than a pixel, one at the
+# last pixel, and two that are points. Levels 0 and 1 alternate.
 BOXES = np.array(
     [
         [10.0, 7.0, 61.0, 40.0],
@@ -50,7 +54,7 @@ LEVELS = np.arange(len(BOXES), dtype=np.int32) % 2
 
 
 def both_ways(strides: tuple[int, ...], **options: object) -> Callable[..., tuple[jax.Array, list[jax.Array]]]:
-    """One program: features, boxes, levels and the gradient of the result to the result and the gradient of the features."""
+    """A program that gives the result, and the gradient of the features from that of the result."""
 
     @jax.jit
     def run(features: list[jax.Array], boxes: jax.Array, levels: jax.Array, gradient: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -61,7 +65,7 @@ def both_ways(strides: tuple[int, ...], **options: object) -> Callable[..., tupl
 
 
 def loop_reference(feature: np.ndarray, box: np.ndarray, stride: int, size: int, sampling_ratio: int, aligned: bool) -> np.ndarray:
-    """One RoI, a sample at a time, as section 3 of the paper and the compiled operators say."""
+    """Pools one RoI sample by sample, as the paper (section 3) and the compiled operators do."""
     height, width, channels = feature.shape
     x1, y1, x2, y2 = box.astype(np.float64) / stride - (0.5 if aligned else 0.0)
     roi_height, roi_width = y2 - y1, x2 - x1
@@ -85,7 +89,7 @@ def loop_reference(feature: np.ndarray, box: np.ndarray, stride: int, size: int,
 
 
 def two_images(dtype: type = np.float32) -> tuple[list[jax.Array], jax.Array, jax.Array]:
-    """Random features on two levels, the boxes in order and in reverse."""
+    """Random features on two levels, with the boxes in order and in reverse."""
     rng = np.random.default_rng(0)
     features = [jnp.asarray(rng.standard_normal((2, 96 // stride, 160 // stride, 3)), dtype) for stride in STRIDES]
     return features, jnp.stack([BOXES, BOXES[::-1]]), jnp.stack([LEVELS, LEVELS[::-1]])
@@ -106,7 +110,8 @@ def test_every_form_is_the_sum_over_samples(implementation: str, sampling_ratio:
     gradient = jax.random.normal(jax.random.key(0), (*levels.shape, 3, 3, 3))
     pooled, pulled = both_ways(STRIDES, output_size=3, implementation=implementation, **options)(features, boxes, levels, gradient)
     np.testing.assert_allclose(pooled, expected(features, boxes, levels, size=3, **options), atol=1e-5)
-    # RoIAlign is linear in the features: its gradient is right when both products with random arrays agree.
+    # RoIAlign is linear in the features, so its gradient is right when both products with random
+    # arrays agree.
     product = sum(float(jnp.vdot(feature, back)) for feature, back in zip(features, pulled, strict=True))
     np.testing.assert_allclose(product, jnp.vdot(pooled, gradient), rtol=1e-4)
 
@@ -116,20 +121,23 @@ def test_products_with_whole_levels_in_several_rounds(monkeypatch: pytest.Monkey
     gradient = jnp.ones((*levels.shape, 3, 3, 3))
     options = {"output_size": 3, "implementation": "matmul", "sampling_ratio": 0, "aligned": True}
     at_once = both_ways(STRIDES, **options)(features, boxes, levels, gradient)
-    # Room for five RoIs: two rounds of five and one of two.
-    monkeypatch.setattr(module, "_MATMUL_BYTES", 5 * 3 * (160 // 4) * 3 * 4)
+    # There is room for five RoIs, so there are two rounds of five and one of two.
+    monkeypatch.setattr(matmul, "MOST_BYTES", 5 * 3 * (160 // 4) * 3 * 4)
     rounds = both_ways(STRIDES, **options)(features, boxes, levels, gradient)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), at_once, rounds)
 
 
 def test_cpus_gather_many_cells_and_loop_over_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the result alone has a form of its own; with a gradient both come from the loop. All are what one form gives."""
+    """The result alone has a form of its own; with a gradient, both come from the loop.
+
+    All of them are what any one form gives.
+    """
     features, boxes, levels = two_images()
     gradient = jax.random.normal(jax.random.key(1), (*levels.shape, 8, 8, 3))
     options = {"output_size": 8, "sampling_ratio": 2, "aligned": False}
     named = both_ways(STRIDES, implementation="gather", **options)(features, boxes, levels, gradient)
     used = []
-    for forms in (module._POOL, module._SPREAD):
+    for forms in (operation.POOL, operation.SPREAD):
         for name, form in forms.items():
             monkeypatch.setitem(forms, name, lambda *arguments, name=name, form=form: (used.append(name), form(*arguments))[1])
     chosen = both_ways(STRIDES, **options)(features, boxes, levels, gradient)
@@ -146,7 +154,7 @@ def test_cpus_gather_many_cells_and_loop_over_few(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(("implementation", "sampling_ratio"), ONE_OF_EACH)
 def test_boxes_that_hold_nothing(implementation: str, sampling_ratio: int) -> None:
-    """No NaN, neither forward nor in the gradient, where a box has no area or even a negative one, or is far outside."""
+    """Neither the result nor the gradient is NaN where a box has no area, or is far outside."""
     boxes = jnp.array([[[0, 0, 0, 0], [40, 40, 20, 10], [1e6, 1e6, 1e6 + 5, 1e6 + 5], [-1e6, -1e6, 1e6, 1e6]]], jnp.float32)
     run = both_ways((4,), output_size=2, sampling_ratio=sampling_ratio, aligned=True, implementation=implementation)
     pooled, (pulled,) = run([jnp.ones((1, 8, 9, 1))], boxes, jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4, 2, 2, 1)))
@@ -163,7 +171,7 @@ def test_no_boxes() -> None:
 
 
 def test_levels_keep_to_themselves() -> None:
-    """A level filled with its number gives that number."""
+    """A level that is filled with its number gives that number."""
     features = [jnp.full((2, 96 // stride, 160 // stride, 1), float(level)) for level, stride in enumerate(STRIDES)]
     _, boxes, levels = two_images()
     inside = (boxes[..., 2] <= 160) & (boxes[..., 0] >= 0)
@@ -191,7 +199,7 @@ def test_only_features_have_a_gradient() -> None:
 
 @pytest.mark.parametrize(("implementation", "sampling_ratio"), [("gather", 2), ("matmul", 0)])
 def test_a_batch_over_devices_stays_there(implementation: str, sampling_ratio: int) -> None:
-    """Compiled for a mesh, neither RoIAlign nor its gradient moves anything between the devices."""
+    """On a mesh neither RoIAlign nor its gradient moves anything between the devices."""
     sharding = NamedSharding(jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
     arguments = jax.device_put(two_images(), sharding)
 
@@ -226,7 +234,7 @@ def test_levels_change_at_half_and_twice_the_canonical_side() -> None:
 
 @pytest.mark.parametrize("name", LEVEL_RULES)
 def test_levels_of_each_original(golden: Path, name: str) -> None:
-    numbers = np.load(golden / "two_stage" / "fpn_pool.npz")
+    numbers = load_arrays(golden / "two_stage" / "fpn_pool.npz")
     boxes = jnp.asarray(np.concatenate([numbers["boxes0"], numbers["boxes1"]]))
     levels = jax.jit(functools.partial(pyramid_levels, **LEVEL_RULES[name]))(boxes)
     np.testing.assert_array_equal(levels - 2, numbers[f"lvl_{name}"])
@@ -236,18 +244,19 @@ def test_levels_of_each_original(golden: Path, name: str) -> None:
     ("name", "size", "form"), [("mrb", 7, "gather"), ("tv", 14, "window"), ("d2", 14, "matmul"), ("mmdet", 7, "window")]
 )
 def test_pyramid_pooling_of_each_original(golden: Path, name: str, size: int, form: str) -> None:
-    numbers = np.load(golden / "two_stage" / "fpn_pool.npz")
+    numbers = load_arrays(golden / "two_stage" / "fpn_pool.npz")
     features = [jnp.moveaxis(numbers[f"feat{level}"], 1, -1) for level in range(4)]
     boxes, row = padded([numbers["boxes0"], numbers["boxes1"]])
     sampling_ratio, aligned = POOLING[name]
     options = {"output_size": size, "sampling_ratio": sampling_ratio, "aligned": aligned, "implementation": form}
     pool = jax.jit(lambda features, boxes, levels: roi_align(features, boxes, levels, strides=(4, 8, 16, 32), **options))
     pooled = pool(features, boxes, pyramid_levels(boxes, **LEVEL_RULES[name]) - 2)
-    np.testing.assert_allclose(np.moveaxis(pooled[row], -1, 1), numbers[f"{name}_p{size}"], atol=2e-6)
+    key = f"{name}_p{size}"
+    np.testing.assert_allclose(numbers.kept(np.moveaxis(pooled[row], -1, 1), key), numbers[key], atol=2e-6)
 
 
 def padded(boxes: list[np.ndarray]) -> tuple[jax.Array, tuple[np.ndarray, np.ndarray]]:
-    """Boxes of two images in as many rows as the longer needs, and where they are now."""
+    """The boxes of two images in rows of the same number, and where they are now."""
     longest = max(map(len, boxes))
     images = np.repeat([0, 1], [len(rows) for rows in boxes])
     rows = np.concatenate([np.arange(len(rows)) for rows in boxes])
@@ -259,8 +268,8 @@ def padded(boxes: list[np.ndarray]) -> tuple[jax.Array, tuple[np.ndarray, np.nda
     ("implementation", "sampling_ratio", "size"), [*((*form, 7) for form in FORMS), ("gather", 2, 14), ("window", 0, 14)]
 )
 def test_compiled_operators(golden: Path, implementation: str, sampling_ratio: int, aligned: bool, size: int) -> None:
-    """Forward and gradient for boxes inside, outside, tiny, huge and empty."""
-    numbers = np.load(golden / "two_stage" / "roi_align.npz")
+    """Forward and gradient agree for boxes that are inside, outside, tiny, huge or empty."""
+    numbers = load_arrays(golden / "two_stage" / "roi_align.npz")
     image_of = numbers["rois"][:, 0]
     boxes, _ = padded([numbers["rois"][image_of == image, 1:] for image in (0, 1)])
     row = image_of.astype(int), np.array([(image_of[:i] == image).sum() for i, image in enumerate(image_of)])
@@ -269,5 +278,6 @@ def test_compiled_operators(golden: Path, implementation: str, sampling_ratio: i
     run = both_ways((8,), output_size=size, sampling_ratio=sampling_ratio, aligned=aligned, implementation=implementation)
     pooled, (pulled,) = run([jnp.moveaxis(numbers["feats"], 1, -1)], boxes, levels, gradient)
     key = f"al{int(aligned)}_sr{sampling_ratio}_p{size}"
-    np.testing.assert_allclose(np.moveaxis(pooled[row], -1, 1), numbers[f"out_{key}"], atol=2e-6)
-    np.testing.assert_allclose(np.moveaxis(pulled, -1, 1), numbers[f"gin_{key}"], rtol=1e-5, atol=1e-5)
+    pooled, pulled = (np.moveaxis(values, -1, 1) for values in (pooled[row], pulled))
+    np.testing.assert_allclose(numbers.kept(pooled, f"out_{key}"), numbers[f"out_{key}"], atol=2e-6)
+    np.testing.assert_allclose(numbers.kept(pulled, f"gin_{key}"), numbers[f"gin_{key}"], rtol=1e-5, atol=1e-5)

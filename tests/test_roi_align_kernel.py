@@ -1,6 +1,7 @@
-"""RoIAlign's kernel for GPUs: interpreted on tiny pyramids beside the sum over samples, and lowered for CUDA at real shapes.
+"""The kernels of RoIAlign: interpreted on tiny pyramids, and lowered for CUDA at real shapes.
 
-`test_roi_align.py` holds the plain forms to the compiled operators of the originals; here the kernel is held to both.
+`test_roi_align.py` compares the plain forms with the compiled operators of the originals. Here the
+kernels are compared with the plain forms, and with the sum over samples.
 """
 
 import functools
@@ -12,17 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from kernel_shapes import ROI_ALIGN_SHAPES, RoiAlignShape
+from model_shapes.roi_align import ROI_ALIGN_SHAPES, RoiAlignShape
 from test_roi_align import loop_reference
 
 from jaxseg.devices import on_mesh
 from jaxseg.ops import implementation as choice
-from jaxseg.ops import roi_align as module
-from jaxseg.ops.roi_align import FORMS, roi_align
+from jaxseg.ops.roi_align import FORMS, kernel, matmul, roi_align
+from jaxseg.ops.roi_align.bilinear import Geometry, pixels_of_cell
 
 STRIDES, SIZES = (4, 8), ((6, 10), (3, 5))
-# Of an input of 24 x 40, two images: ordinary, all of it on the other level, outside, padding; reaching out at two corners,
-# without area, smaller than a pixel, and at the last pixel of the other level.
+# Each of two images has 24 x 40 pixels. The first has an ordinary box, one that is larger than the
+# image on the other level, one outside, and padding. The second has a box that reaches out, one
+# without area, one smaller than a pixel, and one at the last pixel of the other level.
 BOXES = jnp.array(
     [
         [[3.5, 2.25, 21.0, 19.0], [-9.0, -7.0, 60.0, 50.0], [300.0, 300.0, 340.0, 320.0], [0.0, 0.0, 0.0, 0.0]],
@@ -39,7 +41,7 @@ def pyramid(channels: int, dtype: type = jnp.float32) -> list[jax.Array]:
 
 
 def both_ways(**options: object) -> Callable[..., tuple[jax.Array, list[jax.Array]]]:
-    """One program: features, boxes, levels and the gradient of the result to the result and the gradient of the features."""
+    """A program that gives the result, and the gradient of the features from that of the result."""
 
     @jax.jit
     def run(features: list[jax.Array], boxes: jax.Array, levels: jax.Array, gradient: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -50,7 +52,7 @@ def both_ways(**options: object) -> Callable[..., tuple[jax.Array, list[jax.Arra
 
 
 def assert_near(actual: object, desired: object, relative: float) -> None:
-    """Equal within a part of the largest value."""
+    """Raises an error where the difference is larger than this part of the largest value."""
 
     def compare(one: jax.Array, other: np.ndarray) -> None:
         one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
@@ -59,7 +61,8 @@ def assert_near(actual: object, desired: object, relative: float) -> None:
     jax.tree.map(compare, actual, desired)
 
 
-# Samples and convention; channels of one program, or of three; a type's rounding.
+# The sampling ratio and whether boxes are aligned; channels for one program, or for three; the type
+# of the features.
 CASES = [
     (2, False, 128, jnp.float32),
     (1, True, 384, jnp.float32),
@@ -90,16 +93,16 @@ def test_forward_and_gradient(sampling_ratio: int, aligned: bool, channels: int,
 
 
 def test_many_rois_that_share_pixels(interpreted: None) -> None:
-    """More than the bits of a word, of all sizes: the gradient is the sum of theirs, with the same bits each time."""
+    """There are more RoIs than bits in a word, and the gradient has the same bits each time."""
     rng, rois = np.random.default_rng(1), 36
     centers, sides = rng.uniform(0, 16, (1, rois, 2)), np.exp(rng.uniform(0, 2.5, (1, rois, 2)))
     boxes = jnp.asarray(np.concatenate([centers - sides / 2, centers + sides / 2], -1), jnp.float32)
     levels, gradient = jnp.zeros((1, rois), jnp.int32), jax.random.normal(jax.random.key(2), (1, rois, 2, 2, 128))
-    static = module._Static(sizes=((4, 4),), strides=(4,), output_size=2, sampling_ratio=0, aligned=True)
-    kernel = jax.jit(functools.partial(module._kernel_spread, static))
-    pulled = kernel(gradient, boxes, levels)
-    assert_near(list(pulled), module._matmul_spread(static, gradient, boxes, levels), 1e-6)
-    np.testing.assert_array_equal(pulled[0], kernel(gradient, boxes, levels)[0])
+    geometry = Geometry(sizes=((4, 4),), strides=(4,), output_size=2, sampling_ratio=0, aligned=True)
+    spread = jax.jit(functools.partial(kernel.spread, geometry))
+    pulled = spread(gradient, boxes, levels)
+    assert_near(pulled, matmul.spread(geometry, gradient, boxes, levels), 1e-6)
+    np.testing.assert_array_equal(pulled[0], spread(gradient, boxes, levels)[0])
 
 
 SMALL = {"strides": STRIDES, "output_size": 2, "sampling_ratio": 2, "aligned": True}
@@ -107,7 +110,7 @@ KERNEL = functools.partial(roi_align, **SMALL, implementation="mosaic_gpu")
 
 
 def test_under_vmap(interpreted: None) -> None:
-    """A batch of batches: forward and gradient of the two images, each on its own."""
+    """A batch of batches gives the result and the gradient of each image on its own."""
 
     def pool_and_gradient(pool: Callable[..., jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
         run = jax.vmap(lambda features: jax.value_and_grad(lambda features: (pool(features) ** 2).sum())(features))
@@ -119,7 +122,7 @@ def test_under_vmap(interpreted: None) -> None:
 
 
 def test_a_batch_over_devices_stays_there(interpreted: None, two_devices: Mesh) -> None:
-    """Compiled for a mesh, each device has a kernel for its images, and nothing moves between them."""
+    """On a mesh each device has a kernel for its images, and nothing moves between them."""
     arguments = pyramid(128), BOXES[:, :2], LEVELS[:, :2]
 
     def pool_and_gradient(implementation: str, *arguments: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -171,15 +174,15 @@ def test_no_boxes() -> None:
 
 @pytest.mark.parametrize("cells", [7, 14])
 def test_samples_are_counted_exactly_where_division_is_not(cells: int) -> None:
-    """On GPUs a quotient may be wrong by two units in the last place: a cell of 3 pixels still has 3 samples."""
+    """A quotient may be wrong by two units in the last place, and 3 pixels still have 3 samples."""
     whole = np.arange(1, 400, dtype=np.float32)
     sizes = np.stack([whole * cells, np.nextafter(whole * cells, np.inf), np.nextafter(whole * cells, 0)])
     quotient = sizes / np.float32(cells)
     for step in (-2, -1, 0, 1, 2):
         rough = jnp.asarray(quotient + step * np.spacing(quotient))
-        count = module._pixels_of_cell(jnp.asarray(sizes), rough, cells)
+        count = pixels_of_cell(jnp.asarray(sizes), rough, cells)
         np.testing.assert_array_equal(count, np.ceil(sizes.astype(np.float64) / cells))
-    np.testing.assert_array_equal(module._pixels_of_cell(jnp.array([0.0, -1e-3, -40.0]), jnp.array([0.0, -1e-4, -6.0]), cells), 0.0)
+    np.testing.assert_array_equal(pixels_of_cell(jnp.array([0.0, -1e-3, -40.0]), jnp.array([0.0, -1e-4, -6.0]), cells), 0.0)
 
 
 def test_what_the_kernel_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,12 @@ import sys
 import numpy as np
 import pytest
 
+from jaxseg.commands.write_shards import main
 from jaxseg.config import Config, override
 from jaxseg.data.sources.from_config import DataError, open_dataset, resolve_classes
 from jaxseg.data.sources.shapes import write_shapes
-from jaxseg.data.sources.tfds_coco import main, write_shards
+from jaxseg.data.sources.tfds_coco import write_shards
+from jaxseg.models import YolactConfig
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def configs(tmp_path_factory) -> tuple[Config, Config]:
         content = json.loads(path.read_text())
         content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != 2]
         path.write_text(json.dumps(content))
-    coco = override(Config(), {"data.root": str(root), "model.num_classes": 4})
+    coco = override(Config(model=YolactConfig()), {"data.root": str(root), "model.num_classes": 4})
     write_shards(coco, root / "shards")
     return coco, override(coco, {"data.root": str(root / "shards"), "data.format": "tfds"})
 
@@ -43,7 +45,7 @@ def test_samples_are_those_of_the_coco_files(configs, split, keep_empty):
     files, shards = (open_dataset(override(config, {"data.keep_empty": keep_empty}), split) for config in configs)
     for name in ("image_ids", "file_names", "category_ids", "class_names", "left_out"):
         assert getattr(files, name) == getattr(shards, name)
-    for name in ("image_sizes", "object_counts"):
+    for name in ("picture_sizes", "object_counts"):
         np.testing.assert_array_equal(getattr(files, name), getattr(shards, name))
     assert len(files) == {"train": 12, "val": 4}[split] - (not keep_empty and split == "train")
     for index in range(len(files)):
@@ -53,7 +55,7 @@ def test_samples_are_those_of_the_coco_files(configs, split, keep_empty):
 
 
 def test_real_images_come_out_the_same(coco_mini, tmp_path):
-    config = override(Config(), {"data.root": str(coco_mini)})
+    config = override(Config(model=YolactConfig()), {"data.root": str(coco_mini)})
     write_shards(config, tmp_path)
     files, shards = open_dataset(config, "val"), open_dataset(override(config, {"data.root": str(tmp_path), "data.format": "tfds"}), "val")
     assert len(files) == len(shards) == 50
@@ -81,7 +83,7 @@ def test_shards_of_other_classes_are_refused(configs):
 
 
 def test_missing_shards_are_told_with_the_command_that_writes_them(configs, tmp_path):
-    with pytest.raises(DataError, match=r"no shards at .*python -m jaxseg.data.sources.tfds_coco"):
+    with pytest.raises(DataError, match=r"no shards at .*python -m jaxseg.commands.write_shards"):
         open_dataset(override(configs[1], {"data.root": str(tmp_path)}), "train")
 
 
@@ -90,7 +92,7 @@ def test_an_image_that_cannot_be_read_stops_the_builder_with_its_name(tmp_path):
     (tmp_path / "train2017" / "000002.jpg").unlink()
     (tmp_path / "train2017" / "000002.jpg").mkdir()
     with pytest.raises(DataError, match=r"000002.jpg cannot be read"):
-        write_shards(override(Config(), {"data.root": str(tmp_path), "model.num_classes": 4}), tmp_path / "shards")
+        write_shards(override(Config(model=YolactConfig()), {"data.root": str(tmp_path), "model.num_classes": 4}), tmp_path / "shards")
 
 
 def test_the_command_writes_shards_once(configs, tmp_path, capsys):
@@ -111,7 +113,8 @@ def test_the_command_tells_a_missing_dataset_in_one_sentence(tmp_path, capsys):
 
 def test_neither_builder_nor_reader_imports_tensorflow(configs, tmp_path):
     code = (
-        "import sys; from jaxseg.data.sources.tfds_coco import TfdsDataset, main\n"
+        "import sys; from jaxseg.commands.write_shards import main\n"
+        "from jaxseg.data.sources.tfds_coco import TfdsDataset\n"
         "assert main(sys.argv[1:]) == 0\n"
         "assert len(TfdsDataset(sys.argv[4], 'train')[0].boxes)\n"
         "assert 'tensorflow' not in sys.modules"

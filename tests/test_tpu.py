@@ -1,7 +1,8 @@
-"""RoIAlign and NMS compiled for chips of Cloud TPU v5e and v4, on a machine without any: nothing here runs on a TPU.
+"""RoIAlign and NMS, compiled for chips of Cloud TPU v5e and v4. Nothing here runs on a TPU.
 
-What concerns one image has to stay on its device, in memory that fits, and in the form of RoIAlign that XLA estimates to be the faster.
-Needs libtpu, the compiler; left out where it is absent.
+What concerns one image has to stay on its device, to fit into memory, and to take the form of
+RoIAlign that XLA estimates to be faster. The tests need libtpu, the compiler, and are skipped where
+it is absent.
 """
 
 import functools
@@ -17,11 +18,14 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.devices import each_image, on_mesh
-from jaxseg.ops import roi_align as module
 from jaxseg.ops.nms import class_nms, exact_nms, fast_nms
-from jaxseg.ops.roi_align import roi_align
+from jaxseg.ops.roi_align import choice, roi_align
+from jaxseg.ops.roi_align.bilinear import Geometry
 
-# Two a chip of v5e; v4 counts its cores as devices and has one on each.
+if importlib.util.find_spec("libtpu") is None:
+    pytest.skip("wants libtpu", allow_module_level=True)
+
+# A chip of v5e has two images; v4 counts its cores as devices, and each of them has one.
 IMAGES = 8
 TOPOLOGIES = ["v5e:2x2", "v4:2x2x1"]
 POOLING = {"sampling_ratio": 2, "aligned": False}
@@ -29,12 +33,11 @@ POOLING = {"sampling_ratio": 2, "aligned": False}
 
 @pytest.fixture(params=TOPOLOGIES)
 def slice_of_tpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mesh:
-    """Four chips to compile for."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("no libtpu, which compiles for TPUs: pip install libtpu")
+    """A mesh of four chips to compile for."""
     from jax.experimental import topologies
 
-    # No chip is used: nothing to ask of a cloud, and the tests' other processes may compile, too.
+    # No chip is used, so there is nothing to ask of a cloud, and other processes of the tests may
+    # compile, too.
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     devices = topologies.get_topology_desc(request.param, platform="tpu").devices
@@ -42,7 +45,7 @@ def slice_of_tpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 def compiled(function: Callable[..., Any], mesh: Mesh, *arguments: Any) -> Any:
-    """The program for a batch that is spread over the devices."""
+    """The program for a batch that is split over the devices."""
     split = NamedSharding(mesh, PartitionSpec("data"))
     return jax.jit(on_mesh(function, mesh), in_shardings=split, out_shardings=split).lower(*arguments).compile()
 
@@ -52,7 +55,7 @@ def assert_images_stay_apart(program: Any) -> None:
 
 
 def pooling(sizes: tuple[tuple[int, int], ...], channels: int, rois: int, cells: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """RoIAlign with its gradient, both bfloat16, and arguments without values."""
+    """RoIAlign with its gradient, both bfloat16, and abstract arguments."""
     features = tuple(jax.ShapeDtypeStruct((IMAGES, *size, channels), jnp.bfloat16) for size in sizes)
     boxes = jax.ShapeDtypeStruct((IMAGES, rois, 4), jnp.float32)
     levels = jax.ShapeDtypeStruct((IMAGES, rois), jnp.int32)
@@ -81,12 +84,16 @@ def pooling(sizes: tuple[tuple[int, int], ...], channels: int, rois: int, cells:
 def test_the_form_for_a_tpu(
     monkeypatch: pytest.MonkeyPatch, sizes: tuple[tuple[int, int], ...], cells: int, sampling_ratio: int, form: str
 ) -> None:
-    """Products for the maps of a 256 x 384 image and for C4, gathers for a pyramid of 800 x 1344; other backends keep their own rule."""
-    static = module._Static(sizes, tuple(4 * 2**level for level in range(len(sizes))), cells, sampling_ratio, False)
-    monkeypatch.setattr(module, "platform", lambda: "tpu")
-    assert module._default(static, 512) == (form, form)
-    monkeypatch.setattr(module, "platform", lambda: "gpu")
-    assert set(module._default(static, 512)) == {"gather" if sampling_ratio else "matmul"}
+    """It is the products for small maps and C4, and the gather for a pyramid of 800 x 1344.
+
+    Other backends have a rule of their own.
+    """
+    strides = tuple(4 * 2**level for level in range(len(sizes)))
+    geometry = Geometry(sizes, strides, cells, sampling_ratio=sampling_ratio, aligned=False)
+    monkeypatch.setattr(choice, "platform", lambda: "tpu")
+    assert choice.default_forms(geometry, 512) == (form, form)
+    monkeypatch.setattr(choice, "platform", lambda: "gpu")
+    assert set(choice.default_forms(geometry, 512)) == {"gather" if sampling_ratio else "matmul"}
 
 
 @pytest.mark.slow
@@ -96,7 +103,8 @@ def test_roi_align_of_small_maps(slice_of_tpus: Mesh) -> None:
     assert_images_stay_apart(program)
     # Nothing moves row by row.
     assert not re.search(r"bf16\S+ gather\(| scatter\(", program.as_text())
-    # Between the two products lie 2 x 32 RoIs of 7 x 84 pixels and 128 channels, 19 MB: they stay in vector memory.
+    # Between the two products there are 2 x 32 RoIs of 7 x 84 pixels and 128 channels, 19 MB. They
+    # stay in vector memory.
     assert program.memory_analysis().temp_size_in_bytes < 16e6
 
 
@@ -108,11 +116,12 @@ def test_roi_align_of_large_maps(slice_of_tpus: Mesh) -> None:
     text = program.as_text()
     assert " scatter(" in text
     assert " convolution(" not in text
-    # Two images on a chip of v5e: a table of their features is 43 MB, of their gradient in float32 86 MB.
+    # A chip of v5e has two images. A table of their features has 43 MB, and one of their gradient
+    # in float32 86 MB.
     assert program.memory_analysis().temp_size_in_bytes < 130e6
 
 
-# With bounds that no matrix of all overlaps keeps to: 26 MB, 160 MB and more.
+# A matrix of all overlaps would exceed these bounds: it would have 26 MB, 160 MB and more.
 NMS = {
     "fast": (
         functools.partial(fast_nms, iou_threshold=0.5, top_k=200, max_detections=100),

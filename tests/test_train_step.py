@@ -21,7 +21,7 @@ def tiny_step(**overrides):
     optimizer = make_optimizer(train, trained)
     state = jax.device_put(create_state(variables, optimizer, train), replicated(mesh))
     return (
-        make_train_step(model, optimizer, trained, train, mesh),
+        make_train_step(model, optimizer, trained=trained, train=train, mesh=mesh),
         state,
         lambda **options: to_global(tiny_batch(np.arange(8), **options), mesh),
     )
@@ -78,5 +78,6 @@ def test_gradients_of_frozen_parameters_are_not_compiled(frozen, convolutions):
     trained = {module: jax.tree.map(lambda _, learns=module != frozen: learns, leaves) for module, leaves in variables["params"].items()}
     optimizer = make_optimizer(CONFIG.train, trained)
     state = create_state(variables, optimizer, CONFIG.train)
-    program = make_train_step(model, optimizer, trained, CONFIG.train, mesh).lower(state, tiny_batch(np.arange(8))).compile()
+    step = make_train_step(model, optimizer, trained=trained, train=CONFIG.train, mesh=mesh)
+    program = step.lower(state, tiny_batch(np.arange(8))).compile()
     assert program.as_text().count(" convolution(") == convolutions

@@ -21,8 +21,9 @@ from compilation import compiled_programs
 from jax.experimental.compilation_cache import compilation_cache
 from tiny_training import CONFIG, TinyData, TinyDetector, params_of, records, run_in_own_process, tiny_parts, train_tiny, wait_for_step
 
-from jaxseg.config import MIRROR_ONLY, ConfigError, RcnnConfig, load_config, override
+from jaxseg.config import MIRROR_ONLY, ConfigError, load_config, override
 from jaxseg.data.sources.shapes import ensure_shapes
+from jaxseg.models import RcnnConfig
 from jaxseg.training import loop
 from jaxseg.training.checkpoint import CheckpointError
 from jaxseg.training.loop import TrainingError
@@ -107,7 +108,7 @@ def test_start_up_lines_tell_what_runs(tmp_path, caplog):
         "40 training images",
         "140 parameters, of which 140 learn",
         "rate 0.025, 4 steps, times 0.1 at 16; scaled from 0.05 and 2 for a batch of 4 instead of 8",
-        "starts from nothing",
+        "starts from random weights",
     ):
         assert fact in caplog.text
 
@@ -126,7 +127,7 @@ def test_metrics_are_the_last_averages(straight, tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"config.train.batch_size = 7 cannot be shared out over 2 devices; .* for instance 8"):
+    with pytest.raises(ConfigError, match=r"config.train.batch_size = 7 cannot be split evenly over 2 devices; .* such as 8"):
         train_tiny(tmp_path, {"train.batch_size": 7})
 
 
@@ -277,7 +278,7 @@ def test_kills_at_any_moment_change_nothing(tmp_path):
         process = run_in_own_process(tmp_path / "killed", *settings)
         if attempt < 4:
             # Counted from a line of output, so that a slow machine is hit at the same moments.
-            next(line for line in process.stdout if "starts from nothing" in line or "goes on from step" in line)
+            next(line for line in process.stdout if "starts from random weights" in line or "goes on from step" in line)
             time.sleep(rng.uniform(0, 1.5))
             process.kill()
             process.communicate()
@@ -316,7 +317,7 @@ EVALUATED = {"train.evaluate_every": 4, "train.checkpoint_every": 3, "train.keep
 @pytest.fixture
 def validation(monkeypatch) -> KnownValidation:
     known = KnownValidation()
-    monkeypatch.setattr(loop, "Validation", lambda *_: known)
+    monkeypatch.setattr(loop, "Validation", lambda *_, **__: known)
     return known
 
 

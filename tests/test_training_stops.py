@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_pipeline import iterator
+from test_stream import iterator
 from tiny_pictures import assert_equal, take
 from tiny_training import CONFIG, TinyData, records, run_in_own_process, tiny_parts, train_tiny, wait_for_step
 
@@ -63,7 +63,7 @@ def wait_until(condition, seconds: float = 30) -> bool:
 
 _WORKING = """
 import multiprocessing, os, time
-from test_pipeline import iterator
+from test_stream import iterator
 if __name__ == "__main__":
     batches = iterator(workers=2)
     next(batches)
@@ -184,7 +184,7 @@ class LongValidation:
 @pytest.mark.parametrize("evaluated", [4, STEPS])
 def test_ctrl_c_during_an_evaluation_leaves_within_seconds_and_it_is_made_up_for(tmp_path, monkeypatch, evaluated, caplog):
     validation = LongValidation(60)
-    monkeypatch.setattr(loop, "Validation", lambda *_: validation)
+    monkeypatch.setattr(loop, "Validation", lambda *_, **__: validation)
     started = time.monotonic()
     train_tiny(tmp_path, {"train.evaluate_every": evaluated})
     assert time.monotonic() - started < 30

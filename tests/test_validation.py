@@ -32,7 +32,8 @@ def test_validation_in_inputs_of_two_shapes(use_detector, tmp_path, caplog, mask
     config = override(CONFIG, {"data.root": str(tmp_path / "data"), "train.draw_images": 5, "eval.batch_size": 2})
     dataset = open_dataset(config, "val")
     with caplog.at_level("INFO", logger="jaxseg"):
-        metrics, pictures = Validation(config, model, dataset, make_mesh(), tmp_path)(3, jax.tree.map(jnp.asarray, VARIABLES))
+        validation = Validation(config, model, dataset, mesh=make_mesh(), run_folder=tmp_path)
+        metrics, pictures = validation(3, jax.tree.map(jnp.asarray, VARIABLES))
     assert metrics["val/box/AP"] == pytest.approx(1.0)
     assert ("val/mask/AP" in metrics) == (mask_frame is not None)
     # Boxes of 16 x 18 at scales of 1 and, for the pictures of twice the width with more height, 1/2; and one image without.

@@ -15,17 +15,18 @@ import optax
 import pytest
 import tiny_training
 import tiny_yolact
-from originals import RUNS, load_rebuild, load_run
+from goldens import load_arrays
+from originals import RUNS, load_run
+from rebuilt_weights import yolact_noise, yolact_weights
 
 import jaxseg
-import train as train_script
-from jaxseg.commands import convert, export_torch
-from jaxseg.commands.evaluate import run
-from jaxseg.config import BackboneConfig, override
-from jaxseg.models import build_model, init_variables
+from jaxseg.commands import convert, export_torch, train
+from jaxseg.commands.evaluate import Options, run
+from jaxseg.config import override
+from jaxseg.models import BackboneConfig, build_model, init_variables
 from jaxseg.training.checkpoint import Checkpoints, save_config
 from jaxseg.training.step import create_state
-from jaxseg.weights import WeightsError, load
+from jaxseg.weights import WeightsError, export, load
 from jaxseg.weights.formats.pytorch import write_zip
 from jaxseg.weights.formats.readers import read_weights
 from jaxseg.weights.load import load_detector, load_weights
@@ -56,7 +57,7 @@ def fresh():
 @pytest.fixture
 def state(variables):
     """The tiny YOLACT as dbolya/yolact would save it."""
-    return export_torch.state_dict(variables, tiny_yolact.CONFIG)
+    return export.state_dict(variables, tiny_yolact.CONFIG)
 
 
 def flat(variables) -> dict[str, np.ndarray]:
@@ -88,15 +89,14 @@ def logging_as_before():
 def test_a_pth_gives_what_its_arrays_give(golden, tmp_path, name):
     """Every config of the originals' numbers; and weights of another seed."""
     config = jaxseg.load_config(f"configs/{name}.py")
-    rebuild = load_rebuild(golden)
-    state = rebuild.yolact_state_dict(golden / "yolact" / RUNS[name])
+    state = yolact_weights(golden / "yolact" / RUNS[name])
     for key in ("backbone.conv1.weight", "prediction_layers.0.bbox_layer.bias"):
         if key in state:
-            state[key] = rebuild._yolact_noise(key, state[key].shape, 5)
+            state[key] = yolact_noise(key, state[key].shape, 5)
     write_zip(tmp_path / "weights.pth", state)
     loaded = jaxseg.load_weights(tmp_path / "weights.pth", config)
     assert_equal(loaded, jaxseg.load_weights(state, config))
-    back = export_torch.state_dict(loaded, config)
+    back = export.state_dict(loaded, config)
     assert set(back) == set(state)
     for key, value in state.items():
         assert key.endswith("num_batches_tracked") or np.array_equal(back[key], value), key
@@ -104,9 +104,9 @@ def test_a_pth_gives_what_its_arrays_give(golden, tmp_path, name):
 
 @pytest.mark.parametrize("new_container", [True, False])
 def test_what_torch_saves_gives_the_same(golden, tmp_path, new_container):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="wants PyTorch")
     config = jaxseg.load_config("configs/yolact_r50.py")
-    state = load_rebuild(golden).yolact_state_dict(golden / "yolact" / RUNS["yolact_r50"])
+    state = yolact_weights(golden / "yolact" / RUNS["yolact_r50"])
     tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
     torch.save(tensors, tmp_path / "weights.pth", _use_new_zipfile_serialization=new_container)
     assert_equal(jaxseg.load_weights(tmp_path / "weights.pth", config), jaxseg.load_weights(state, config))
@@ -115,7 +115,7 @@ def test_what_torch_saves_gives_the_same(golden, tmp_path, new_container):
 @pytest.mark.slow
 def test_outputs_through_a_pth_are_the_originals(golden, tmp_path):
     run = load_run(golden, "yolact_r50")
-    write_zip(tmp_path / "weights.pth", load_rebuild(golden).yolact_state_dict(run.folder))
+    write_zip(tmp_path / "weights.pth", yolact_weights(run.folder))
     outputs = jax.jit(run.model.apply)(jaxseg.load_weights(tmp_path / "weights.pth", run.config), run.images()[:1])
     run.check_outputs(outputs)
 
@@ -137,7 +137,7 @@ def test_the_semantic_head_may_be_missing(variables, state, fresh, caplog):
         np.testing.assert_array_equal(head[leaf], fresh[f"params/semantic_head/{leaf}"])
     rest = {**variables, "params": {key: value for key, value in variables["params"].items() if key != "semantic_head"}}
     assert_equal(loaded, rest)
-    assert re.search(r"a detector of dbolya/yolact, \d+ arrays; fresh start: semantic_head$", caplog.text, re.MULTILINE)
+    assert re.search(r"a detector of dbolya/yolact, \d+ arrays; initialized at random: semantic_head$", caplog.text, re.MULTILINE)
 
 
 def torchvision_names(state) -> dict[str, np.ndarray]:
@@ -155,7 +155,7 @@ def test_a_resnet_fills_the_backbone_and_the_rest_starts_fresh(variables, state,
 
 def test_torchvisions_names(golden):
     """Those of a ResNet-50 inside one of torchvision's detectors."""
-    arrays = np.load(golden / "two_stage" / "tv_maskrcnn.npz")
+    arrays = load_arrays(golden / "two_stage" / "tv_maskrcnn.npz")
     names = [*arrays["names"].tolist(), *(key.removeprefix("buf/") for key in arrays if key.startswith("buf/"))]
     theirs = {name.removeprefix("backbone.body.") for name in names if name.startswith("backbone.body.")}
     config = jaxseg.load_config("configs/yolact_r50.py")
@@ -165,7 +165,7 @@ def test_torchvisions_names(golden):
 
 def test_a_darknet_fills_the_backbone():
     variables = noise(DARKNET)
-    state = export_torch.state_dict(variables, DARKNET)
+    state = export.state_dict(variables, DARKNET)
     named = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     assert "layers.4.2.conv2.1.running_var" in named
     loaded = load_weights(named, DARKNET)
@@ -186,32 +186,32 @@ def test_both_lists_and_the_nearest_names(state):
     lines = [line.strip() for line in str(refusal.value).splitlines()]
     assert lines[0] == "The weights do not fit demo_shapes; they were taken for a detector of dbolya/yolact."
     assert lines[1:6] == [
-        "Missing there, with the nearest name without a place here (1):",
+        "Missing in the weights, with the most similar unused name (1):",
         "prediction_layers.0.bbox_layer.weight  prediction_layers.0.box_layer.weight",
-        "There, and without a place here (2):",
+        "Unused by the model (2):",
         "prediction_layers.0.box_layer.weight",
         "proto_net.12.bias",
     ]
-    assert lines[6:8] == ["Other shapes, there and here (1):", "fpn.lat_layers.0.bias  (3,)  (8,)"]
+    assert lines[6:8] == ["Different shapes, in the weights and in the model (1):", "fpn.lat_layers.0.bias  (3,)  (8,)"]
 
 
 def test_another_backbone_is_refused(state):
     deeper = override(tiny_yolact.CONFIG, {"model.backbone.stage_sizes": (1, 2, 1, 1)})
-    with pytest.raises(WeightsError, match=r"Missing there.*\(15\):\n  backbone\.layers\.1\.1\.bn1\.running_mean"):
+    with pytest.raises(WeightsError, match=r"Missing in the weights.*\(15\):\n  backbone\.layers\.1\.1\.bn1\.running_mean"):
         load_weights(state, deeper)
-    with pytest.raises(WeightsError, match=r"There, and without a place here \(15\):"):
-        load_weights(export_torch.state_dict(noise(deeper), deeper), tiny_yolact.CONFIG)
+    with pytest.raises(WeightsError, match=r"Unused by the model \(15\):"):
+        load_weights(export.state_dict(noise(deeper), deeper), tiny_yolact.CONFIG)
 
 
 def test_names_of_nobody_are_refused():
-    with pytest.raises(WeightsError, match=r"(?s)Missing there.*There, and without a place here \(1\):\n  some\.weight"):
+    with pytest.raises(WeightsError, match=r"(?s)Missing in the weights.*Unused by the model \(1\):\n  some\.weight"):
         load_weights({"some.weight": np.zeros(3)}, tiny_yolact.CONFIG)
 
 
 def test_other_classes_start_the_head_fresh_when_asked(variables, state, caplog):
     config = override(tiny_yolact.CONFIG, {"model.num_classes": 2})
     with pytest.raises(
-        WeightsError, match=r"(?s)Other shapes.*conf_layer\.weight  \(30, 8, 3, 3\)  \(18, 8, 3, 3\).*--config\.init\.skip_mismatched=True"
+        WeightsError, match=r"(?s)Different shapes.*conf_layer\.weight  \(30, 8, 3, 3\)  \(18, 8, 3, 3\).*--config\.init\.skip_mismatched=True"
     ):
         load_weights(state, config)
     loaded = flat(load_weights(state, override(config, {"init.skip_mismatched": True})))
@@ -279,13 +279,13 @@ def test_what_cannot_be_converted_is_said_in_a_sentence(run_folder, tmp_path, mo
 
 def test_the_original_loads_what_is_exported(tmp_path):
     """Strictly, in a process of its own; wants PyTorch and a checkout of dbolya/yolact."""
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="wants PyTorch")
     checkout = Path(os.environ.get("JAXSEG_YOLACT", REPOSITORY.parent / "peer-yolact"))
     if not (checkout / "yolact.py").is_file():
-        pytest.skip(f"no checkout of dbolya/yolact at {checkout}")
+        pytest.skip("wants PyTorch and a checkout of dbolya/yolact")
     config = jaxseg.load_config("configs/yolact_r50.py")
     variables = noise(config)
-    export_torch.write(tmp_path / "weights.pth", config, variables)
+    export.write_state_dict(tmp_path / "weights.pth", config, variables)
     script = f"""
 import pathlib, sys
 sys.path.insert(0, {str(REPOSITORY / "benchmarks")!r})
@@ -312,22 +312,22 @@ print(float(model.prediction_layers[0].bbox_layer.weight[3, 2, 1, 0]))
 def test_eval_draws_with_a_pth(run_folder, state, tmp_path):
     write_zip(tmp_path / "weights.pth", state)
     cv2.imwrite(str(tmp_path / "a.png"), np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
-    options = {"step": "best", "benchmark": False, "score_threshold": 0.0, "top_k": 2, "nms": None, "limit": 0}
-    config = str(run_folder / "config.json")
     run(
-        checkpoint=str(tmp_path / "weights.pth"),
-        config=config,
-        overrides={},
-        output=tmp_path / "out",
-        images=str(tmp_path / "a.png"),
-        **options,
+        Options(
+            checkpoint=str(tmp_path / "weights.pth"),
+            config=str(run_folder / "config.json"),
+            output=tmp_path / "out",
+            images=str(tmp_path / "a.png"),
+            score_threshold=0.0,
+            top_k=2,
+        )
     )
     assert (tmp_path / "out" / "detections.json").is_file()
 
 
 def test_eval_refuses_a_backbone(run_folder, state, tmp_path):
     write_zip(tmp_path / "resnet.pth", torchvision_names(state))
-    with pytest.raises(WeightsError, match=r"a ResNet of torchvision, the backbone only, .* as init\.weights"):
+    with pytest.raises(WeightsError, match=r"a ResNet of torchvision, which is only the backbone .* as init\.weights"):
         load_detector(str(tmp_path / "resnet.pth"), str(run_folder / "config.json"), {})
 
 
@@ -356,5 +356,5 @@ def test_train_tells_what_is_wrong_with_weights(tmp_path, monkeypatch, capsys):
     (tmp_path / "weights.pth").write_bytes(b"no weights")
     with tiny_training.tiny_parts(tiny_training.TinyData()):
         arguments = ["--config", "configs/demo_shapes.py", "--workdir", str(tmp_path / "run")]
-        assert train_script.main([*arguments, f"--config.init.weights={tmp_path / 'weights.pth'}"]) == 2
+        assert train.main([*arguments, f"--config.init.weights={tmp_path / 'weights.pth'}"]) == 2
     assert "WeightsError: " in capsys.readouterr().err

@@ -338,7 +338,7 @@ def outcomes(tmp_path_factory):
     return {name: result for name, *result in map(json.loads, lines)}
 
 
-@pytest.mark.parametrize(("number", "name"), enumerate(FILES), ids=list(FILES))
+@pytest.mark.parametrize(("number", "name"), list(enumerate(FILES)), ids=list(FILES))
 def test_a_file_that_takes_too_much_is_refused_in_a_sentence(outcomes, number, name):
     size, kind, sentence, grown, _ = outcomes[f"{number}.pkl"]
     assert kind == "WeightsError", sentence

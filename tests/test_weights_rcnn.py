@@ -10,20 +10,21 @@ import flax
 import jax
 import numpy as np
 import pytest
-from originals import load_rebuild
+from goldens import load_arrays
 from rcnn_originals import RUNS
+from rebuilt_weights import rcnn_weights
 
 import jaxseg
-from jaxseg.commands import export_torch
-from jaxseg.config import DETECTRON2, IMAGENET_RESNET50, MMDETECTION, TORCHVISION, Config, load_config, override
-from jaxseg.models import build_model, init_variables
-from jaxseg.weights import WeightsError
+from jaxseg.config import Config, load_config, override
+from jaxseg.models import DETECTRON2, IMAGENET_RESNET50, MMDETECTION, TORCHVISION, build_model, init_variables
+from jaxseg.weights import WeightsError, export
 from jaxseg.weights.formats.pytorch import write_zip
 from jaxseg.weights.load import load_weights
 from jaxseg.weights.names import caffe2 as names_caffe2
 from jaxseg.weights.names import layouts
 from jaxseg.weights.names import rcnn as names_rcnn
-from jaxseg.weights.names.rules import Origin
+from jaxseg.weights.names import retinanet as names_retinanet
+from jaxseg.weights.names.rules import NameTable
 
 SMALL = {
     "model.num_classes": 3,
@@ -44,7 +45,7 @@ STRIDE_IN_3X3 = {"model.backbone.pixel_mean": IMAGENET_RESNET50.pixel_mean, "mod
 
 MASK_RCNN = override(load_config("configs/mask_rcnn_r50_fpn_1x.py"), SMALL_RCNN)
 # A detector of each origin. Anchors of C4 have two sizes.
-SMALL_DETECTORS: dict[str, tuple[Origin, Config]] = {
+SMALL_DETECTORS: dict[str, tuple[NameTable, Config]] = {
     "torchvision": (names_rcnn.TORCHVISION, override(MASK_RCNN, STRIDE_IN_3X3 | {"model.conventions": TORCHVISION})),
     "detectron2": (names_rcnn.DETECTRON2, override(MASK_RCNN, {"model.conventions": DETECTRON2})),
     "detectron2 C4": (names_rcnn.DETECTRON2, override(MASK_RCNN, C4 | {"model.conventions": DETECTRON2})),
@@ -56,7 +57,7 @@ SMALL_DETECTORS: dict[str, tuple[Origin, Config]] = {
     "maskrcnn-benchmark C4": (names_rcnn.MASKRCNN_BENCHMARK, override(MASK_RCNN, C4)),
     "maskrcnn-benchmark Faster": (names_rcnn.MASKRCNN_BENCHMARK, override(MASK_RCNN, {"model.masks": False})),
     "maskrcnn-benchmark RetinaNet": (
-        names_rcnn.MASKRCNN_BENCHMARK,
+        names_retinanet.MASKRCNN_BENCHMARK,
         override(load_config("configs/retinanet_r50_fpn_1x.py"), SMALL | {"model.head_convolutions": 2}),
     ),
     "Detectron": (names_caffe2.DETECTRON, MASK_RCNN),
@@ -136,7 +137,7 @@ def flat(variables) -> dict:
     return flax.traverse_util.flatten_dict(variables, sep="/")
 
 
-def their_state(origin: Origin, config: Config, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def their_state(origin: NameTable, config: Config, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Our values as an origin has them."""
     return {name: origin.to_theirs(config.model, path, values[path]) for path, name in origin.names(config.model, values).items()}
 
@@ -154,12 +155,11 @@ def assert_equal(loaded, values: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_every_entry_of_the_originals_is_used_and_goes_back(golden, name):
     """All but the background's deltas and masks, which the original learns nothing from, comes back as it was."""
-    path = golden / "two_stage" / f"{name}.npz"
-    state = load_rebuild(golden).rcnn_state_dict(path)
+    spec = load_arrays(golden / "two_stage" / f"{name}.npz")
+    state = rcnn_weights(name, spec)
     file, changes = RUNS[name]
     config = load_config(f"configs/{file}.py", changes)
-    back = export_torch.state_dict(load_weights(state, config), config)
-    spec = np.load(path)
+    back = export.state_dict(load_weights(state, config), config)
     keys = set(spec["all_keys"].tolist() if "all_keys" in spec else state)
     assert set(back) == {key for key in keys if "cell_anchors" not in key and key not in ("pixel_mean", "pixel_std")}
     background = {"bbox_pred": 4, "mask_fcn_logits": 1} if name.startswith(("tv", "mrb")) else {}
@@ -178,7 +178,7 @@ def test_every_table_there_and_back(name):
     for key, shape in THEIR_SHAPES.get(name, {}).items():
         assert state[key].shape == shape, key
     if origin is not names_caffe2.DETECTRON:
-        exported = export_torch.state_dict(flax.traverse_util.unflatten_dict(values, sep="/"), config)
+        exported = export.state_dict(flax.traverse_util.unflatten_dict(values, sep="/"), config)
         assert {key for key in exported if "num_batches" not in key} == set(state)
         state = {f"module.{key}": value for key, value in exported.items()}
     assert_equal(load_weights(state, config), values)
@@ -227,7 +227,7 @@ def random(*shape: int) -> np.ndarray:
 
 
 def test_a_transposed_convolution_is_torchs():
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="wants PyTorch")
     x, weight = random(1, 3, 4, 5), random(3, 2, 2, 2)
     theirs = torch.nn.functional.conv_transpose2d(torch.from_numpy(x), torch.from_numpy(weight), stride=2).numpy()
     ours = np.einsum("bcyx,ijco->boyixj", x, layouts.TRANSPOSED_CONVOLUTION.to_ours(weight)).reshape(1, 2, 8, 10)
@@ -235,7 +235,7 @@ def test_a_transposed_convolution_is_torchs():
 
 
 def test_a_flattened_region_gives_what_torch_gives():
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="wants PyTorch")
     region, weight = random(2, 5, 3, 3), random(4, 45)
     theirs = torch.nn.functional.linear(torch.from_numpy(region).flatten(1), torch.from_numpy(weight)).numpy()
     ours = region.transpose(0, 2, 3, 1).reshape(2, -1) @ layouts.DENSE.to_ours(layouts.flattened(3).to_ours(weight))
@@ -243,7 +243,7 @@ def test_a_flattened_region_gives_what_torch_gives():
 
 
 def test_a_stem_takes_rgb():
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="wants PyTorch")
     bgr, weight = random(1, 3, 9, 9), random(2, 3, 7, 7)
     theirs = torch.nn.functional.conv2d(torch.from_numpy(bgr), torch.from_numpy(weight)).numpy()
     kernel = layouts.CONVOLUTION.to_ours(layouts.BGR.to_ours(weight))
@@ -333,7 +333,7 @@ def write_trainers(path: Path, named: dict[str, np.ndarray]) -> None:
 
 
 def write_benchmarks(path: Path, named: dict[str, np.ndarray]) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="wants PyTorch")
     tensors = OrderedDict((f"module.{name}", torch.from_numpy(np.ascontiguousarray(value))) for name, value in named.items())
     schedule = torch.optim.lr_scheduler.MultiStepLR(torch.optim.SGD([torch.zeros(1)], 0.1), [60, 80]).state_dict()
     torch.save(
@@ -386,7 +386,7 @@ def test_msras_resnet_fills_the_backbone(tmp_path, statistics):
     loaded = flat(jaxseg.load_weights(tmp_path / "R-50.pkl", config))
     for path, value in values.items():
         np.testing.assert_array_equal(loaded[path], value, err_msg=path)
-    with pytest.raises(WeightsError, match=r"R-50\.pkl holds a ResNet of MSRA, the backbone only"):
+    with pytest.raises(WeightsError, match=r"R-50\.pkl holds a ResNet of MSRA, which is only the backbone"):
         load_weights(tmp_path / "R-50.pkl", config, whole=True)
 
 
@@ -400,7 +400,7 @@ def test_msras_resnet_fills_the_backbone(tmp_path, statistics):
             "mmdetection",
             "torchvision",
             r"holds a detector of mmdetection, and mask_rcnn_r50_fpn_1x describes a detector of torchvision, .*"
-            r"model\.conventions\.resize is 'opencv' there and 'float' here;.*jaxseg\.weights\.convert",
+            r"model\.conventions\.resize is 'opencv' there and 'float' here;.*jaxseg\.commands\.convert",
         ),
         ("torchvision", "maskrcnn-benchmark", r"a detector of torchvision, .*stride_in_1x1 is False there and True here"),
         ("detectron2", "mmdetection, as Caffe", r"a detector of detectron2, .* describes a detector of mmdetection"),
@@ -425,14 +425,14 @@ def test_backbones_of_other_strides_are_refused():
 
 
 def test_names_of_nobody_are_told_beside_those_of_the_configurations_original():
-    with pytest.raises(WeightsError, match=r"taken for a detector of mmdetection\.\n(?s:.*)There, and without a place here \(1\):\n  some"):
+    with pytest.raises(WeightsError, match=r"taken for a detector of mmdetection\.\n(?s:.*)Unused by the model \(1\):\n  some"):
         load_weights({"some.weight": np.zeros(3)}, SMALL_DETECTORS["mmdetection"][1])
 
 
 def test_nobodys_conventions_are_not_exported():
     config = override(MASK_RCNN, {"model.conventions.roi_aligned": True})
     with pytest.raises(WeightsError, match="mask_rcnn_r50_fpn_1x mixes conventions"):
-        export_torch.state_dict({}, config)
+        export.state_dict({}, config)
 
 
 def test_other_classes_start_the_predictors_fresh_when_asked():
@@ -440,7 +440,7 @@ def test_other_classes_start_the_predictors_fresh_when_asked():
     values = noise(config)
     other = override(config, {"model.num_classes": 5})
     shapes = r"cls_score\.weight  \(4, 12\)  \(6, 12\)"
-    with pytest.raises(WeightsError, match=rf"(?s)Other shapes, there and here \(6\):.*{shapes}.*skip_mismatched=True"):
+    with pytest.raises(WeightsError, match=rf"(?s)Different shapes, in the weights and in the model \(6\):.*{shapes}.*skip_mismatched=True"):
         load_weights(their_state(origin, config, values), other)
     loaded = flat(load_weights(their_state(origin, config, values), other, skip_mismatched=True))
     for path, value in values.items():

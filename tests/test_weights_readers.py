@@ -107,7 +107,7 @@ def test_weights_inside_a_checkpoint_of_other_things(tmp_path, wrapper):
 @pytest.mark.parametrize("new_container", [True, False])
 def test_what_torch_saves_is_read(tmp_path, new_container):
     """Views with strides and offsets that share a storage, parameters, every type; no module of torch is asked for anything."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="wants PyTorch")
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
     saved = {name: torch.from_numpy(value.copy()) for name, value in arrays().items() if "bfloat16" not in name}
     saved |= {
@@ -144,7 +144,7 @@ def test_scalars_of_numpy(tmp_path):
 
 
 def test_torch_loads_what_is_written(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="wants PyTorch")
     named = {name: value for name, value in arrays().items() if "bfloat16" not in name}
     write_zip(tmp_path / "a.pth", named)
     for options in ({"weights_only": True}, {"weights_only": False}, {"mmap": True}):
@@ -153,7 +153,7 @@ def test_torch_loads_what_is_written(tmp_path):
 
 
 def test_safetensors_is_the_packages_format(tmp_path):
-    package = pytest.importorskip("safetensors.numpy")
+    package = pytest.importorskip("safetensors.numpy", reason="wants safetensors")
     named = {name: value for name, value in arrays().items() if "bfloat16" not in name}
     write_safetensors(tmp_path / "ours.safetensors", named)
     assert_same(package.load_file(tmp_path / "ours.safetensors"), named)

@@ -23,7 +23,7 @@ import jaxseg
 from jaxseg.config import Config
 from jaxseg.models import Detector
 from jaxseg.structures import Batch, Detections, Targets
-from jaxseg.weights.names.rules import Origin
+from jaxseg.weights.names.rules import NameTable
 
 DATA = Path(__file__).parent / "data" / "two_stage"
 
@@ -92,7 +92,7 @@ def gradients(model: Detector, variables: dict[str, Any], batch: Batch) -> tuple
 
 
 def check_gradients(
-    arrays: dict[str, np.ndarray], config: Config, gradient: dict[str, np.ndarray], variables: dict[str, Any], origin: Origin
+    arrays: dict[str, np.ndarray], config: Config, gradient: dict[str, np.ndarray], variables: dict[str, Any], origin: NameTable
 ) -> None:
     """Every parameter's gradient has the original's size and direction; what did not learn there, does not learn here."""
     model, params = jaxseg.build_model(config), traverse_util.flatten_dict(variables["params"], sep="/")

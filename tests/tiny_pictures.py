@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from jaxseg.data.sources.dataset import DataError, InstanceDataset, Objects
-from jaxseg.data.stream.pipeline import TrainingIterator
+from jaxseg.data.stream.training import TrainingIterator
 from jaxseg.structures import Batch
 
 SIZE = 13
@@ -22,13 +22,13 @@ class FakeDataset(InstanceDataset):
     def __init__(self, size: int = SIZE, broken: tuple[int, ...] = (), objects: int = 2):
         self.image_ids = list(range(100, 100 + size))
         self.file_names = [f"{number}.png" for number in self.image_ids]
-        self.image_sizes = np.array([(20 + i, 30) for i in range(size)], np.int32)
+        self.picture_sizes = np.array([(20 + i, 30) for i in range(size)], np.int32)
         self.object_counts = np.full(size, objects)
         self.category_ids, self.class_names, self.skipped = (1, 2, 3), ("a", "b", "c"), {}
         self.broken, self.objects_each = broken, objects
 
     def objects(self, index: int) -> Objects:
-        height, width = self.image_sizes[index]
+        height, width = self.picture_sizes[index]
         masks = np.zeros((height, width, self.objects_each), np.uint8, order="F")
         boxes = np.array([(2 + i, 3, 10 + i, 12) for i in range(self.objects_each)], np.float64).reshape(-1, 4)
         for i, (x, y, box_width, box_height) in enumerate(boxes.astype(int)):
@@ -44,7 +44,7 @@ class FakeDataset(InstanceDataset):
     def encoded_image(self, index: int) -> bytes:
         if index in self.broken:
             raise DataError(f"{self.file_names[index]} cannot be read: on purpose.")
-        return cv2.imencode(".png", np.full((*self.image_sizes[index], 3), index, np.uint8))[1].tobytes()
+        return cv2.imencode(".png", np.full((*self.picture_sizes[index], 3), index, np.uint8))[1].tobytes()
 
 
 def take(source: TrainingIterator, count: int) -> list[Batch]:

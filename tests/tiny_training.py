@@ -24,13 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg.config import Config, override
+from jaxseg.models import YolactConfig
 from jaxseg.structures import Batch, Detections, InputSpec, Targets
 from jaxseg.training import loop
 from jaxseg.weights.formats.run_folder import read_run
 
 SIZE = 16
 CONFIG = override(
-    Config(),
+    Config(model=YolactConfig()),
     {
         "name": "tiny",
         "model.num_classes": 2,
@@ -52,7 +53,7 @@ class TinyDetector(nn.Module):
     """Learns the mean height and width of the boxes from the mean of the image; the rng `sampling` matters to its losses."""
 
     outputs: int = 4
-    input_spec = InputSpec(image_sizes=((SIZE, SIZE),), mask_size=(8, 8), semantic_size=(8, 8), num_classes=2)
+    input_spec = InputSpec(input_sizes=((SIZE, SIZE),), mask_size=(8, 8), semantic_size=(8, 8), num_classes=2)
 
     def setup(self):
         self.convolution = nn.Conv(4, (3, 3))

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxseg.config import BackboneConfig, Config, load_config, override
+from jaxseg.config import Config, load_config, override
 from jaxseg.data.sources.shapes import CATEGORIES
-from jaxseg.models import build_model, init_variables
+from jaxseg.models import BackboneConfig, build_model, init_variables
 
 CONFIG = override(
     load_config("configs/demo_shapes.py"),

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg.config import Config, override
+from jaxseg.models import YolactConfig
 from jaxseg.structures import Detections, InputSpec, Resize
 
 SIZE = 32
 CATEGORY_IDS = (3, 8)
 CLASS_NAMES = ("dim", "bright")
 CONFIG = override(
-    Config(),
+    Config(model=YolactConfig()),
     {
         "name": "white_boxes",
         "model.num_classes": 2,
@@ -39,7 +40,7 @@ class WhiteBoxDetector:
     Three rows: the box; its left half, with less score; and padding. Scores are multiplied by the only variable.
     """
 
-    input_spec = InputSpec(image_sizes=((SIZE, SIZE),), mask_size=(SIZE, SIZE), semantic_size=(SIZE, SIZE), num_classes=2)
+    input_spec = InputSpec(input_sizes=((SIZE, SIZE),), mask_size=(SIZE, SIZE), semantic_size=(SIZE, SIZE), num_classes=2)
 
     def __init__(self):
         self.traces = 0
@@ -70,7 +71,7 @@ class WhiteBoxDetector:
 
 
 class PaddedDetector:
-    """Sees the same in pictures that keep their proportions, in an input of two shapes, and looks at the picture's part of it only.
+    """Sees the same in pictures that keep their proportions, in inputs of two sizes, and looks at the picture's part of it only.
 
     Three rows: the box; the same with less score and a mask of its left half; and padding.
 
@@ -81,8 +82,8 @@ class PaddedDetector:
 
     def __init__(self, mask_frame, pixel_offset=0.0):
         self.input_spec = InputSpec(
-            image_sizes=((SIZE, 3 * SIZE), (3 * SIZE, SIZE)),
-            mask_size=None if mask_frame is None else (28, 28),
+            input_sizes=((SIZE, 3 * SIZE), (3 * SIZE, SIZE)),
+            mask_size={None: None, "image": (SIZE, 3 * SIZE)}.get(mask_frame, (28, 28)),
             semantic_size=None,
             num_classes=2,
             resize=Resize("opencv", (SIZE // 2, SIZE), 3 * SIZE),
@@ -94,7 +95,7 @@ class PaddedDetector:
 
     def apply(self, variables, images, image_sizes, *, method):
         assert method == "detect"
-        assert images.shape[1:3] in self.input_spec.image_sizes
+        assert images.shape[1:3] in self.input_spec.input_sizes
         self.traces += 1
         return jax.vmap(lambda image, size: self._one(image, size, variables["params"]["score"]))(images, image_sizes)
 
@@ -169,7 +170,8 @@ def write_dataset(root: Path, count: int) -> None:
 def main(root: str, result: str) -> None:
     from jaxseg.data.sources.from_config import open_dataset
     from jaxseg.devices import initialize_distributed
-    from jaxseg.evaluation import detect, evaluate
+    from jaxseg.evaluation import detect
+    from jaxseg.evaluation.evaluator import evaluate
 
     initialize_distributed()
     with mock.patch.object(detect, "build_model", return_value=WhiteBoxDetector()):

@@ -1,9 +1,9 @@
-"""Writes a detector's weights under our names and in our layouts, as .npz or .safetensors.
+"""Writes a detector's weights with jaxseg's names and layouts, as .npz or .safetensors.
 
     python -m jaxseg.commands.convert weights.pth weights.safetensors --config configs/yolact_r50.py
 
-Everything that takes weights takes the file that is written. Of a run folder the averaged
-parameters are written, if it has some.
+Every command and function that reads weights can read the file. If the input is the folder of a
+run that averages its parameters, the averaged parameters are written.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from jaxseg.weights.export import write_variables
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; its answer is what `run_command` says."""
+    """Runs the command and returns its exit code; see `run_command`."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxseg.commands.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Evaluates a detector, draws what it finds in pictures, or times it.
+"""Evaluates a detector, draws its detections in pictures, or measures its speed.
 
 python eval.py --checkpoint RUN_OR_FILE [--images PICTURES]
 """
@@ -34,22 +34,23 @@ _BENCHMARK_PICTURES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the flags of eval.py ask for; each field is the flag of the same name.
+    """The options of eval.py; each field is the flag of the same name.
 
     Attributes:
-        checkpoint: run folder, or a file of weights.
-        config: file of a configuration; None reads config.json of the run folder.
-        overrides: dotted keys of the configuration with their values.
-        step: of a run folder: "best", "latest" or a number.
-        output: folder for what is written.
-        images: file, folder or glob of pictures to draw detections in; None evaluates on the
-            validation images.
-        benchmark: times detection instead.
-        score_threshold: keeps scores above it; None takes the default of metrics or of drawings.
-        top_k: keeps the best so many objects of a picture; None takes the default of metrics or
-            of drawings.
-        nms: rule of suppression instead of the config's.
-        limit: looks at the first so many pictures; 0 looks at all.
+        checkpoint: the folder of a run, or a file of weights.
+        config: the file of a configuration; None reads config.json in the folder of the run.
+        overrides: values that replace those of the configuration, by their dotted keys.
+        step: the checkpoint in the folder of a run: "best", "latest" or a number.
+        output: the folder for the results.
+        images: a file, folder or glob of pictures in which to draw detections; None evaluates on
+            the validation images.
+        benchmark: whether to measure the speed of detection instead.
+        score_threshold: only detections with a higher score are kept. None takes the default for
+            metrics or for drawings.
+        top_k: the largest number of detections to keep in a picture. None takes the default for
+            metrics or for drawings.
+        nms: a rule of non-maximum suppression that replaces the configuration's.
+        limit: the number of pictures to use, from the start; 0 uses all.
 
     Raises:
         ConfigError: `limit` is negative.
@@ -73,12 +74,12 @@ class Options:
 
     @property
     def draws(self) -> bool:
-        """Whether drawings of `images` are what is wanted."""
+        """Whether the command draws detections in `images`."""
         return self.images is not None and not self.benchmark
 
     @property
     def selection(self) -> Selection:
-        """Which detections are wanted; by default all for metrics, and a few for drawings."""
+        """The detections to keep: by default, all for metrics and a few for drawings."""
         default = DRAWN if self.draws else Selection()
         return Selection(
             default.score_threshold if self.score_threshold is None else self.score_threshold,
@@ -87,10 +88,10 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Does what eval.py was told to do, and prints tables on stdout.
+    """Runs eval.py with these options, and prints tables on stdout.
 
     Raises:
-        UserError: something that the user gave cannot be used; the message is one sentence.
+        UserError: something in the user's input cannot be used; the message is one sentence.
     """
     if not options.draws and not options.benchmark:
         initialize_distributed()
@@ -112,13 +113,13 @@ def measure(config: Config, variables: Any, output: Path, *, limit: int, selecti
     """Evaluates on the validation images of `config.data` and writes the results to `output`.
 
     Returns:
-        tables of the results.
+        Tables of the results.
 
     Raises:
         ConfigError, DataError: the dataset or `output` cannot be used, or the detector was made for
             another dataset.
     """
-    # The folder is made before the work, not after it.
+    # The folder is created first, so that an error appears before the work and not after it.
     make_folder(output, "--output", ConfigError)
     config = resolve_classes(config)
     dataset = open_dataset(config, "val")
@@ -131,11 +132,11 @@ def time_pictures(config: Config, variables: Any, images: str | None, *, limit: 
     """Times detection with batches of 1 and of `config.eval.batch_size`, and returns a table.
 
     Args:
-        config: of the detector.
+        config: the configuration of the detector.
         variables: its parameters and statistics.
-        images: pictures to use, see `find_pictures`; None takes validation images.
-        limit: how many different pictures; 0 takes 8.
-        selection: which detections are brought back to the picture's size.
+        images: the pictures to use, as `find_pictures` takes them; None takes validation images.
+        limit: the number of different pictures; 0 takes 8.
+        selection: which detections to convert to the picture's size.
 
     Raises:
         ImageError, DataError: there are no pictures, or they cannot be read.
@@ -153,7 +154,7 @@ def time_pictures(config: Config, variables: Any, images: str | None, *, limit: 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; its answer is 0 when all is done, else what `run_command` says."""
+    """Runs the command and returns its exit code; see `run_command`."""
     return run_command(_run, arguments)
 
 

@@ -1,10 +1,11 @@
-"""Writes a detector as a checkpoint that its original loads. PyTorch is not needed.
+"""Writes a detector as a checkpoint that its original implementation loads.
 
     python -m jaxseg.commands.export_torch runs/yolact_r50 yolact_resnet50_0_800000.pth
 
-The original is dbolya/yolact, torchvision, detectron2, mmdetection or maskrcnn-benchmark, as the
-configuration's conventions say. dbolya/yolact takes its config from the file's name
-(`<config>_<epoch>_<iteration>.pth`), or from its own `--config`.
+PyTorch is not needed. The original is dbolya/yolact, torchvision, detectron2, mmdetection or
+maskrcnn-benchmark; the conventions in the configuration decide which. dbolya/yolact derives its
+own configuration from the file's name (`<config>_<epoch>_<iteration>.pth`), unless it is given by
+`--config`.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from jaxseg.weights.export import write_state_dict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; its answer is what `run_command` says."""
+    """Runs the command and returns its exit code; see `run_command`."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxseg.commands.export_torch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

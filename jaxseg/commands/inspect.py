@@ -1,9 +1,9 @@
-"""Looks through a dataset before training does: its content, its faults, and how the model sees it.
+"""Inspects a dataset before training: its content, its errors, and the images the model sees.
 
     python -m jaxseg.commands.inspect --config configs/yolact_r50.py --config.data.root=data/coco
 
-The exit code is 0 when the dataset can be used and 1 when it cannot. It is 2 when the command or
-the config is wrong, or when the pictures cannot be written.
+The exit code is 0 if the dataset can be used and 1 if it cannot. It is 2 if the command or the
+configuration is wrong, or if the pictures cannot be written.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from jaxseg.files import make_folder
 
 
 def inspect_splits(config: Config, splits: Sequence[Split], pictures: int, folder: Path) -> dict[Split, int]:
-    """Inspects the splits in turn; how many images of each can be used.
+    """Inspects the splits one after the other, and returns how many images of each can be used.
 
     Raises:
-        ConfigError: `folder` cannot be made.
+        ConfigError: `folder` cannot be created.
         DataError: a dataset as a whole cannot be used.
     """
     usable: dict[Split, int] = {}
@@ -38,7 +38,7 @@ def inspect_splits(config: Config, splits: Sequence[Split], pictures: int, folde
 
 
 def _with_classes(config: Config, dataset: InstanceDataset | None = None) -> Config:
-    """As `resolve_classes`, where classes that do not fit the config are a fault of the dataset."""
+    """Does the same as `resolve_classes`, but raises DataError if the classes do not match."""
     try:
         return resolve_classes(config, dataset)
     except ConfigError as error:
@@ -46,14 +46,17 @@ def _with_classes(config: Config, dataset: InstanceDataset | None = None) -> Con
 
 
 def inspect_split(config: Config, dataset: InstanceDataset, split: Split, pictures: int, folder: Path) -> int:
-    """Prints the report of one split and draws its pictures; how many images can be used.
+    """Prints the report on one split and draws its pictures.
+
+    Returns:
+        The number of images that can be used.
 
     Raises:
-        ConfigError: `folder` cannot be made.
-        DataError: see `check_usable`.
+        ConfigError: `folder` cannot be created.
+        DataError: the split cannot be used; see `check_usable`.
     """
     if pictures:
-        # Before the work, not after it.
+        # The folder is created first, so that an error appears before the work and not after it.
         make_folder(folder, "--output", ConfigError)
     report = inspect_dataset(dataset, config.data.max_objects)
     print(f"\n{split}\n{describe(report, dataset, config.data.max_objects)}")
@@ -65,7 +68,7 @@ def inspect_split(config: Config, dataset: InstanceDataset, split: Split, pictur
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; its answer is an exit code, see above."""
+    """Runs the command and returns its exit code, which the module's docstring explains."""
     return run_command(_run, arguments)
 
 

@@ -1,4 +1,4 @@
-"""How every command of jaxseg ends: with 0, or with one sentence on stderr and an exit code."""
+"""Runs a command so that it ends with 0, or with one sentence on stderr and an exit code."""
 
 import errno
 import logging
@@ -10,32 +10,34 @@ import jax
 
 from jaxseg.errors import UserError
 
-# These are faults of a disk or a path, not of the program.
+# These errors are caused by a disk or a path, not by the program.
 _DISK_ERRNOS = {
     getattr(errno, name)
     for name in ("EACCES", "EDQUOT", "EEXIST", "EIO", "EISDIR", "ENAMETOOLONG", "ENOENT", "ENOSPC", "ENOTDIR", "EPERM", "EROFS", "EMFILE")
 }
 
-# When a disk is full, these log a stack for each array, 800 lines around the sentence that counts.
+# When a disk is full, these loggers write a stack trace for each array, 800 lines in all, which
+# would hide the one sentence that matters.
 _TALKATIVE = ("absl", "asyncio")
 
 
 def run_command(body: Callable[[list[str]], int | None], arguments: Sequence[str] | None, *, log_to_stdout: bool = False) -> int:
-    """Runs a command, and answers every end that a user can cause with one sentence on stderr.
+    """Runs a command, and reports every error that a user can cause in one sentence on stderr.
 
     The log of jaxseg is written as plain lines.
 
     Args:
-        body: parses the arguments and does the work; its result is the exit code, and None means 0.
-        arguments: of the command; None takes those of the process.
-        log_to_stdout: writes the log to stdout instead of stderr.
+        body: the function that parses the arguments and does the work. It returns the exit code,
+            where None means 0.
+        arguments: the arguments of the command; None takes those of the process.
+        log_to_stdout: whether to write the log to stdout instead of stderr.
 
     Returns:
-        0 when all is done, or the exit code of `body`; 2 when the user's input, the disk or the
-        memory does not allow it; 130 after Ctrl-C; 141 when nobody reads the output any more.
+        The exit code of `body`; 2 if the user's input, the disk or the memory prevents the work;
+        130 after Ctrl-C; 141 if the reader of the output has closed it.
     """
     for stream in (sys.stdout, sys.stderr):
-        # The terminal may be unable to show the name of a file.
+        # The terminal may be unable to display a character of a file name.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout if log_to_stdout else sys.stderr, force=True)
@@ -50,7 +52,7 @@ def run_command(body: Callable[[list[str]], int | None], arguments: Sequence[str
         _explain("interrupted")
         return 130
     except BrokenPipeError:
-        # Python would complain once more when it flushes at the end.
+        # Without this, Python would report the error again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -64,7 +66,7 @@ def run_command(body: Callable[[list[str]], int | None], arguments: Sequence[str
             raise
         return _explain(f"The devices have too little memory ({str(error).splitlines()[0][:200]}); try a smaller batch_size.")
     except RuntimeError as error:
-        # JAX's own sentence names the devices that are missing.
+        # JAX's own message names the missing devices, so it is shown to the user.
         if "Unable to initialize backend" not in str(error):
             raise
         return _explain(f"{str(error).splitlines()[0]}; JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}.")

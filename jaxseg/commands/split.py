@@ -2,10 +2,10 @@
 
     python -m jaxseg.commands.split my_data/annotations/all.json --val 0.1 [--seed 0]
 
-Writes all_train.json and all_val.json beside the file, or into the folder of --output. Every
-annotation goes with its image. Both files have the categories, info and licenses. Images and
-annotations keep their order. The same seed gives the same split. The images themselves are not
-needed.
+The command writes all_train.json and all_val.json beside the file, or into the folder of --output.
+Every annotation goes with its image. Both files contain the categories, the info and the licenses.
+Images and annotations keep their order. The same seed always gives the same split. The image files
+themselves are not needed.
 """
 
 import argparse
@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def parse_val(text: str, images: int) -> int:
-    """How many of `images` images are for validation; the text is a share or a whole number.
+    """Returns how many of `images` images are for validation.
+
+    The text is either a share between 0 and 1 or a whole number of images.
 
     Raises:
         ConfigError: the text is neither, or leaves no image for one of the two parts.
@@ -42,12 +44,12 @@ def parse_val(text: str, images: int) -> int:
 
 
 def _share(share: float, images: int) -> int:
-    # Both parts get an image, however small the share or the file is.
+    # Each part gets at least one image, however small the share or the file is.
     return min(max(round(share * images), 1), images - 1) if 0 < share < 1 else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; its answer is what `run_command` says."""
+    """Runs the command and returns its exit code; see `run_command`."""
     return run_command(_run, arguments)
 
 

@@ -1,6 +1,6 @@
 """Trains a detector: python train.py --config FILE [--workdir DIR] [--config.a.b=VALUE ...]
 
-The same command goes on with a run that was stopped. See docs/training.md.
+The same command resumes a run that was stopped. See docs/training.md.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from jaxseg.training.loop import train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; the answer is 0 when training has ended or was asked to stop."""
+    """Runs the command and returns 0 when training has ended or was asked to stop."""
     return run_command(_run, arguments, log_to_stdout=True)
 
 

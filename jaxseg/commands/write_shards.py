@@ -1,4 +1,4 @@
-r"""Writes a COCO folder as the TFDS dataset `coco_instances`, whose shards read fast over a network.
+r"""Writes a COCO folder as the TFDS dataset `coco_instances`, which is fast to read over a network.
 
     python -m jaxseg.commands.write_shards --config configs/yolact_r101.py --output data/shards
     python train.py --config configs/yolact_r101.py --config.data.format=tfds \
@@ -18,7 +18,7 @@ from jaxseg.files import is_file_name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; its answer is what `run_command` says."""
+    """Runs the command and returns its exit code; see `run_command`."""
     return run_command(_run, arguments)
 
 

@@ -1,4 +1,4 @@
-"""The command line that both writers of weights share."""
+"""The command line that the two commands for writing weights share."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -19,16 +19,17 @@ def write_weights(
     suffixes: tuple[str, ...],
     write: Callable[[Path, Config, dict[str, Any]], None],
 ) -> int:
-    """Reads weights as a command line says, and writes them.
+    """Reads the weights that a command line names, and writes them in another format.
 
     Args:
-        parser: of the command; the arguments that both writers have are added to it.
-        arguments: of the command; None takes those of the process.
-        suffixes: the endings that the output's name may have.
-        write: is called with the output, the configuration and the variables.
+        parser: the command's parser, to which the arguments that both commands have are added.
+        arguments: the arguments of the command; None takes those of the process.
+        suffixes: the file name extensions that the output may have.
+        write: the function that writes; it is called with the path of the output, the
+            configuration and the variables.
 
     Returns:
-        0; or 2, with one sentence on stderr, when the user's input cannot be used.
+        0, or 2 with one sentence on stderr if the user's input cannot be used.
     """
     parser.add_argument("source", metavar="IN", help="run folder of train.py, or a file of weights")
     parser.add_argument("output", metavar="OUT", type=Path, help=f"file to write, {' or '.join(suffixes)}")

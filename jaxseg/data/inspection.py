@@ -1,4 +1,4 @@
-"""What a dataset holds, what is wrong with it, and how a model sees it."""
+"""The inspection of a dataset: its content, its errors, and the images that a model sees."""
 
 import dataclasses
 import logging
@@ -23,9 +23,9 @@ from jaxseg.visualization import draw
 
 logger = logging.getLogger(__name__)
 
-# COCO's limits of small and medium objects, in pixels of area.
+# COCO's upper limits for the area of small and medium objects, in square pixels.
 _SMALL, _MEDIUM = 32**2, 96**2
-# How far a box may reach over the edge before it is told: annotation tools round.
+# A box is reported if it extends beyond the image by more pixels; annotation tools round.
 _OVER_THE_EDGE = 1.0
 _NAMES_SHOWN = 5
 _PIXELS_ONLY = "polygons must be in pixels, not in fractions of the image's width and height"
@@ -34,18 +34,19 @@ _PROGRESS_EVERY = 10_000
 
 @dataclasses.dataclass
 class Report:
-    """What `inspect_dataset` found.
+    """The results of `inspect_dataset`.
 
     Attributes:
-        images: how many.
-        objects, crowds: of each class.
-        sizes: ordinary objects by COCO's area ranges.
-        without_objects: images without any annotation.
-        too_many: images with more objects than the padding holds.
+        images: the number of images.
+        objects, crowds: the numbers of ordinary objects and of crowd regions of each class.
+        sizes: the number of ordinary objects in each of COCO's area ranges.
+        without_objects: the number of images without annotations.
+        too_many: the number of images with more objects than a batch has rows for.
         most_objects: the largest number of objects in an image.
-        boxes_outside: boxes that reach more than a pixel over the image's edge.
-        empty_masks: objects and crowds whose mask has no pixel; 0 without masks.
-        largest_mask: pixels of the largest mask; 0 without masks.
+        boxes_outside: the number of boxes that extend more than a pixel beyond the image's edge.
+        empty_masks: the number of objects and crowd regions whose mask has no pixel; 0 if the
+            dataset has no masks.
+        largest_mask: the number of pixels of the largest mask; 0 if the dataset has no masks.
         broken: one sentence for each image that cannot be used.
     """
 
@@ -63,7 +64,7 @@ class Report:
 
 
 def inspect_dataset(dataset: InstanceDataset, max_objects: int) -> Report:
-    """Opens every image, and every mask where the dataset has masks, and counts."""
+    """Opens every image and, if the dataset has masks, every mask, and counts what it finds."""
     classes = len(dataset.class_names)
     report = Report(
         images=len(dataset),
@@ -88,10 +89,10 @@ def inspect_dataset(dataset: InstanceDataset, max_objects: int) -> Report:
 
 
 def _read_all(dataset: InstanceDataset) -> Iterator[tuple[Objects, str]]:
-    """Annotations of each image, and what is wrong with its file; files are read in parallel."""
+    """Yields the annotations of each image and the error of its file; reads files in parallel."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
-        # In portions, for the pool's own `map` would hold all results at once.
+        # The images are read in portions, because one `map` would keep all results in memory.
         for start in range(0, len(dataset), 64 * workers):
             yield from pool.map(lambda i: _read(dataset, i), range(start, min(start + 64 * workers, len(dataset))))
 
@@ -113,14 +114,14 @@ def _count(report: Report, objects: Objects, size: ndarray) -> None:
         report.sizes[name] += int(count)
     over = (objects.corners[:, :2] < -_OVER_THE_EDGE) | (objects.corners[:, 2:] > size[::-1] + _OVER_THE_EDGE)
     report.boxes_outside += int(over.any(axis=1).sum())
-    # One by one: pycocotools cannot take 256 or more at once.
+    # The masks are measured one by one, because pycocotools fails for 256 or more at once.
     pixels = [int(coco_mask.area(rle)) for rle in objects.rles or ()]
     report.empty_masks += pixels.count(0)
     report.largest_mask = max(report.largest_mask, *pixels, 0)
 
 
 def describe(report: Report, dataset: InstanceDataset, max_objects: int) -> str:
-    """The report as text: a table of the classes, and a line for each thing worth knowing."""
+    """Formats the report as text: a table of the classes, and a line for each other result."""
     wide = max(map(len, (*dataset.class_names, "class")))
     lines = [f"{'id':>5}  {'class':<{wide}}  {'objects':>8}  {'crowds':>8}"]
     for label, name in enumerate(dataset.class_names):
@@ -154,17 +155,17 @@ def _describe_masks(report: Report) -> str:
 
 
 def check_usable(report: Report, split: Split) -> None:
-    """Refuses images that nothing can be learnt from.
+    """Checks that a detector can learn from the images.
 
     Raises:
-        DataError: there are none, or none of them can be read, or their masks have one pixel at
-            most.
+        DataError: there are no images, or none of them can be read, or no mask has more than one
+            pixel.
     """
     if not report.images:
         raise DataError(f"There are no {split} images with objects.")
     if len(report.broken) == report.images:
         raise DataError(f"None of the {report.images} {split} images can be read; the first: {report.broken[0]}")
-    # Polygons in fractions cover the first pixel at most.
+    # Polygons whose coordinates are fractions of the image's size cover at most the first pixel.
     if (report.empty_masks or report.largest_mask) and report.largest_mask <= 1:
         masks = f"the {report.objects.sum() + report.crowds.sum()} masks of the {split} images"
         raise DataError(f"None of {masks} has more than one pixel, and {report.empty_masks} have none; {_PIXELS_ONLY}.")
@@ -173,7 +174,8 @@ def check_usable(report: Report, split: Split) -> None:
 def draw_samples(config: Config, dataset: InstanceDataset, split: str, count: int, folder: Path) -> list[Path]:
     """Draws `count` samples as the model sees them; training images are augmented at random.
 
-    The file's name, in `folder`, tells the image's id. Images that cannot be read are passed over.
+    Each drawing is written to `folder` and has the image's id in its name. Images that cannot be
+    read are skipped.
 
     Raises:
         OSError: a picture cannot be written.
@@ -202,7 +204,7 @@ def draw_samples(config: Config, dataset: InstanceDataset, split: str, count: in
 
 
 def as_seen(sample: Sample, view: View, spec: InputSpec) -> Sample:
-    """The sample in the network's input, with continuous boxes and masks at its resolution."""
+    """Converts a sample to the network's input, with continuous boxes and full-size masks."""
     rows = np.flatnonzero(view.keeps(sample.boxes))
     boxes = view.boxes_in_input(sample.boxes[rows])
     boxes[:, 2:] += spec.pixel_offset

@@ -1,6 +1,6 @@
-"""What the evaluator and the predictor share.
+"""The steps that the evaluator and the predictor share.
 
-They put pictures into batches, detect on devices, and bring what is found back into the picture.
+They form batches of pictures, run the detector on devices, and convert detections to the picture.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which detections of an image are wanted.
+    """The detections of an image to keep.
 
     Attributes:
-        score_threshold: keeps scores above it; 0 keeps all.
-        top_k: keeps the best so many; 0 keeps all.
+        score_threshold: drops detections with this score or a lower one; 0 keeps all.
+        top_k: the largest number of detections to keep; 0 keeps all.
 
     Raises:
-        ConfigError: for a value out of range.
+        ConfigError: a value is out of range.
     """
 
     score_threshold: float = 0.0
@@ -52,20 +52,20 @@ class Selection:
             raise ConfigError(f"top_k = {self.top_k} is out of range; it must be 0 (all) or more.")
 
 
-# What is worth drawing, as most users of the original choose. A detector that has learnt little has
-# many detections of the same score.
+# The selection for drawings, with the values that most users of the original choose. The limit
+# matters for a detector after little training, which has many detections of the same score.
 DRAWN = Selection(score_threshold=0.15, top_k=15)
 
 
 class Selected(NamedTuple):
-    """The detections of one image that are wanted, best first, as NumPy arrays.
+    """The selected detections of one image as NumPy arrays, in descending order of their scores.
 
     Attributes:
         boxes: float32 `[n, 4]`, `x1, y1, x2, y2` in pixels of the network's input.
         scores: float32 `[n]`.
         classes: int32 `[n]`.
         soft_masks: float32 `[n, h, w]`, over the network's input or each over its box, see
-            `InputSpec.mask_frame`; or None.
+            `InputSpec.mask_frame`; None if the detector has no masks.
     """
 
     boxes: np.ndarray
@@ -76,12 +76,12 @@ class Selected(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """A picture on its way to the device.
+    """A picture that is ready for the device.
 
     Attributes:
-        index: which one it is.
-        image: float32 `[h, w, 3]`, RGB 0..255, the network's input.
-        view: how the network sees the picture.
+        index: the index of the picture.
+        image: the network's input, float32 `[h, w, 3]`, RGB 0..255.
+        view: the view of the picture that the network sees.
     """
 
     index: int
@@ -107,20 +107,21 @@ def prepare(index: int, picture: np.ndarray, rule: ViewRule) -> Prepared:
 class DeviceDetector:
     """A detector with its variables on some of this process's devices.
 
-    It compiles once for each size of input and size of batch.
+    It compiles one program for each combination of input size and batch size.
 
     Args:
-        config: its `model` says which detector.
-        variables: as `init_variables` gives them; arrays on a mesh of several processes are fine.
-        devices: the batch is split over them.
-        fixed: compile the variables into the program, which is 5 % faster on a CPU: for variables
-            that do not change. Not done where the input has several sizes, for each has programs
-            of its own, and each of these would hold the variables.
+        config: the configuration of the detector.
+        variables: its parameters and statistics, as `init_variables` returns them; they can be
+            arrays on a mesh of several processes.
+        devices: the devices over which each batch is split.
+        fixed: whether to compile the variables into the program, which is 5 % faster on a CPU, but
+            requires that they never change. It has no effect if the input has several sizes,
+            because each size has its own program, which would hold a copy of the variables.
 
     Attributes:
-        spec: what the detector wants of pictures, and what its boxes and masks mean.
-        rule: how it sees pictures.
-        devices: how many.
+        spec: the input that the detector requires, and the meaning of its boxes and masks.
+        rule: the rule that turns pictures into its inputs.
+        devices: the number of devices.
     """
 
     def __init__(self, config: Config, variables: Any, devices: Sequence[jax.Device], *, fixed: bool = False) -> None:
@@ -143,7 +144,7 @@ class DeviceDetector:
         Args:
             images: float32 `[B, h, w, 3]`, RGB 0..255, of one of `spec.input_sizes`; B is a
                 multiple of `devices`.
-            image_sizes: int32 `[B, 2]`, height and width that each picture has within them.
+            image_sizes: int32 `[B, 2]`, the height and width of each picture within its input.
         """
         compiles, started = images.shape not in self._compiled_for, time.monotonic()
         if compiles:
@@ -156,7 +157,7 @@ class DeviceDetector:
 
 
 class _Program(NamedTuple):
-    """A jitted function, and the shapes of images that it has been compiled for."""
+    """A jitted function, and the shapes of images for which it has been compiled."""
 
     run: Callable[..., Detections]
     compiled_for: set[tuple[int, ...]]
@@ -164,10 +165,10 @@ class _Program(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _detect_program(config: Config, mesh: Mesh) -> _Program:
-    """One jitted function a config and devices: evaluating again compiles nothing."""
+    """Makes the jitted function of a configuration and devices once, so that it compiles once."""
     model = build_model(config)
 
-    # Named, for this is what logs and profiles call the program.
+    # The function has a name because logs and profiles show it as the name of the program.
     def detect(variables: Any, images: jax.Array, sizes: jax.Array) -> Detections:
         return cast(Detections, model.apply(variables, images, sizes, method="detect"))
 
@@ -175,16 +176,16 @@ def _detect_program(config: Config, mesh: Mesh) -> _Program:
 
 
 def _local(array: Any) -> Any:
-    """A copy that this process can use alone, of an array that all processes hold in full."""
+    """Copies an array that all processes hold in full to one that this process can use alone."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return array.addressable_data(0)
     return array
 
 
 def pad_batch(pictures: Sequence[Prepared], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a `DeviceDetector` takes, of pictures whose inputs have one size.
+    """Stacks pictures whose inputs have one size to the arguments of a `DeviceDetector`.
 
-    Black rows fill it up to `batch_size`.
+    Black images pad the batch to `batch_size`.
     """
     input_size = pictures[0].view.input_size
     images = np.zeros((batch_size, *input_size, 3), np.float32)
@@ -196,13 +197,13 @@ def pad_batch(pictures: Sequence[Prepared], batch_size: int) -> tuple[np.ndarray
 
 
 def uniform_batches(pictures: Iterable[Prepared], batch_size: int, patience: float = math.inf) -> Iterator[list[Prepared]]:
-    """Batches of pictures whose inputs have one size, each in the order of the pictures.
+    """Yields batches of pictures whose inputs have one size, each in the order of the pictures.
 
     Args:
-        pictures: asked for one by one.
-        batch_size: of a full batch; the last ones may have fewer.
-        patience: the pictures that may come after a batch's first one before the batch goes without
-            being full.
+        pictures: the pictures, which are requested one by one.
+        batch_size: the number of pictures in a full batch; the last batches can have fewer.
+        patience: the number of pictures that can follow the first one of a batch before the batch
+            is yielded although it is not full.
     """
     waiting: dict[tuple[int, int], tuple[int, list[Prepared]]] = {}
     for number, picture in enumerate(pictures):
@@ -212,7 +213,7 @@ def uniform_batches(pictures: Iterable[Prepared], batch_size: int, patience: flo
         if len(batch) == batch_size:
             del waiting[input_size]
             yield batch
-        # The first of those that wait has waited longest.
+        # The first batch in the dictionary has waited longest.
         longest = next(iter(waiting), None)
         if longest is not None and number - waiting[longest][0] >= patience:
             yield waiting.pop(longest)[1]
@@ -223,9 +224,9 @@ def uniform_batches(pictures: Iterable[Prepared], batch_size: int, patience: flo
 def start_batches(
     detector: DeviceDetector, pictures: Iterable[Prepared], batch_sizes: Sequence[int], patience: float = math.inf
 ) -> Iterator[Started]:
-    """Starts detection batch by batch, see `uniform_batches`.
+    """Starts detection batch by batch; see `uniform_batches`.
 
-    Each batch is filled up to the next of `batch_sizes`, which ascend.
+    Each batch is padded to the next of `batch_sizes`, which are in ascending order.
     """
     for batch in uniform_batches(pictures, batch_sizes[-1], patience):
         rows = next(size for size in batch_sizes if size >= len(batch))
@@ -234,9 +235,9 @@ def start_batches(
 
 
 def one_ahead(submitted: Iterable[T]) -> Iterator[T]:
-    """Yields each item after asking for the next.
+    """Yields each item after it has requested the next one.
 
-    Where asking starts work on a device, that overlaps with the caller's work.
+    If a request starts work on a device, this work overlaps with that of the caller.
     """
     iterator = iter(submitted)
     try:
@@ -250,31 +251,31 @@ def one_ahead(submitted: Iterable[T]) -> Iterator[T]:
 
 
 def select(detections: Detections, row: int, selection: Selection) -> Selected:
-    """The wanted detections of image `row` of a batch (NumPy arrays)."""
+    """Selects the detections to keep of image `row` of a batch, which holds NumPy arrays."""
     scores = np.asarray(detections.scores[row])
     keep = np.asarray(detections.valid[row]) & ((scores > selection.score_threshold) | (selection.score_threshold == 0))
-    # Best first, so what is kept comes first, and slices copy nothing.
+    # Scores are in descending order, so the kept rows come first, and slices need no copy.
     count = min(int(keep.sum()), selection.top_k or keep.size)
     masks = None if detections.masks is None else np.asarray(detections.masks[row])[:count]
     return Selected(np.asarray(detections.boxes[row])[:count], scores[:count], np.asarray(detections.classes[row])[:count], masks)
 
 
 def to_picture(found: Selected, view: View, spec: InputSpec) -> tuple[np.ndarray, np.ndarray | None]:
-    """Boxes and masks of one image in the picture.
+    """Converts the boxes and masks of one image to the picture's size.
 
     Returns:
         boxes: float32 `[n, 4]`, continuous `x1, y1, x2, y2` in pixels of the picture, clipped to
             it.
-        masks: bool `[n, H, W]`; None where there are none.
+        masks: bool `[n, H, W]`, or None if the detector has no masks.
     """
     boxes, crops = to_crops(found, view, spec)
     return boxes, None if crops is None else whole_masks(crops, view.picture_size, len(boxes))
 
 
 def to_crops(found: Selected, view: View, spec: InputSpec) -> tuple[np.ndarray, Iterator[MaskCrop] | None]:
-    """As `to_picture`, with the masks one by one as parts of the picture.
+    """Does the same as `to_picture`, but yields the masks one by one as parts of the picture.
 
-    The whole masks of a large picture take gigabytes.
+    This saves memory, because the whole masks of a large picture take gigabytes.
     """
     corners = view.boxes_in_picture(found.boxes)
     boxes = within_picture(corners, view.picture_size, spec.pixel_offset)
@@ -283,7 +284,7 @@ def to_crops(found: Selected, view: View, spec: InputSpec) -> tuple[np.ndarray, 
     if spec.mask_frame == "image":
         height, width = (inside / whole for inside, whole in zip(view.image_size, view.input_size, strict=True))
         return boxes, crops_in_picture(found.soft_masks, view.picture_size, (height, width))
-    # A mask covers its whole box, including what lies outside of the picture.
+    # A mask covers its whole box, including the part outside of the picture.
     if spec.mask_frame == "box":
         corners[:, 2:] += np.float32(spec.pixel_offset)
     return boxes, paste_crops(found.soft_masks, corners, view.picture_size, spec.mask_frame)

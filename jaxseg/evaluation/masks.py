@@ -1,6 +1,6 @@
-"""From a detector's output to the picture: masks, boxes, run lengths and polygons.
+"""The conversion of a detector's masks and boxes to the picture, to run lengths and to polygons.
 
-NumPy, on the host.
+It runs on the host with NumPy.
 """
 
 import functools
@@ -15,17 +15,18 @@ from jaxseg.data.views.interpolation import Interpolation
 from jaxseg.structures import MaskCrop
 
 MASK_THRESHOLD = 0.5
-# Rows of output made at a time: few enough that each block needs only a few rows of the soft mask.
+# The number of output rows in a block; each block needs only a few rows of the soft mask.
 _ROWS = 64
 
 
 class Taps(NamedTuple):
-    """How new positions along one axis mix cells.
+    """The weights with which new positions along an axis interpolate cells.
 
     Attributes:
-        weights: float32 `[new_size, size]`; a row mixes two neighbouring cells, or is 0.
-        first: `[new_size]`, ascending, the first of the two cells; -1 and size - 1 where the other
-            is beyond the edge.
+        weights: float32 `[new_size, size]`; each row has the weights of two neighbouring cells, or
+            is 0.
+        first: `[new_size]`, ascending, the index of the first of the two cells. It is -1 or
+            size - 1 if the first or the second cell, respectively, is beyond the edge.
     """
 
     weights: np.ndarray
@@ -33,17 +34,18 @@ class Taps(NamedTuple):
 
 
 def masks_in_picture(soft_masks: np.ndarray, picture_size: tuple[int, int], covered: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
-    """Resizes soft masks bilinearly (half-pixel centres, no antialias) and keeps what exceeds 0.5.
+    """Resizes soft masks bilinearly, and sets the pixels above 0.5.
 
-    The answer of `torch.nn.functional.interpolate(align_corners=False) > 0.5`, as the original
-    post-processes, for the price of the pixels around each mask: nothing can exceed 0.5 further
-    than one cell from a cell that does.
+    The result is that of `torch.nn.functional.interpolate(align_corners=False) > 0.5`, as in the
+    original: the interpolation has half-pixel centres and does not antialias. Only the pixels
+    around each mask are computed, because no pixel exceeds 0.5 unless it is within one cell of a
+    cell that does.
 
     Args:
         soft_masks: float32 `[D, h, w]`, 0..1.
-        picture_size: height and width `(H, W)` of the picture.
-        covered: the part of the mask's height and width that the picture covers, from its upper
-            left corner.
+        picture_size: the height and width `(H, W)` of the picture.
+        covered: the fractions of the mask's height and width that the picture covers, from the
+            upper left corner.
 
     Returns:
         bool `[D, H, W]`.
@@ -54,7 +56,7 @@ def masks_in_picture(soft_masks: np.ndarray, picture_size: tuple[int, int], cove
 def crops_in_picture(
     soft_masks: np.ndarray, picture_size: tuple[int, int], covered: tuple[float, float] = (1.0, 1.0)
 ) -> Iterator[MaskCrop]:
-    """As `masks_in_picture`, one by one, and of each the part of the picture that it can be in."""
+    """Yields the masks of `masks_in_picture` one by one, each on the part that can contain it."""
     soft_masks = np.asarray(soft_masks, np.float32)
     rows, columns = (_taps(soft_masks.shape[1 + axis], picture_size[axis], covered[axis]) for axis in (0, 1))
     for soft in soft_masks:
@@ -62,7 +64,7 @@ def crops_in_picture(
 
 
 def whole_masks(crops: Iterable[MaskCrop], picture_size: tuple[int, int], count: int) -> np.ndarray:
-    """The crops of `count` masks as bool `[count, H, W]`."""
+    """Converts the crops of `count` masks to bool `[count, H, W]`."""
     masks = np.zeros((count, *picture_size), bool)
     for mask, (top, left, bits) in zip(masks, crops, strict=True):
         mask[top : top + bits.shape[0], left : left + bits.shape[1]] = bits
@@ -70,7 +72,10 @@ def whole_masks(crops: Iterable[MaskCrop], picture_size: tuple[int, int], count:
 
 
 def threshold_resized(soft: np.ndarray, rows: Taps, columns: Taps, exceeds: Callable[..., np.ndarray]) -> MaskCrop:
-    """Where a resized soft mask `exceeds` (`np.greater` or `np.greater_equal`) 0.5."""
+    """Resizes a soft mask and compares it with 0.5 by `exceeds`.
+
+    `exceeds` is `np.greater` or `np.greater_equal`.
+    """
     occupied = exceeds(soft, MASK_THRESHOLD)
     if not occupied.any():
         return MaskCrop(0, 0, np.zeros((0, 0), bool))
@@ -88,7 +93,7 @@ def threshold_resized(soft: np.ndarray, rows: Taps, columns: Taps, exceeds: Call
 
 @functools.lru_cache(maxsize=64)
 def _taps(size: int, new_size: int, covered: float) -> Taps:
-    """The bilinear resize of the first `covered` part of `size` cells."""
+    """Makes the bilinear resize of the first `covered` fraction of `size` cells."""
     positions = Interpolation.between(size, new_size, covered)
     weights = np.zeros((new_size, size), np.float32)
     everywhere = np.arange(new_size)
@@ -98,9 +103,9 @@ def _taps(size: int, new_size: int, covered: float) -> Taps:
 
 
 def _support(occupied: np.ndarray, axis: int, first: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Which cells along an axis matter, and which new positions they reach.
+    """Returns the range of cells that matter along an axis, and the new positions they affect.
 
-    The cells are those that are occupied, and one more on each side.
+    The cells are the occupied ones, and one more on each side.
     """
     cells = np.flatnonzero(occupied.any(1 - axis))
     low, high = int(cells[0]), int(cells[-1])
@@ -109,16 +114,16 @@ def _support(occupied: np.ndarray, axis: int, first: np.ndarray) -> tuple[tuple[
 
 
 def within_picture(corners: np.ndarray, picture_size: tuple[int, int], pixel_offset: float = 0.0) -> np.ndarray:
-    """Boxes clipped to the picture, in continuous coordinates.
+    """Clips boxes to the picture, in continuous coordinates.
 
-    The original of YOLACT gives integers. COCO's ground truth is continuous, and cutting off up to
-    a pixel costs small objects most of their overlap.
+    The original of YOLACT returns integers. COCO's ground truth is continuous, and truncating boxes
+    by up to a pixel costs small objects most of their overlap.
 
     Args:
         corners: `[D, 4]`, `x1, y1, x2, y2` in pixels of the picture, see `View.boxes_in_picture`.
-        picture_size: height and width of the picture.
-        pixel_offset: 1 where boxes end in their last pixel. maskrcnn-benchmark scales such boxes as
-            they are, and then takes x2 - x1 + 1 for the width: the last pixel is one of the
+        picture_size: the height and width of the picture.
+        pixel_offset: 1 if boxes end in their last pixel. maskrcnn-benchmark scales such boxes
+            without a correction, and then computes the width as x2 - x1 + 1, in pixels of the
             picture.
 
     Returns:
@@ -129,15 +134,15 @@ def within_picture(corners: np.ndarray, picture_size: tuple[int, int], pixel_off
 
 
 def encode_rle(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Bool masks `[D, H, W]` as COCO's compressed run lengths.
+    """Encodes bool masks `[D, H, W]` as COCO's compressed run lengths.
 
-    They are ready for JSON: `{"size": [H, W], "counts": text}`.
+    The results can be written as JSON: `{"size": [H, W], "counts": text}`.
     """
     return encode_crops((MaskCrop(0, 0, mask) for mask in masks), masks.shape[1:])
 
 
 def encode_crops(crops: Iterable[MaskCrop], picture_size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Masks of a picture of this height and width as `encode_rle` gives them.
+    """Encodes masks of a picture of this height and width as `encode_rle` does.
 
     No array of the picture's size is made.
     """
@@ -149,13 +154,13 @@ def encode_crops(crops: Iterable[MaskCrop], picture_size: tuple[int, int]) -> li
 
 
 def _runs(crop: MaskCrop, picture_size: tuple[int, int]) -> list[int]:
-    """Pixels off, on, off, ... down the columns of the whole picture, one after the other."""
+    """Returns the lengths of the alternating runs of 0 and 1 down the columns of the picture."""
     height, width = picture_size
     # OpenCV transposes faster than NumPy.
     columns = np.ascontiguousarray(cv2.transpose(crop.bits.view(np.uint8))) if crop.bits.size else np.zeros((0, 0), np.uint8)
     changes = np.diff(np.pad(columns, ((0, 0), (1, 1))).view(np.int8), axis=1)
     starts, stops = ((crop.left + column) * height + crop.top + row for column, row in (np.nonzero(changes == sign) for sign in (1, -1)))
-    # From the bottom of a column a run may go on at the top of the next.
+    # A run at the bottom of a column can continue at the top of the next column.
     ends = np.flatnonzero(starts[1:] != stops[:-1])
     edges = np.stack([starts[np.append(0, ends + 1)], stops[np.append(ends, -1)]], axis=1).ravel() if len(starts) else starts
     runs = np.diff(edges, prepend=0, append=height * width)
@@ -163,23 +168,22 @@ def _runs(crop: MaskCrop, picture_size: tuple[int, int]) -> list[int]:
 
 
 def decode_rle(rles: Sequence[dict[str, Any]]) -> np.ndarray:
-    """The inverse of `encode_rle`; at least one mask, all of one size."""
+    """Inverts `encode_rle`, for one or more masks of the same size."""
     return np.ascontiguousarray(coco_mask.decode(list(rles)).transpose(2, 0, 1)).astype(bool)
 
 
 def polygons(mask: np.ndarray, origin: tuple[int, int] = (0, 0)) -> list[list[float]]:
-    """The outlines of a bool mask `[H, W]` as COCO writes polygons.
+    """Converts a bool mask `[H, W]` to polygons in COCO's format.
 
-    Each connected part has one, `[x1, y1, x2, y2, ...]`.
+    Each connected part has one polygon, `[x1, y1, x2, y2, ...]`. The mask's upper left corner is at
+    `origin` (x, y).
 
-    The mask's upper left corner lies at `origin` (x, y).
-
-    Outlines run along the edges of pixels, in continuous coordinates, so even a single pixel has an
-    area. COCO's form is a union of filled rings: holes are lost (the run lengths keep them), and so
-    are parts that lie inside a hole. An empty mask has no polygon.
+    The polygons follow the edges of pixels, in continuous coordinates, so that even a single pixel
+    has an area. COCO's format is a union of filled polygons: holes are lost, and so are parts
+    inside a hole, although the run lengths keep both. An empty mask has no polygon.
     """
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    # On a lattice of half pixels, pixel k covers 2k .. 2k + 2, so its edges lie on lattice points.
+    # On a grid of half pixels, pixel k covers 2k .. 2k + 2, so its edges are on grid points.
     lattice = np.zeros((2 * height + 1, 2 * width + 1), np.uint8)
     lattice[1::2, 1::2] = mask[y : y + height, x : x + width]
     contours, _ = cv2.findContours(cv2.dilate(lattice, np.ones((3, 3), np.uint8)), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)

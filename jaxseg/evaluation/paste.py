@@ -1,11 +1,11 @@
-"""Masks that cover their box, such as Mask R-CNN's 28 x 28 cells, back in the picture.
+"""The pasting of masks over boxes, such as Mask R-CNN's 28 x 28 cells, into the picture.
 
-NumPy, on the host.
+It runs on the host with NumPy.
 
-The originals do it in one of two ways. detectron2 and mmdetection sample the mask where the
-picture's pixel centres fall on it, and keep 0.5 and above. maskrcnn-benchmark and torchvision put a
-border of empty cells around the mask, let the box grow as much, cut its corners to whole pixels,
-stretch the mask over these, and keep what is above 0.5.
+The originals do it in one of two ways. detectron2 and mmdetection sample the mask at the centres of
+the picture's pixels, and set the pixels of 0.5 and above. maskrcnn-benchmark and torchvision add a
+border of empty cells to the mask, enlarge the box accordingly, truncate its corners to whole
+pixels, stretch the mask over these pixels, and set those above 0.5.
 """
 
 from collections.abc import Iterator
@@ -21,19 +21,19 @@ from jaxseg.structures import MaskCrop
 def paste_masks(
     soft_masks: np.ndarray, boxes: np.ndarray, picture_size: tuple[int, int], frame: Literal["box", "integer_box"]
 ) -> np.ndarray:
-    """Binary masks at the picture's size.
+    """Pastes soft masks over boxes into binary masks of the picture's size.
 
-    Only pixels of the box are looked at, and of these only those near an occupied cell.
+    Only pixels within the box and near an occupied cell are computed.
 
     Args:
         soft_masks: float32 `[D, h, w]`, 0..1, each over its box.
-        boxes: `[D, 4]`, `x1, y1, x2, y2` in pixels of the picture; they may reach outside. For
-            "box" in continuous coordinates, for "integer_box" as maskrcnn-benchmark and torchvision
-            have them: their corners are pixels.
-        picture_size: height and width `(H, W)` of the picture.
-        frame: "box": as detectron2 and mmdetection sample, and a box without area is empty;
-            "integer_box": as maskrcnn-benchmark and torchvision stretch, and any box has at least
-            one pixel.
+        boxes: `[D, 4]`, `x1, y1, x2, y2` in pixels of the picture; they can extend beyond the
+            picture. For "box" they are in continuous coordinates; for "integer_box" their corners
+            are pixels, as in maskrcnn-benchmark and torchvision.
+        picture_size: the height and width `(H, W)` of the picture.
+        frame: "box" samples masks as detectron2 and mmdetection do, where a box without area gives
+            an empty mask. "integer_box" stretches masks as maskrcnn-benchmark and torchvision do,
+            where every box has at least one pixel.
 
     Returns:
         bool `[D, H, W]`; False for boxes that are not finite.
@@ -44,7 +44,7 @@ def paste_masks(
 def paste_crops(
     soft_masks: np.ndarray, boxes: np.ndarray, picture_size: tuple[int, int], frame: Literal["box", "integer_box"]
 ) -> Iterator[MaskCrop]:
-    """As `paste_masks`, one by one, and of each the part of the picture that it can be in."""
+    """Yields the masks of `paste_masks` one by one, each on the part that can contain it."""
     taps, exceeds = (_sampled, np.greater_equal) if frame == "box" else (_stretched, np.greater)
     for soft, box in zip(np.asarray(soft_masks, np.float32), np.asarray(boxes, np.float32), strict=True):
         if not np.isfinite(box).all():
@@ -57,10 +57,10 @@ def paste_crops(
 
 
 def _sampled(low: np.float32, high: np.float32, cells: int, length: int) -> tuple[int, Taps]:
-    """The first pixel along an axis that the box touches, and how it and the next ones mix cells.
+    """Returns the first pixel along an axis that the box touches, and the weights of the cells.
 
-    In float32 in the order of `torch.nn.functional.grid_sample`. Outside of the box no pixel can
-    reach 0.5.
+    The arithmetic is that of `torch.nn.functional.grid_sample` in float32, in the same order. No
+    pixel outside of the box can reach 0.5.
     """
     start, stop = (int(edge) for edge in np.clip([np.floor(low), np.ceil(high)], 0, length))
     if not high > low:
@@ -71,7 +71,7 @@ def _sampled(low: np.float32, high: np.float32, cells: int, length: int) -> tupl
 
 
 def _stretched(low: np.float32, high: np.float32, cells: int, length: int) -> tuple[int, Taps]:
-    """As `_sampled`, for the box with a border of one cell, cut to whole pixels.
+    """Does the same as `_sampled` for the box with a border of one cell, in whole pixels.
 
     The resize is that of `torch.nn.functional.interpolate`.
     """
@@ -85,9 +85,9 @@ def _stretched(low: np.float32, high: np.float32, cells: int, length: int) -> tu
 
 
 def _taps(positions: np.ndarray, cells: int, border: int) -> Taps:
-    """Bilinear weights at ascending positions in cells.
+    """Returns the bilinear weights at ascending positions, which are in cells.
 
-    The first `border` cells are empty, and all is empty beyond the others.
+    The first `border` cells are empty, and so is everything beyond the last cell.
     """
     distances = np.abs(positions[:, None] - np.arange(border, border + cells, dtype=np.float32))
     return Taps(np.maximum(np.float32(1) - distances, np.float32(0)), np.floor(positions).astype(np.int64) - border)

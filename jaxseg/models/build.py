@@ -1,4 +1,4 @@
-"""From a configuration to a detector and its variables."""
+"""Building a detector and its variables from a configuration."""
 
 from typing import Any
 
@@ -10,7 +10,10 @@ from jaxseg.models.detector import Detector, detector_class
 
 
 def build_model(config: Config) -> Detector:
-    """The detector that `config.model` describes. Its parameters are float32 whatever `config.model.dtype` is."""
+    """Builds the detector that `config.model` describes.
+
+    Its parameters are float32, whatever `config.model.dtype` is.
+    """
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -18,14 +21,23 @@ def build_model(config: Config) -> Detector:
 
 
 def init_variables(model: Detector, config: Config, seed: int = 0) -> dict[str, Any]:
-    """Fresh variables `{"params": ..., "batch_stats": ...}`, initialized as the original does without weights."""
+    """Draws initial variables from the distributions that the original uses.
+
+    Args:
+        model: the detector.
+        config: its configuration.
+        seed: the seed of the random numbers.
+
+    Returns:
+        `{"params": ..., "batch_stats": ...}`.
+    """
     height, width = model.input_spec.input_sizes[0]
-    # Only the variables are asked for, so nothing of the forward pass is compiled.
+    # Only the variables are returned, so the forward pass is not compiled.
     init = jax.jit(lambda key: model.init(key, jnp.zeros((1, height, width, 3), jnp.uint8), method="initialize"))
     return dict(init(jax.random.key(seed)))
 
 
 def trainable(config: Config, params: Any) -> Any:
-    """For each parameter, whether training moves it."""
+    """Returns for each parameter whether training changes it, in the structure of `params`."""
     model = build_model(config)
     return jax.tree_util.tree_map_with_path(lambda path, _: model.learns(tuple(key.key for key in path)), params)

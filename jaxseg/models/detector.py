@@ -1,20 +1,18 @@
-"""The interface of every detector, and which detector a configuration describes.
+"""The interface of every detector, and the detector that each configuration class describes.
 
-Training, evaluation and prediction know of a detector what stands here, and nothing more.
+Training, evaluation and prediction use a detector only through this interface.
 """
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int32, UInt8
+from jaxtyping import Array, Float32, Int32
 
 from jaxseg.config import Config, ModelConfig
+from jaxseg.ops.images import Images
 from jaxseg.structures import Batch, Detections, InputSpec
-
-Images = UInt8[Array, "B H W 3"] | Float32[Array, "B H W 3"]
 
 
 class Detector(nn.Module):
@@ -22,7 +20,7 @@ class Detector(nn.Module):
 
     Attributes:
         config: the model's part of the configuration.
-        dtype: of the convolutions.
+        dtype: the type in which the convolutions compute.
     """
 
     config: Any
@@ -30,7 +28,10 @@ class Detector(nn.Module):
 
     @classmethod
     def from_config(cls, config: Config, dtype: Any) -> "Detector":
-        """The detector of a whole configuration, for one whose modules depend on more than `config.model`."""
+        """Builds the detector from a whole configuration.
+
+        A detector overrides this if its modules depend on more than `config.model`.
+        """
         return cls(config.model, dtype)
 
     @property
@@ -39,15 +40,27 @@ class Detector(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}.input_spec")
 
     def losses(self, batch: Batch, *, train: bool) -> dict[str, Float32[Array, ""]]:
-        """The terms of the loss, weighted and normalised; training minimises their sum. Random choices use the rng `sampling`."""
+        """Returns the terms of the loss, weighted and normalised; training minimises their sum.
+
+        Random choices use the random stream `sampling` of Flax.
+
+        Args:
+            batch: images and ground truth, padded to fixed sizes.
+            train: whether batch norm uses and updates the batch's statistics.
+        """
         raise NotImplementedError(f"{type(self).__name__}.losses")
 
     def detect(self, images: Images, image_sizes: Int32[Array, "B 2"]) -> Detections:
-        """Detections of each image, of a fixed size, in descending order of their scores."""
+        """Returns a fixed number of detections for each image, in descending order of the scores.
+
+        Args:
+            images: RGB images in 0..255, of the network's input size.
+            image_sizes: the height and width of each picture within its image.
+        """
         raise NotImplementedError(f"{type(self).__name__}.detect")
 
     def __call__(self, images: Images) -> Any:
-        """Raw outputs, which the comparisons with the originals look at."""
+        """Returns the raw outputs, which the tests compare with those of the originals."""
         raise NotImplementedError(f"{type(self).__name__}.__call__")
 
     def initialize(self, images: Images) -> Any:
@@ -55,7 +68,11 @@ class Detector(nn.Module):
         return self(images)
 
     def learns(self, path: tuple[str, ...]) -> bool:
-        """Whether training moves the parameter at `path`, for instance `("backbone", "bn1", "scale")`."""
+        """Whether training changes a parameter.
+
+        Args:
+            path: the parameter's path, for example `("backbone", "bn1", "scale")`.
+        """
         del path
         return True
 
@@ -65,7 +82,7 @@ D = TypeVar("D", bound=type[Detector])
 
 
 def detector_of(config: type[ModelConfig]) -> Callable[[D], D]:
-    """A decorator that says which class of configurations a detector is built from."""
+    """Returns a decorator that registers a detector for a class of configurations."""
 
     def register(detector: D) -> D:
         _DETECTORS[config] = detector
@@ -75,30 +92,11 @@ def detector_of(config: type[ModelConfig]) -> Callable[[D], D]:
 
 
 def detector_class(config: type[ModelConfig]) -> type[Detector]:
-    """The detector that is built from a class of configurations.
+    """Returns the detector that is registered for a class of configurations.
 
     Raises:
-        TypeError: no detector is registered for it; its module may not have been imported.
+        TypeError: none is registered; perhaps its module has not been imported.
     """
     if config not in _DETECTORS:
         raise TypeError(f"No detector is built from {config.__name__}; decorate one with @jaxseg.models.detector_of({config.__name__}).")
     return _DETECTORS[config]
-
-
-def normalize_images(images: Images, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> Float[Array, "B H W 3"]:
-    """RGB 0..255 as the backbone learned it; the arithmetic is float32, the result `dtype`."""
-    return ((images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)).astype(dtype)
-
-
-def blank_padding(images: Float[Array, "B H W 3"], image_sizes: Int32[Array, "B 2"]) -> Float[Array, "B H W 3"]:
-    """Normalised images with 0 right of the picture and below it."""
-    height, width = images.shape[1:3]
-    rows = jnp.arange(height) < image_sizes[:, :1]
-    columns = jnp.arange(width) < image_sizes[:, 1:]
-    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], images, 0)
-
-
-def resize_bilinear(features: Float[Array, "B h w c"], size: tuple[int, int]) -> Float[Array, "B H W c"]:
-    """Bilinear, half-pixel centres, no antialias: what the originals' `interpolate(align_corners=False)` computes."""
-    batch, _, _, channels = features.shape
-    return jax.image.resize(features, (batch, *size, channels), method="linear", antialias=False)

@@ -1,4 +1,4 @@
-"""Feature pyramids (arXiv:1612.03144)."""
+"""The feature pyramid network (arXiv:1612.03144)."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -7,18 +7,23 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.models.detector import resize_bilinear
 from jaxseg.models.layers import conv, kaiming_uniform
+from jaxseg.ops.images import resize_bilinear, resize_nearest
 
 
 class FPN(nn.Module):
-    """Lateral 1x1 convolutions, a top-down path, a 3x3 convolution a level, and extra levels on top.
+    """A feature pyramid: lateral convolutions, a top-down path, output convolutions, extra levels.
+
+    Lateral convolutions are 1x1 and output convolutions 3x3. The styles differ as follows. "yolact"
+    upsamples bilinearly, has a ReLU after the 3x3 convolutions, and two convolutions with stride 2
+    on P5. "rcnn" upsamples to the nearest neighbours, has no ReLU, and takes every second cell of
+    P5 as P6. "retinanet" is like "rcnn", but with convolutions with stride 2 on C5 and, after a
+    ReLU, on P6.
 
     Attributes:
-        channels: of every level.
-        style: "yolact": bilinear upsampling, ReLU after the 3x3 convolutions, two strided convolutions on P5. "rcnn": nearest
-            neighbours, no ReLU, every second cell of P5 as P6. "retinanet": the same, with strided convolutions on C5 and, after
-            a ReLU, on P6.
+        channels: the number of channels of every level.
+        style: the original whose rules apply.
+        dtype: the type in which the convolutions compute.
     """
 
     channels: int = 256
@@ -27,7 +32,14 @@ class FPN(nn.Module):
 
     @nn.compact
     def __call__(self, features: Sequence[Float[Array, "B _ _ _"]]) -> tuple[Float[Array, "B _ _ C"], ...]:
-        """The trunk's outputs up to C5 to levels of the same resolutions and the extra ones, finest first."""
+        """Computes the pyramid.
+
+        Args:
+            features: the backbone's outputs up to C5, the finest first.
+
+        Returns:
+            A level of the resolution of each output, and the extra levels, the finest first.
+        """
         plain = self.style == "yolact"
         init = nn.initializers.xavier_uniform() if plain else kaiming_uniform
 
@@ -46,16 +58,7 @@ class FPN(nn.Module):
             levels.insert(0, nn.relu(output) if plain else output)
         if self.style == "rcnn":
             return (*levels, levels[-1][:, ::2, ::2])
-        # No ReLU on or between YOLACT's extra levels.
+        # YOLACT has no ReLU on or between its extra levels.
         p6 = layer(3, 2, "downsample6", levels[-1] if plain else features[-1])
         p7 = layer(3, 2, "downsample7", p6 if plain else nn.relu(p6))
         return (*levels, p6, p7)
-
-
-def resize_nearest(features: Float[Array, "B h w c"], size: tuple[int, int]) -> Float[Array, "B H W c"]:
-    """Nearest neighbours as PyTorch's `interpolate` picks them; where sizes double, each cell is repeated."""
-    height, width = features.shape[1:3]
-    if size == (2 * height, 2 * width):
-        return jnp.repeat(jnp.repeat(features, 2, 1), 2, 2)
-    rows, columns = jnp.arange(size[0]) * height // size[0], jnp.arange(size[1]) * width // size[1]
-    return features[:, rows][:, :, columns]

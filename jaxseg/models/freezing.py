@@ -1,4 +1,4 @@
-"""Which parameters a detector leaves as they are, by their paths."""
+"""The parameters that training leaves as they are, by their paths."""
 
 import re
 
@@ -12,11 +12,11 @@ def is_norm(path: tuple[str, ...]) -> bool:
 
 
 def in_frozen_stages(path: tuple[str, ...], frozen_stages: int) -> bool:
-    """Whether a parameter belongs to the first parts of the backbone.
+    """Whether a parameter belongs to the frozen first parts of the backbone.
 
     Args:
-        path: of the parameter.
-        frozen_stages: how many parts are frozen; 1 is the stem, 2 the stem and C2, and so on.
+        path: the parameter's path.
+        frozen_stages: the number of frozen parts; 1 is the stem, 2 the stem and C2, and so on.
     """
     if path[0] != "backbone":
         return False
@@ -25,6 +25,6 @@ def in_frozen_stages(path: tuple[str, ...], frozen_stages: int) -> bool:
 
 
 def is_frozen(path: tuple[str, ...], backbone: BackboneConfig, batch_norm: NormMode) -> bool:
-    """Whether a parameter is one of a frozen batch norm, or belongs to the backbone's frozen stages."""
+    """Whether a parameter belongs to a frozen batch norm or to the backbone's frozen stages."""
     frozen_norm = batch_norm == "frozen" and backbone.norm == "batch" and is_norm(path)
     return frozen_norm or in_frozen_stages(path, backbone.frozen_stages)

@@ -10,12 +10,15 @@ from jaxtyping import Array, Float
 
 
 def _pointwise(inputs: Array, kernel: Array, strides: Sequence[int], *_: Any, **__: Any) -> Array:
-    """A 1x1 convolution as a product of matrices: on CPUs XLA computes its weight gradient several times as fast."""
+    """Computes a 1x1 convolution as a product of matrices.
+
+    On CPUs, XLA computes its weight gradient several times as fast as that of a convolution.
+    """
     return jnp.einsum("bhwc,cd->bhwd", inputs[:, :: strides[0], :: strides[1]], kernel[0, 0])
 
 
 xavier_uniform = nn.initializers.xavier_uniform()
-# torch's `kaiming_uniform_(a=1)`, and `kaiming_normal_(mode="fan_out", nonlinearity="relu")`.
+# PyTorch's `kaiming_uniform_(a=1)`, and its `kaiming_normal_(mode="fan_out", nonlinearity="relu")`.
 kaiming_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -32,7 +35,10 @@ def conv(
     dtype: Any = jnp.float32,
     name: str | None = None,
 ) -> nn.Conv:
-    """A square convolution padded by half its reach on each side, as PyTorch pads (not `SAME`, which is lopsided at stride 2)."""
+    """Makes a square convolution with the same padding on each side, as in PyTorch.
+
+    Flax's "SAME" pads more on the right and below when the stride is 2.
+    """
     pad = dilation * (kernel - 1) // 2
     return nn.Conv(
         features,
@@ -53,15 +59,16 @@ NormMode = Literal["train", "eval", "frozen"]
 
 
 class BatchNorm(nn.Module):
-    """Batch norm with PyTorch's statistics: the running variance is the unbiased one, momentum 0.1 of the new value.
+    """Batch norm with PyTorch's statistics.
 
-    Under jit over sharded devices the statistics are those of the global batch.
+    The running variance is the unbiased one, and a new value enters the running statistics with a
+    weight of 0.1. Under jit over several devices, the statistics are those of the global batch.
 
     Attributes:
-        mode: "train" uses the batch's statistics in training; "eval" the running ones; "frozen" these, too, and scale and bias
-            have no gradient.
-        epsilon: added to the variance.
-        dtype: of the result; the arithmetic is float32.
+        mode: "train" uses the batch's statistics in training; "eval" uses the running statistics;
+            "frozen" uses these, too, and its scale and bias have no gradient.
+        epsilon: the number that is added to the variance.
+        dtype: the type of the result; the arithmetic is float32.
     """
 
     mode: NormMode = "train"
@@ -73,8 +80,8 @@ class BatchNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(channels, jnp.float32))
+        running_var = self.variable("batch_stats", "var", lambda: jnp.ones(channels, jnp.float32))
         if self.mode == "frozen":
             scale, bias = jax.lax.stop_gradient((scale, bias))
         if train and self.mode == "train":
@@ -92,7 +99,10 @@ class BatchNorm(nn.Module):
 
 
 class Deconvolution(nn.Module):
-    """PyTorch's `ConvTranspose2d(kernel_size=2, stride=2)`: each cell becomes two by two, a product of matrices."""
+    """PyTorch's `ConvTranspose2d(kernel_size=2, stride=2)`, as a product of matrices.
+
+    Each cell becomes two by two cells.
+    """
 
     features: int
     dtype: Any = jnp.float32

@@ -1,4 +1,7 @@
-"""Anchors, made in NumPy from static sizes: they are constants of the compiled program. And which of them a picture uses."""
+"""Anchors of the cells of a pyramid, and which of them a picture uses.
+
+They are made in NumPy from static sizes, and so are constants of the compiled program.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -14,32 +17,36 @@ AnchorRule = Literal["exact", "legacy", "rounded"]
 
 
 def yolact_anchors(
-    image_size: int,
+    input_size: int,
     level_sizes: Sequence[tuple[int, int]],
     scales: Sequence[Sequence[float]],
     aspect_ratios: Sequence[float],
     *,
     square: bool,
 ) -> Float32[np.ndarray, "A 4"]:
-    """YOLACT's priors, `cx, cy, w, h` as fractions of the input; order: level, y, x, scale, aspect ratio.
+    """YOLACT's anchors, `cx, cy, w, h` as fractions of the input.
+
+    Their order is level, y, x, scale, aspect ratio.
 
     Args:
-        image_size: side of the square input in pixels, the scales' unit.
-        level_sizes: height and width of each pyramid level. Cells share the input evenly, whatever the stride is.
-        scales: of each level, in pixels.
+        input_size: the side of the square input in pixels.
+        level_sizes: the height and width of each pyramid level. Its cells share the input evenly,
+            whatever the stride is.
+        scales: the scales of each level in pixels.
         aspect_ratios: width over height.
-        square: overwrite heights by widths, as the code that trained the published YOLACT weights did
-            (its anchors are squares of scale * sqrt(ratio); corrected for Pascal and YOLACT++).
+        square: whether heights are overwritten by widths, as in the code that trained the published
+            weights of YOLACT. Its anchors are squares of scale * sqrt(ratio). This was corrected
+            for Pascal and YOLACT++.
 
     Raises:
-        ValueError: when there are not as many levels as groups of scales.
+        ValueError: there are not as many levels as groups of scales.
     """
     if len(level_sizes) != len(scales):
         raise ValueError(f"{len(level_sizes)} levels but scales for {len(scales)}.")
     levels = []
     for (rows, columns), level_scales in zip(level_sizes, scales, strict=True):
-        widths = np.array([scale * np.sqrt(ratio) / image_size for scale in level_scales for ratio in aspect_ratios])
-        heights = widths if square else np.array([scale / np.sqrt(ratio) / image_size for scale in level_scales for ratio in aspect_ratios])
+        widths = np.array([scale * np.sqrt(ratio) / input_size for scale in level_scales for ratio in aspect_ratios])
+        heights = widths if square else np.array([scale / np.sqrt(ratio) / input_size for scale in level_scales for ratio in aspect_ratios])
         cells = np.empty((rows, columns, len(widths), 4))
         cells[..., 0] = ((np.arange(columns) + 0.5) / columns)[None, :, None]
         cells[..., 1] = ((np.arange(rows) + 0.5) / rows)[:, None, None]
@@ -52,15 +59,19 @@ def yolact_anchors(
 def cell_anchors(
     sizes: Sequence[int | float], aspect_ratios: Sequence[float], *, stride: int, rule: AnchorRule
 ) -> Float32[np.ndarray, "S 4"]:
-    """R-CNN's anchors of the first cell of a level, `x1, y1, x2, y2` in pixels; order: aspect ratio, size.
+    """R-CNN's anchors of the first cell of a level, `x1, y1, x2, y2` in pixels.
+
+    Their order is aspect ratio, size.
 
     Args:
-        sizes: square roots of the areas, in pixels. RetinaNet's octaves are sizes: s, s * 2**(1/3), s * 2**(2/3).
+        sizes: the square roots of the areas, in pixels. RetinaNet's octaves are the sizes
+            s, s * 2**(1/3) and s * 2**(2/3).
         aspect_ratios: height over width.
-        stride: of the level in pixels; only the rule "legacy" asks.
-        rule: "exact" centres them on (0, 0), as mmdetection and detectron2. "rounded" rounds those corners, as
-            torchvision. "legacy" is the first Faster R-CNN's way, as maskrcnn-benchmark: it centres them on the middle
-            of a cell, and scales a window of the cell's size whose sides it has rounded; x2 and y2 name the last pixel.
+        stride: the stride of the level in pixels; only the rule "legacy" needs it.
+        rule: "exact" centres the anchors on (0, 0), as mmdetection and detectron2 do. "rounded"
+            rounds those corners, as torchvision does. "legacy" is the way of the first Faster R-CNN
+            and of maskrcnn-benchmark: it centres the anchors on the middle of a cell, and scales a
+            window of the cell's size whose sides it has rounded; x2 and y2 name the last pixel.
     """
     scale, ratio = np.array(sizes, np.float64)[None, :], np.array(aspect_ratios, np.float64)[:, None]
     if rule == "legacy":
@@ -79,12 +90,12 @@ def cell_anchors(
 def grid_anchors(
     cells: Float32[np.ndarray, "S 4"], stride: int | tuple[int, int], level_size: tuple[int, int]
 ) -> Float32[np.ndarray, "A 4"]:
-    """The anchors of one cell at every cell of a level; order: y, x, anchor.
+    """The anchors of one cell, moved to every cell of a level, in the order y, x, anchor.
 
     Args:
-        cells: of `cell_anchors`.
-        stride: pixels from cell to cell, or vertically and horizontally.
-        level_size: height and width of the level in cells.
+        cells: the anchors of the first cell, see `cell_anchors`.
+        stride: the number of pixels from cell to cell, or those vertically and horizontally.
+        level_size: the height and width of the level in cells.
     """
     stride_y, stride_x = (stride, stride) if isinstance(stride, int) else stride
     y, x = np.meshgrid(np.arange(level_size[0]) * stride_y, np.arange(level_size[1]) * stride_x, indexing="ij")
@@ -101,19 +112,22 @@ def pyramid_anchors(
     rule: AnchorRule,
     canvas: tuple[int, int] | None = None,
 ) -> list[Float32[np.ndarray, "_ 4"]]:
-    """R-CNN's anchors of each level, `x1, y1, x2, y2` in pixels; order: y, x, aspect ratio, size.
+    """R-CNN's anchors of each level, `x1, y1, x2, y2` in pixels.
+
+    Their order is y, x, aspect ratio, size.
 
     Args:
-        level_sizes: height and width of each level in cells.
-        strides: of each level.
-        sizes: of each level, see `cell_anchors`.
+        level_sizes: the height and width of each level in cells.
+        strides: the stride of each level in pixels.
+        sizes: the sizes of each level, see `cell_anchors`.
         aspect_ratios: height over width.
         rule: see `cell_anchors`.
-        canvas: height and width of the network's input. Given, cells are `canvas // level size` pixels apart in each
-            axis whatever the strides say, as in torchvision, where P6 of 800 rows has cells 61 pixels high.
+        canvas: the height and width of the network's input. With it, cells are
+            `canvas // level_size` pixels apart along each axis whatever the strides say, as in
+            torchvision, where P6 of 800 rows has cells that are 61 pixels high.
 
     Raises:
-        ValueError: when there are not as many strides or groups of sizes as levels.
+        ValueError: there are not as many strides or groups of sizes as levels.
     """
     if not len(level_sizes) == len(strides) == len(sizes):
         raise ValueError(f"{len(level_sizes)} levels but strides for {len(strides)} and sizes for {len(sizes)}.")
@@ -124,32 +138,35 @@ def pyramid_anchors(
     return levels
 
 
-def inside_picture(anchors: Float32[AnyArray, "A 4"], size: Size, *, border: float) -> Bool[Array, "A"]:
-    """Anchors that stay in the picture, or leave it by less than `border` pixels; with a negative border, all of them.
+def inside_picture(anchors: Float32[AnyArray, "A 4"], picture_size: Size, *, border: float) -> Bool[Array, "A"]:
+    """The anchors that stay in the picture, or leave it by at most `border` pixels.
 
     Args:
         anchors: `x1, y1, x2, y2` in pixels.
-        size: height and width of the picture, numbers or an array of two.
-        border: maskrcnn-benchmark's STRADDLE_THRESH, mmdetection's allowed_border.
+        picture_size: the height and width of the picture.
+        border: maskrcnn-benchmark's STRADDLE_THRESH and mmdetection's allowed_border. A negative
+            border lets all anchors stay.
     """
     if border < 0:
         return jnp.ones(anchors.shape[0], bool)
-    height, width = size
+    height, width = picture_size
     x1, y1, x2, y2 = jnp.asarray(anchors).T
     return (x1 >= -border) & (y1 >= -border) & (x2 < width + border) & (y2 < height + border)
 
 
-def in_padded_picture(anchors: Float32[AnyArray, "A 4"], size: Size, *, divisor: int = 32) -> Bool[Array, "A"]:
-    """Anchors of the cells that a picture would have on its own, as mmdetection's valid flags.
+def in_padded_picture(anchors: Float32[AnyArray, "A 4"], picture_size: Size, *, divisor: int) -> Bool[Array, "A"]:
+    """The anchors of the cells that a picture would have on its own, as mmdetection's valid flags.
 
-    A batch shares one canvas; the cells beyond a picture's own size, rounded up to `divisor`, see only padding.
+    All pictures of a batch share one canvas. The cells beyond a picture's own size, rounded up to a
+    multiple of `divisor`, see only padding.
 
     Args:
-        anchors: `x1, y1, x2, y2` in pixels, of the rule "exact" or "rounded": their centres are their cells' corners.
-        size: height and width of the picture, numbers or an array of two.
-        divisor: sides of a canvas are multiples of it.
+        anchors: `x1, y1, x2, y2` in pixels, of the rule "exact" or "rounded", where the centre of
+            an anchor is a corner of its cell.
+        picture_size: the height and width of the picture.
+        divisor: the sides of a canvas are multiples of this.
     """
-    height, width = (jnp.ceil(jnp.asarray(side) / divisor) * divisor for side in size)
+    height, width = (jnp.ceil(jnp.asarray(side) / divisor) * divisor for side in picture_size)
     x1, y1, x2, y2 = jnp.asarray(anchors).T
-    # Cells begin at whole pixels; half a pixel is far more than a centre's rounding.
+    # Cells begin at whole pixels, and half a pixel is far more than the rounding of a centre.
     return ((x1 + x2) / 2 < width - 0.5) & ((y1 + y2) / 2 < height - 0.5)

@@ -1,19 +1,24 @@
-"""Which implementation of an operation runs: the one its caller names, else the environment's, else the best there is.
+"""Which implementation of an operation runs: the caller names it, or the environment, or nobody.
 
-- "auto", or None: the choice is left to us.
+Where nobody names one, it is the best there is.
+
+- "auto", or None: the best implementation there is.
 - "xla": plain JAX, for any backend.
-- "mosaic_gpu": a Pallas kernel, for NVIDIA GPUs of compute capability 9.0 and later. Elsewhere nothing chooses it.
+- "mosaic_gpu": a Pallas kernel for NVIDIA GPUs of compute capability 9.0 and later. It is chosen
+  there only.
 """
 
 import os
 import re
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 
 from jaxseg.devices import on_each_device, platform
 from jaxseg.errors import UserError
+
+T = TypeVar("T")
 
 Implementation = Literal["auto", "xla", "mosaic_gpu"]
 NAMES: tuple[str, ...] = get_args(Implementation)
@@ -22,14 +27,14 @@ COMPUTE_CAPABILITY = 9.0
 
 
 class ImplementationError(UserError):
-    """An implementation that does not exist, or cannot serve; the message says why, and which one can."""
+    """An implementation does not exist or cannot run; the message says why, and which one can."""
 
 
 def named(implementation: str | None) -> str | None:
-    """The implementation somebody asks for: the caller, or else the environment; None leaves the choice to us.
+    """The implementation that the caller names, or else the environment; None where neither does.
 
     Raises:
-        ImplementationError: when the environment names one that does not exist.
+        ImplementationError: the environment names an implementation that does not exist.
     """
     if implementation not in (None, "auto"):
         return implementation
@@ -40,7 +45,7 @@ def named(implementation: str | None) -> str | None:
 
 
 def missing_gpu() -> str | None:
-    """Why this process has no GPU that the kernels run on, or None where it has."""
+    """Why this process has no GPU that the kernels run on; None where it has one."""
     if platform() != "gpu":
         return f"this process computes on {platform()}"
     for device in jax.local_devices():
@@ -53,7 +58,16 @@ def missing_gpu() -> str | None:
 
 
 def require_implementation(implementation: str | None, key: str) -> None:
-    """Raises ImplementationError where `key` of the configuration, or the environment, asks for what this process cannot run."""
+    """Raises an error where an implementation is asked for that this process cannot run.
+
+    Args:
+        implementation: the value of the configuration.
+        key: the name of that value in messages.
+
+    Raises:
+        ImplementationError: the configuration or the environment asks for kernels, and they cannot
+            run here.
+    """
     name, missing = named(implementation), missing_gpu()
     if name == "mosaic_gpu" and missing:
         source = ENVIRONMENT if implementation in (None, "auto") else key
@@ -66,23 +80,25 @@ def require_implementation(implementation: str | None, key: str) -> None:
 def dispatch(
     implementation: str | None,
     *operands: Any,
-    kernel: Callable[..., Any],
-    plain: Callable[..., Any],
+    kernel: Callable[..., T],
+    plain: Callable[..., T],
     obstacle: str | None = None,
-) -> Any:
-    """`kernel(*operands)` or `plain(*operands)`: two functions with the same results, the first for GPUs.
+) -> T:
+    """Calls `kernel(*operands)` or `plain(*operands)`, two functions with the same results.
 
-    On a mesh each device does its part of the batch, see `ops.devices`.
+    On a mesh each device does its part of the batch, see `jaxseg.devices.on_each_device`.
 
     Args:
-        implementation: see the module.
-        operands: arrays, and tuples of arrays, the batch first in each.
-        kernel: runs on GPUs.
-        plain: runs anywhere.
-        obstacle: why the kernel cannot serve these operands, a sentence's second half; None where it can.
+        implementation: the implementation's name, see the module.
+        operands: arrays, and trees of arrays, with the batch as the first axis of each.
+        kernel: the function for GPUs.
+        plain: the function for any backend.
+        obstacle: why the kernel cannot take these operands, as the second half of a sentence; None
+            where it can.
 
     Raises:
-        ImplementationError: when the kernel is asked for by name and cannot serve, or the environment's name is unknown.
+        ImplementationError: the kernel is asked for by name and cannot take the operands, or the
+            environment names an implementation that does not exist.
     """
     name = named(implementation)
     if name == "mosaic_gpu":
@@ -91,5 +107,6 @@ def dispatch(
         return on_each_device(kernel)(*operands)
     if name is not None or obstacle or missing_gpu():
         return on_each_device(plain)(*operands)
-    # A process with GPUs may compile for its CPU, too.
-    return jax.lax.platform_dependent(*operands, cuda=on_each_device(kernel), default=on_each_device(plain))
+    # A process with GPUs may also compile a program for its CPU.
+    result: T = jax.lax.platform_dependent(*operands, cuda=on_each_device(kernel), default=on_each_device(plain))
+    return result

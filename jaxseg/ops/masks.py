@@ -1,4 +1,4 @@
-"""Masks from prototypes, crops by boxes, bits, and masks at image size."""
+"""Masks of objects: from prototypes, within boxes, as bits, and at the size of a picture."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,19 @@ from jaxseg.structures import AnyArray
 
 
 def assemble_masks(prototypes: Float32[Array, "h w K"], coefficients: Float32[Array, "D K"]) -> Float32[Array, "D h w"]:
-    """Sigmoid of each detection's linear combination of the prototypes (YOLACT, equation 1)."""
+    """The sigmoid of each detection's combination of prototypes (arXiv:1904.02689, equation 1)."""
     return jax.nn.sigmoid(jnp.einsum("hwk,dk->dhw", prototypes, coefficients, precision=jax.lax.Precision.HIGHEST))
 
 
 def box_mask(boxes: Float32[Array, "D 4"], size: tuple[int, int], padding: float = 1.0) -> Bool[Array, "D h w"]:
-    """The pixels of each box: index p with lo - padding <= p < hi + padding, as YOLACT crops its masks.
+    """The pixels in each box, with which YOLACT crops its masks.
+
+    Along each axis these are the indices p with low - padding <= p < high + padding.
 
     Args:
-        boxes: `x1, y1, x2, y2` in pixels of the mask; corners may be swapped or outside.
-        size: height and width of the mask.
-        padding: pixels added on every side before clipping to the mask.
+        boxes: `x1, y1, x2, y2` in pixels of the mask. Corners may be swapped, or lie outside.
+        size: the height and width of the mask.
+        padding: the number of pixels that are added on every side.
     """
     height, width = size
 
@@ -36,23 +38,24 @@ def box_mask(boxes: Float32[Array, "D 4"], size: tuple[int, int], padding: float
 def box_mask_targets(
     crops: Float32[Array, "R M M"], frames: Float32[Array, "R 4"], rois: Float32[Array, "R 4"], size: int
 ) -> Float32[Array, "R {size} {size}"]:
-    """The part of each cell of a RoI's grid that its object covers, 0 outside of the frame.
+    """The part of each cell of a RoI's grid that its object covers.
 
-    The exact mean of the crop's cells under each cell, as two products with the overlaps of intervals. Nothing can be said of
-    RoIs and frames without an area: all 0.
+    It is the exact mean over the part of the crop under each cell, as two products with the
+    overlaps of intervals. It is 0 outside of the frame, and everywhere for RoIs and frames without
+    an area.
 
     Args:
         crops: ground-truth masks, each spread over its frame.
-        frames: `x1, y1, x2, y2`, what the crops cover.
-        rois: `x1, y1, x2, y2`, any.
-        size: cells of a side of the result.
+        frames: the boxes `x1, y1, x2, y2` that the crops cover.
+        rois: any boxes `x1, y1, x2, y2`.
+        size: the number of cells on a side of the grid.
     """
     cells = crops.shape[1]
 
     def overlaps(low: Array, high: Array, frame_low: Array, frame_high: Array) -> Float32[Array, "R size M"]:
         length, frame = high - low, frame_high - frame_low
         possible = (length > 0) & (frame > 0)
-        # In cells of the crop.
+        # From here on lengths are in cells of the crop.
         scale = cells / jnp.where(possible, frame, 1.0)
         start, step = (low - frame_low) * scale, length * scale / size
         edges = start[:, None] + jnp.arange(size + 1, dtype=jnp.float32) * step[:, None]
@@ -71,16 +74,17 @@ def unpack_bits(packed: UInt8[AnyArray, "*n w8"], width: int) -> Bool[Array, "*n
     return bits.reshape(*packed.shape[:-1], -1)[..., :width].astype(bool)
 
 
-def resize_masks(masks: Float32[Array, "D h w"], image_size: Int32[Array, "2"], canvas: tuple[int, int]) -> Float32[Array, "D H W"]:
-    """Soft masks at the size of any image, without a new program for each size.
+def resize_masks(masks: Float32[Array, "D h w"], picture_size: Int32[Array, "2"], canvas: tuple[int, int]) -> Float32[Array, "D H W"]:
+    """Soft masks at the size of a picture, without a new program for each size.
 
-    Bilinear with half-pixel centres and no antialias, as two products with the interpolation's weights; the image's
-    size is data, only the canvas that holds it is static.
+    The size of the picture is data; only the canvas that holds it is static. Masks are interpolated
+    bilinearly with half-pixel centres and no antialias, as two products with the weights of the
+    pixels.
 
     Args:
-        masks: over the whole image, at any resolution.
-        image_size: height and width of the image in pixels, at most the canvas.
-        canvas: height and width of the result; 0 outside the image.
+        masks: masks over the whole picture, at any resolution.
+        picture_size: the height and width of the picture in pixels, at most those of the canvas.
+        canvas: the height and width of the result, which is 0 outside of the picture.
     """
 
     def weights(source: int, length: Array, out: int) -> Float32[Array, "out source"]:
@@ -90,6 +94,6 @@ def resize_masks(masks: Float32[Array, "D h w"], image_size: Int32[Array, "2"], 
         taps = jnp.maximum(1.0 - jnp.abs(center[:, None] - jnp.arange(source, dtype=jnp.float32)), 0.0)
         return jnp.where((pixels < length)[:, None], taps, 0.0)
 
-    rows = weights(masks.shape[1], image_size[0], canvas[0])
-    columns = weights(masks.shape[2], image_size[1], canvas[1])
+    rows = weights(masks.shape[1], picture_size[0], canvas[0])
+    columns = weights(masks.shape[2], picture_size[1], canvas[1])
     return jnp.einsum("Hh,dhw,Ww->dHW", rows, masks, columns, precision=jax.lax.Precision.HIGHEST)

@@ -1,7 +1,8 @@
-"""What a run leaves in its folder to go on from: checkpoints, which of them detects best, and the configuration.
+"""Saving and restoring a run: its checkpoints, the AP of their evaluations, and its configuration.
 
-A run folder holds `config.json`, `checkpoints/<step>/` and `evaluations.json` (AP by step). A checkpoint has the items
-`variables`, `ema`, `optimizer` and `data`, so that detecting needs the first two only.
+A run folder holds `config.json`, `checkpoints/<step>/` and `evaluations.json` (the AP by step). A
+checkpoint has the items `variables`, `ema`, `optimizer` and `data`, of which evaluation needs only
+the first two.
 """
 
 import contextlib
@@ -38,15 +39,17 @@ from jaxseg.weights.formats.run_folder import (
 
 logger = logging.getLogger(__name__)
 
-# What may change between two starts of one run, beside `resumable_keys` of the model's configuration.
+# The keys that may change when a run is resumed, besides `resumable_keys` of the model's
+# configuration.
 _RESUMABLE_KEYS = ("name", "init.", "train.", "eval.", "data.root", "data.workers", "model.dtype")
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last `keep`, and the one with the best AP: of masks, where the detector has them, else of boxes.
+    """The checkpoints of a run: the last `keep`, and the one with the best AP.
 
-    Saving goes on in the background; a checkpoint appears under its step when it is complete, and not before. All methods
-    are called by every process of the run, at the same steps.
+    The AP is that of masks or, if the detector has none, of boxes. Checkpoints are saved in the
+    background and get their final names when they are complete. Every process of the run must call
+    each method at the same steps.
     """
 
     def __init__(self, run_folder: Path, keep: int):
@@ -55,21 +58,26 @@ class Checkpoints:
         arrays, text = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
         self._manager = ocp.CheckpointManager(
             self._folder / CHECKPOINTS,
-            # What a killed process left half-written has a name of its own, and goes now.
+            # Checkpoints that a killed process left incomplete have temporary names; they are
+            # removed.
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=_LastAndBest(keep, self.average_precision),
                 cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._add_checksums),
             ),
             item_handlers={"variables": arrays(), "ema": arrays(), "optimizer": arrays(), "data": text()},
         )
         self._saving = -1
 
     def save(self, state: TrainState, data_state: Any) -> None:
-        """Saves the state under its step, with the data iterator's position: JSON, the same for all processes.
+        """Saves a checkpoint of the state's step.
+
+        Args:
+            state: the training state.
+            data_state: the position of the data iterator, as JSON and the same in all processes.
 
         Raises:
-            CheckpointError: it, or the one before, cannot be written.
+            CheckpointError: this checkpoint or the previous one cannot be written.
         """
         step = int(state.step)
         self._wait()
@@ -83,32 +91,36 @@ class Checkpoints:
         }
         if state.ema_params is not None:
             items["ema"] = ocp.args.StandardSave(state.ema_params)
-        with self._told():
+        with self._as_checkpoint_error():
             self._check_space(state)
             self._manager.save(step, args=ocp.args.Composite(**items))
 
     def _check_space(self, state: TrainState) -> None:
-        """Asks before writing, for the threads that write would each tell of a full disk in their own way."""
+        """Checks the free space in advance, for errors of the writing threads are hard to read."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise OSError(f"there is no space left on the disk: it takes {in_units(needed)}, and {in_units(free)} are free")
 
-    def _seal(self) -> None:
-        """Adds the checksums: called in the background when all of a checkpoint is written, before it gets its final name."""
+    def _add_checksums(self) -> None:
+        """Adds the checksums to a checkpoint.
+
+        Orbax calls this in the background when all files are written, before the checkpoint gets
+        its final name.
+        """
         if jax.process_index() == 0:
             folder = self._folder / CHECKPOINTS
-            # Storage that cannot rename has the final name from the beginning.
+            # On storage that cannot rename, checkpoints have their final names from the beginning.
             for checkpoint in [*folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")] or [folder / str(self._saving)]:
                 write_checksums(checkpoint)
 
     def _wait(self) -> None:
-        with self._told():
+        with self._as_checkpoint_error():
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Says in one sentence that a checkpoint cannot be written."""
+    def _as_checkpoint_error(self) -> Iterator[None]:
+        """Turns any error of saving into a `CheckpointError` of one sentence."""
         try:
             yield
         except Exception as error:
@@ -118,16 +130,16 @@ class Checkpoints:
             ) from error
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Any] | None:
-        """The newest checkpoint that can be read, or None where there is none.
+        """Restores the newest checkpoint that can be read.
 
         Args:
-            abstract: the state's shapes, dtypes and shardings (`jax.ShapeDtypeStruct`).
+            abstract: the state's shapes, types and shardings (`jax.ShapeDtypeStruct`).
 
         Returns:
-            the state, and the data iterator's position.
+            The state and the position of the data iterator, or None if there is no checkpoint.
 
         Raises:
-            CheckpointError: where the checkpoint is of another model, or none can be read.
+            CheckpointError: the checkpoint is that of another model, or none can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -137,7 +149,7 @@ class Checkpoints:
                 return restored
             except CheckpointError:
                 raise
-            # The storage below Orbax raises what it likes for a file that is cut short.
+            # The storage library under Orbax raises many kinds of exceptions for a truncated file.
             except Exception as error:
                 folder = self._folder / CHECKPOINTS / str(step)
                 reason = f"{folder} cannot be read ({why(error)})"
@@ -150,7 +162,7 @@ class Checkpoints:
         return None
 
     def _forget_evaluations_after(self, step: int) -> None:
-        """Of checkpoints that a killed process could not finish: the run will come to those steps anew."""
+        """Forgets the evaluations after a step, because the run will reach those steps again."""
         for later in [evaluated for evaluated in self.average_precision if evaluated > step]:
             del self.average_precision[later]
 
@@ -186,27 +198,30 @@ class Checkpoints:
         return TrainState(**restored["optimizer"], **restored["variables"], ema_params=average), restored["data"]
 
     def record_evaluation(self, step: int, average_precision: float) -> None:
-        """Notes the AP of a step, from which the best is chosen; NaN, where there was nothing to find, counts as 0."""
+        """Records the AP of a step, by which the best checkpoint is chosen.
+
+        NaN, which is the AP of images without objects, counts as 0.
+        """
         self.average_precision[step] = 0.0 if math.isnan(average_precision) else average_precision
         if jax.process_index() == 0:
             write_text(self._folder / EVALUATIONS, json.dumps(self.average_precision, indent=1))
 
     def close(self) -> None:
-        """Waits for the last save.
+        """Waits until the last checkpoint is written.
 
         Raises:
-            CheckpointError: it went wrong in the background.
+            CheckpointError: it cannot be written.
         """
         try:
             self._wait()
         finally:
-            # After a save that failed it raises that again.
+            # After a failed save, this raises the same error again.
             with contextlib.suppress(Exception):
                 self._manager.close()
 
 
 class _LastAndBest(PreservationPolicy):
-    """Keeps the last checkpoints and, of those evaluated, the best."""
+    """Keeps the last checkpoints and the best of those that were evaluated."""
 
     def __init__(self, keep: int, average_precision: Mapping[int, float]):
         self._latest, self._average_precision = LatestN(keep), average_precision
@@ -235,24 +250,25 @@ def _check_shapes(folder: Path, saved_tree: Tree, expected_tree: Tree, whose: st
 
 
 def check_same_run(run_folder: Path, config: Config) -> list[str]:
-    """Compares a configuration with the one its run folder was started with.
+    """Compares a configuration with the one that its run folder holds.
 
     Returns:
-        a line `key: old -> new` for each difference that is allowed: of training, evaluation and where the data lies.
+        A line `key: old -> new` for each permitted difference, such as those of training, of
+        evaluation and of the place of the data.
 
     Raises:
-        ConfigError: where the model or the data differ.
+        ConfigError: the model or the data differ.
     """
     path = run_folder / CONFIG
     if not path.is_file():
         return []
     old, new = _flat(to_dict(load_config(path))), _flat(to_dict(config))
-    # What is saved says of the last what it is for the next, see `save_config`.
+    # `save_config` does not save `init.skip_mismatched`.
     differing = [key for key in new if old.get(key) != new[key] and key != "init.skip_mismatched"]
     resumable = (*_RESUMABLE_KEYS, *(f"model.{key}" for key in config.model.resumable_keys))
     refused = [key for key in differing if not key.startswith(resumable)]
     if refused:
-        # Another kind of model has other keys.
+        # Another kind of model has different keys, so the kind is the only difference worth naming.
         refused = ["model.kind"] if "model.kind" in refused else refused
         raise ConfigError(
             f"{run_folder} holds a run with another {' and '.join(refused)}; "
@@ -264,7 +280,8 @@ def check_same_run(run_folder: Path, config: Config) -> list[str]:
 def save_config(run_folder: Path, config: Config) -> None:
     """Writes config.json, which `jaxseg.load_config` reads.
 
-    It does not carry `init.skip_mismatched` on, which was for the weights that this run started from, and for no others.
+    `init.skip_mismatched` is saved as false, because it only concerns the weights that this run
+    started from.
     """
     config = dataclasses.replace(config, init=dataclasses.replace(config.init, skip_mismatched=False))
     write_text(run_folder / CONFIG, json.dumps(to_dict(config), indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a closed terminal as a wish that training asks about, agreed upon by all processes of a run."""
+"""Stopping a run by a signal (SIGTERM, Ctrl-C, a closed terminal), at one step in all processes."""
 
 import contextlib
 import os
@@ -18,65 +18,71 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """Work that changes nothing, such as an evaluation, was broken off by a signal."""
+    """A signal has ended work that changes nothing, such as an evaluation."""
 
 
 class Interruption:
-    """While it is entered, a first signal is noted, and a second one ends the process as it always does.
+    """A context in which the first signal is only recorded, and a second one ends the process.
 
     Attributes:
-        wanted: a signal has come.
+        wanted: whether a signal has been received.
     """
 
     def __init__(self) -> None:
         self.wanted = False
-        self._breaks_off = False
+        self._raises = False
         self._handlers: dict[int, object] = {}
 
     def __enter__(self) -> "Interruption":
-        # Only the main thread may set handlers; in another one the signals keep their usual meaning.
+        # Only the main thread may set handlers; in another one the signals keep their usual
+        # meaning.
         if threading.current_thread() is threading.main_thread():
-            # Under nohup a closed terminal is to mean nothing.
+            # Under nohup, a closed terminal must not stop the run.
             ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-            heard = [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
-            self._handlers = {number: signal.signal(number, self._note) for number in heard}
+            handled = [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
+            self._handlers = {number: signal.signal(number, self._record) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._put_back()
+        self._restore_handlers()
 
     @contextlib.contextmanager
     def breaking_off(self) -> Iterator[None]:
-        """While it is entered, a signal raises `Interrupted` at once; and on entering, where one has come before."""
+        """A context in which a signal raises `Interrupted` at once.
+
+        It raises the same at its start if a signal has been received before.
+        """
         if self.wanted:
             raise Interrupted
-        self._breaks_off = True
+        self._raises = True
         try:
             yield
         finally:
-            self._breaks_off = False
+            self._raises = False
 
-    def _put_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         self.wanted = True
-        self._put_back()
+        self._restore_handlers()
         if signal.SIGHUP in self._handlers:
-            # A closing terminal sends it more than once, and nobody is there to mean the second one.
+            # A closing terminal sends this signal more than once, without anybody asking to leave.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        # Not through logging: the signal may have come in the middle of a line. The terminal may be gone.
+        # Logging is not safe here, because the signal may have come while a line was being logged.
+        # The error is suppressed because the terminal may be gone.
         with contextlib.suppress(OSError):
             os.write(2, f"{signal.Signals(number).name}: saving and leaving; send it again to leave at once\n".encode())
-        if self._breaks_off:
+        if self._raises:
             raise Interrupted
 
 
 class Agreement:
-    """Answers, without waiting, whether any process of the run wants to stop.
+    """Tells, without waiting, whether any process of the run wants to stop.
 
-    Each process asks at every step and reads the answer a fixed number of steps later, so that all stop at the same step.
+    Each process asks at every step and reads the answer a fixed number of steps later, so that all
+    stop at the same step.
     """
 
     def __init__(self, mesh: Mesh):
@@ -85,5 +91,5 @@ class Agreement:
         self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
 
     def ask(self, wanted: bool) -> jax.Array:
-        """The answer, as a bool still on its way on the devices."""
+        """Returns the answer, a bool that the devices are still computing."""
         return self._any(jax.make_array_from_process_local_data(self._sharding, np.full(self._local_devices, wanted)))

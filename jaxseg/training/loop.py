@@ -1,4 +1,4 @@
-"""Training from start to end: start-up lines, steps, records, evaluations, checkpoints, and going on after any kind of stop."""
+"""The training loop: start-up, steps, logging, evaluations, checkpoints, and resumption."""
 
 import collections
 import contextlib
@@ -35,17 +35,26 @@ from jaxseg.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
-# Steps between starting one on the devices and reading its losses: the devices never wait for the host.
+# The number of steps between the start of a step on the devices and the reading of its losses. With
+# it, the devices never wait for the host.
 _LAG = 2
 
 
 class TrainingError(UserError):
-    """Training that cannot go on; the message says what to try."""
+    """Training cannot go on; the message says what to try."""
 
 
 @dataclasses.dataclass
 class _Pending:
-    """A step under way on the devices, and what the host knows about it; `data_time` is how long it waited for the batch."""
+    """A step that the devices are computing.
+
+    Attributes:
+        step: the number of the step.
+        scalars: its losses and other values, on the devices.
+        stop: whether the processes have agreed to stop, on the devices.
+        indices: the indices of the batch's images in the dataset.
+        data_time: the time in seconds that the host waited for the batch.
+    """
 
     step: int
     scalars: dict[str, jax.Array]
@@ -55,20 +64,23 @@ class _Pending:
 
 
 def train(config: Config, workdir: str | Path) -> dict[str, float]:
-    """Trains the detector that `config` describes, in the run folder `workdir`; goes on from there if the folder holds a run.
+    """Trains a detector, or resumes its training if the run folder holds a run.
 
-    In a run of several processes all of them call it. SIGTERM, Ctrl-C or a closed terminal saves a checkpoint and returns.
+    If a run has several processes, all of them call this function. On SIGTERM, Ctrl-C or a closed
+    terminal, it saves a checkpoint and returns.
 
     Args:
         config: the experiment; empty class names are read from the training annotations.
-        workdir: the run folder, which all processes share. A second training in it is refused while this one lasts.
+        workdir: the run folder, which all processes share. A second training in it is refused while
+            this one lasts.
 
     Returns:
-        averages over the last 100 steps (`loss/<name>`, ...), and the metrics of the last evaluation (`val/mask/AP`, ...), if there
-        was one.
+        Averages over the last 100 steps (`loss/<name>` and so on), and the metrics of the last
+        evaluation (`val/mask/AP` and so on), if there was one.
 
     Raises:
-        ConfigError, DataError, WeightsError, CheckpointError, TrainingError: one sentence says what is wrong and what would be right.
+        ConfigError, DataError, WeightsError, CheckpointError, TrainingError: the message is one
+            sentence that says what is wrong and what would be right.
     """
     mesh = make_mesh()
     check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
@@ -80,31 +92,44 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     workdir = Path(workdir).absolute()
     changes = check_same_run(workdir, config)
     with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        return _Run(config, workdir, mesh, dataset, changes).train()
+        return _Run(config, workdir, mesh=mesh, dataset=dataset, changes=changes).train()
 
 
 class _Run:
-    """The parts of one run, wired together; `changes` are what differs from the run that its folder holds."""
+    """The state and the parts of one run."""
 
-    def __init__(self, config: Config, workdir: Path, mesh: Mesh, dataset: InstanceDataset, changes: list[str]):
+    def __init__(self, config: Config, workdir: Path, *, mesh: Mesh, dataset: InstanceDataset, changes: list[str]):
+        """Opens the parts of a run, and logs what will happen.
+
+        Args:
+            config: the experiment.
+            workdir: the run folder.
+            mesh: all devices.
+            dataset: the training images.
+            changes: the differences from the run that the folder holds, for the log.
+        """
         self.config, self.workdir, self.mesh, self.dataset = config, workdir, mesh, dataset
         validation_set = open_dataset(config, "val") if config.train.evaluate_every else None
 
-        # Rates and steps for this batch size.
+        # The schedule has the rates and steps for this batch size.
         self.schedule = in_steps(autoscaled(config.train), len(self.dataset))
         if self.schedule.steps > MAX_STEPS:
-            raise ConfigError(f"config.train.epochs = {config.train.epochs} are {self.schedule.steps} steps; {MAX_STEPS} are the most.")
+            raise ConfigError(
+                f"config.train.epochs = {config.train.epochs} are {self.schedule.steps} steps; at most {MAX_STEPS} are possible."
+            )
         self.model = build_model(config)
         abstract_params = jax.eval_shape(lambda: init_variables(self.model, config))["params"]
         count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params))
         what = f"A model of {count:,} parameters, with gradients and momentum,"
-        require_memory(3 * 4 * count, what, "make config.model smaller", ConfigError)
+        require_memory(3 * 4 * count, what, "make config.model smaller", error=ConfigError)
         self.trained: Tree = trainable(config, abstract_params)
         self.optimizer = make_optimizer(self.schedule, self.trained)
-        self.step_function = make_train_step(self.model, self.optimizer, self.trained, self.schedule, self.mesh)
+        self.step_function = make_train_step(self.model, self.optimizer, trained=self.trained, train=self.schedule, mesh=self.mesh)
         self.agreement = Agreement(self.mesh)
-        self.validation = Validation(config, self.model, validation_set, self.mesh, workdir) if validation_set is not None else None
-        self._tell_start(abstract_params, validation_set, changes)
+        self.validation: Validation | None = None
+        if validation_set is not None:
+            self.validation = Validation(config, self.model, validation_set, mesh=self.mesh, run_folder=workdir)
+        self._log_start(abstract_params, validation_set, changes)
 
         self.iterator = training_iterator(
             config,
@@ -118,10 +143,11 @@ class _Run:
         self.state = self._restored_or_new_state()
         self.step = int(self.state.step)
         self.first_step = self.step + 1
-        # Shapes of images that the step is compiled for, and the last step whose time would tell of compiling.
+        # The shapes of images that the step is compiled for, and the last step whose time includes
+        # compilation.
         self.shapes: set[tuple[int, ...]] = set()
         self.untimed_until = self.step
-        # When the step before was seen to be done; None where something else came in between.
+        # The time at which the previous step was done; None if something else happened in between.
         self.finished_at: float | None = None
         self.writer = MetricsWriter(workdir, self.step) if jax.process_index() == 0 else None
         if jax.process_index() == 0:
@@ -131,7 +157,7 @@ class _Run:
         self.skipped_in_a_row = 0
         self.last_evaluation: dict[str, float] = {}
 
-    def _tell_start(self, params: Tree, validation_set: InstanceDataset | None, changes: list[str]) -> None:
+    def _log_start(self, params: Tree, validation_set: InstanceDataset | None, changes: list[str]) -> None:
         train, schedule = self.config.train, self.schedule
         device = jax.devices()[0]
         sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
@@ -176,14 +202,14 @@ class _Run:
         if self.config.init.weights:
             logger.info("starts from weights")
             return load_weights(self.config.init.weights, self.config, skip_mismatched=self.config.init.skip_mismatched)
-        logger.info("starts from nothing")
+        logger.info("starts from random weights")
         return init_variables(self.model, self.config, self.config.train.seed)
 
     def train(self) -> dict[str, float]:
         try:
             with Interruption() as interruption:
                 self._evaluate_if_due(interruption)
-                while self.step < self.schedule.steps and not self._wanted_alone(interruption) and not self._advance(interruption):
+                while self.step < self.schedule.steps and not self._stops_at_once(interruption) and not self._advance(interruption):
                     pass
                 self._record_all()
                 self._end(interruption)
@@ -196,8 +222,8 @@ class _Run:
         return self.averages.means() | self.last_evaluation
 
     def _end(self, interruption: Interruption) -> None:
-        """Saves, where that is not done, and tells how the run ended."""
-        if self.step < self.schedule.steps or self._wanted_alone(interruption):
+        """Saves a checkpoint if the last step has none, and logs how the run ended."""
+        if self.step < self.schedule.steps or self._stops_at_once(interruption):
             self._save()
             logger.info("stopped at step %d of %d; the same command goes on from here", self.step, self.schedule.steps)
         else:
@@ -206,34 +232,35 @@ class _Run:
             logger.warning("%d training images could not be used and were replaced by others", len(self.iterator.broken_images))
 
     @staticmethod
-    def _wanted_alone(interruption: Interruption) -> bool:
-        """Whether to stop now: a process alone needs no agreement."""
+    def _stops_at_once(interruption: Interruption) -> bool:
+        """Whether to stop now, which a single process may do without an agreement."""
         return interruption.wanted and jax.process_count() == 1
 
     def _advance(self, interruption: Interruption) -> bool:
-        """One step, with what is due after it; tells whether the run's processes want to stop."""
+        """Makes a step and whatever is due after it, and returns whether to stop."""
         started = time.perf_counter()
         try:
             batch = next(self.iterator)
         except Exception:
-            # A scheduler that stops a job may have ended the data's worker processes already.
-            if self._wanted_alone(interruption):
+            # A scheduler that stops a job may already have ended the worker processes of the data.
+            if self._stops_at_once(interruption):
                 return True
-            self._rescue()
+            self._save_before_error()
             raise
         data_time = time.perf_counter() - started
         scalars = self._start_step(batch)
-        self.pending.append(_Pending(self.step, scalars, self.agreement.ask(interruption.wanted), np.asarray(batch.indices), data_time))
+        stop_answer, indices = self.agreement.ask(interruption.wanted), np.asarray(batch.indices)
+        self.pending.append(_Pending(self.step, scalars, stop=stop_answer, indices=indices, data_time=data_time))
         stop = self._record(self.pending.popleft(), timed=True) if len(self.pending) > _LAG else False
         if self.step % self.config.train.checkpoint_every == 0 or self.step == self.schedule.steps or self._evaluation_is_due():
             stop |= self._record_all()
             self._save()
             if not stop:
                 self._evaluate_if_due(interruption)
-        return stop or self._wanted_alone(interruption)
+        return stop or self._stops_at_once(interruption)
 
     def _start_step(self, batch: Batch) -> dict[str, jax.Array]:
-        """Starts a step on the devices; says so where it has to be compiled first."""
+        """Starts a step on the devices, and logs if it has to be compiled first."""
         self.step += 1
         shape, started = batch.images.shape, time.perf_counter()
         if shape not in self.shapes:
@@ -242,12 +269,15 @@ class _Run:
         if shape not in self.shapes:
             logger.info("compiled in %.0f s", time.perf_counter() - started)
             self.shapes.add(shape)
-            # The devices were done with the steps before, and nobody looked at the clock.
+            # The devices finished the previous steps meanwhile, so their times are unknown.
             self.untimed_until = self.step
         return scalars
 
-    def _rescue(self) -> None:
-        """Saves what is whole before the run ends by an error of its data; of several processes none can save alone."""
+    def _save_before_error(self) -> None:
+        """Saves a checkpoint before an error of the data ends the run.
+
+        This only happens in a run of one process, because several must save together.
+        """
         if jax.process_count() == 1 and self.step >= self.first_step:
             self._record_all()
             self._save()
@@ -261,10 +291,10 @@ class _Run:
         return stop
 
     def _record(self, pending: _Pending, *, timed: bool) -> bool:
-        """Waits for a step, tells about it, and answers whether the processes wanted to stop then."""
+        """Waits for a step, logs its values, and returns whether the processes wanted to stop."""
         values = {name: float(value) for name, value in jax.device_get(pending.scalars).items()}
         if values.pop("skipped"):
-            self._tell_skipped(pending)
+            self._log_skipped(pending)
         else:
             self.skipped_in_a_row = 0
         rate = {"learning_rate": values.pop("learning_rate")}
@@ -278,14 +308,17 @@ class _Run:
         return bool(pending.stop)
 
     def _times(self, pending: _Pending) -> dict[str, float]:
-        """How long a step took, that is done now: the time since the one before was. None where that would tell of compiling."""
+        """Returns the time since the previous step was done, and the time of waiting for data.
+
+        Nothing is returned for steps whose time is unknown or includes compilation.
+        """
         now = time.perf_counter()
         before, self.finished_at = self.finished_at, now
         if before is None or pending.step <= self.untimed_until:
             return {}
         return {"step_time": now - before, "data_time": pending.data_time}
 
-    def _tell_skipped(self, pending: _Pending) -> None:
+    def _log_skipped(self, pending: _Pending) -> None:
         self.skipped_in_a_row += 1
         images = ", ".join(f"{self.dataset.image_ids[i]} ({self.dataset.file_names[i]})" for i in pending.indices if i >= 0)
         logger.warning("step %d skipped: a loss or gradient is not finite; image ids of the batch: %s", pending.step, images)
@@ -303,11 +336,11 @@ class _Run:
         return bool(every) and self.step > 0 and (self.step % every == 0 or self.step >= self.schedule.steps)
 
     def _evaluate_if_due(self, interruption: Interruption) -> None:
-        """Evaluates the checkpoint just saved or restored, unless that was done already; a signal breaks it off."""
+        """Evaluates the checkpoint just saved or restored, unless it was; a signal ends this."""
         if self.validation is None or not self._evaluation_is_due() or self.step in self.checkpoints.average_precision:
             return
         try:
-            # Several processes would wait for the one that broke off.
+            # Of several processes, none may leave alone, because the others would wait for it.
             with interruption.breaking_off() if jax.process_count() == 1 else contextlib.nullcontext():
                 self.last_evaluation, pictures = self.validation(self.step, self.state.evaluation_variables)
         except Interrupted:

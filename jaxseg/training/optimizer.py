@@ -1,6 +1,8 @@
-"""SGD as the originals train with it, or AdamW: the rate as a pure function of the step, decay by a parameter's role, an average.
+"""The optimizers, SGD and AdamW, with the learning rate schedule and the average of parameters.
 
-The optimizer gives a direction and never sees the rate. So a skipped step leaves its state alone while the schedule goes on.
+The optimizer computes a direction and does not know the learning rate, which is a pure function of
+the step. A skipped step therefore leaves the optimizer's state as it is, while the schedule goes
+on.
 """
 
 import dataclasses
@@ -16,16 +18,17 @@ from jaxtyping import Array, Bool, Float32, Int32
 from jaxseg.config import TrainConfig
 from jaxseg.models.freezing import is_norm
 
-# A pytree of parameters, or of one value a parameter.
+# A pytree of parameters, or of one value per parameter.
 Tree = Any
 
 
 def autoscaled(train: TrainConfig) -> TrainConfig:
-    """The schedule for the batch size in use, as the original's autoscaling.
+    """Scales the schedule to the batch size, as the original's autoscaling does.
 
-    With `f = batch_size / autoscale_batch_size` the rate is multiplied by f, and the number of steps and every decay step are
-    floor-divided by f. Warm-up keeps its length and its first rate. `autoscale_batch_size = 0` changes nothing, and
-    `autoscale_steps = False` changes the rate only.
+    With `f = batch_size / autoscale_batch_size`, the learning rate is multiplied by f, and the
+    number of steps and every decay step are divided by f and rounded down. The warm-up keeps its
+    length and its first rate. `autoscale_batch_size = 0` changes nothing, and
+    `autoscale_steps = False` changes only the rate.
     """
     if not train.autoscale_batch_size:
         return train
@@ -41,13 +44,14 @@ def autoscaled(train: TrainConfig) -> TrainConfig:
 
 
 def in_steps(train: TrainConfig, images: int) -> TrainConfig:
-    """The schedule with its epochs, if it has any, as steps of this batch size.
+    """Converts the epochs of a schedule, if it has any, to steps.
 
-    An epoch is `ceil(images / batch_size)` steps, mmdetection's count.
+    An epoch has `ceil(images / batch_size)` steps, as in mmdetection.
 
     Args:
-        train: of which `epochs` and `decay_epochs`, where there are any, replace `steps` and `decay_steps`.
-        images: of the training set.
+        train: the schedule; `epochs` and `decay_epochs`, if there are any, replace `steps` and
+            `decay_steps`.
+        images: the number of training images.
     """
     if not train.epochs:
         return train
@@ -62,21 +66,23 @@ def in_steps(train: TrainConfig, images: int) -> TrainConfig:
 
 
 def learning_rate(train: TrainConfig, step: Int32[Array, ""] | int) -> Float32[Array, ""]:
-    """The rate of the update that follows `step` finished steps.
+    """Returns the learning rate of the update after `step` finished steps.
 
-    "steps" multiplies the rate by `decay_factor` at each of `decay_steps`, and "cosine" lets it fall to 0 at `steps`. Warm-up
-    takes the first `warmup_steps` steps, in one of two ways:
+    The schedule "steps" multiplies the rate by `decay_factor` at each of `decay_steps`, and
+    "cosine" lets it fall to 0 at `steps`. The warm-up takes the first `warmup_steps` steps, in one
+    of two ways.
 
-    With `warmup_factor`, the rate of such a schedule is multiplied by a factor that grows linearly from there to 1, as in
-    maskrcnn-benchmark, mmdetection and detectron2.
+    With `warmup_factor`, the rate of such a schedule is multiplied by a factor that grows linearly
+    from `warmup_factor` to 1, as in maskrcnn-benchmark, mmdetection and detectron2.
 
-    Without it the rate itself grows linearly from `warmup_learning_rate`, and a cosine starts after that. The original of
-    YOLACT sets the warm-up rate first and the decayed one after it, and sets the latter only where a decay step is reached. So
-    a decay step within the warm-up rules for one step, and warm-up then goes on towards the full rate.
+    Without it, the rate itself grows linearly from `warmup_learning_rate`, and a cosine starts
+    after the warm-up. YOLACT's original sets the rate of the warm-up first, and then the decayed
+    rate if the step is a decay step. A decay step within the warm-up therefore has its rate for one
+    step only, and the warm-up then goes on towards the full rate.
 
     Args:
         train: the schedule, already autoscaled and in steps.
-        step: 0 is the first step.
+        step: the number of finished steps.
     """
     step = jnp.asarray(step)
     if train.warmup_factor and train.warmup_steps:
@@ -98,23 +104,26 @@ def learning_rate(train: TrainConfig, step: Int32[Array, ""] | int) -> Float32[A
 
 
 def make_optimizer(train: TrainConfig, trained: Tree) -> optax.GradientTransformation:
-    """The optimizer without its rate: subtract `rate * updates` from the parameters.
+    """Makes the optimizer without its learning rate, by which the updates must be multiplied.
 
-    "sgd" is torch.optim.SGD: `buffer = momentum * buffer + gradient + weight_decay * parameter`, with a buffer of 0 before
-    the first step. "adamw" (arXiv:1711.05101) takes `momentum` as its first decay and adds `weight_decay * parameter` to
-    the direction. Clipping by the global norm of the trained parameters' gradients, if any, comes first. Last, the updates
-    of biases, a norm's included, are multiplied by `bias_rate_factor`.
+    "sgd" is torch.optim.SGD: `buffer = momentum * buffer + gradient + weight_decay * parameter`,
+    where the buffer is 0 before the first step. "adamw" (arXiv:1711.05101) takes `momentum` as its
+    first decay rate and adds `weight_decay * parameter` to the direction. First, gradients are
+    clipped by their global norm over the trained parameters, if this is configured. Last, the
+    updates of biases, also of those of norms, are multiplied by `bias_rate_factor`.
 
     Args:
-        train: optimizer, momentum, weight_decay and what it leaves out, bias_rate_factor and clip_norm.
-        trained: True for each parameter that learns; the others get an update of 0, no decay and no state.
+        train: the settings of the optimizer.
+        trained: for each parameter, whether it learns. If not, its update is 0, and it has no decay
+            and no state.
     """
     decay = optax.stateless(functools.partial(_add_decay, train))
     chain = optax.chain(
         *([optax.scale_by_adam(b1=train.momentum), decay] if train.optimizer == "adamw" else [decay, optax.trace(train.momentum)])
     )
 
-    # What keeps no state stays out of the chain, so that a run can go on with other options.
+    # Transformations without a state are not in the chain, so that their options can change when a
+    # run is resumed.
     def update(gradients: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
         if train.clip_norm:
             gradients, _ = optax.clip_by_global_norm(train.clip_norm).update(gradients, optax.EmptyState())
@@ -138,25 +147,26 @@ def _is_bias(path: tuple[str, ...]) -> bool:
 
 
 def _map_with_names(function: Callable[..., Array], *trees: Tree) -> Tree:
-    """`jax.tree.map`, with the names on the way to a leaf as the first argument."""
+    """Is `jax.tree.map` with the path of each leaf, as a tuple of names, as the first argument."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(tuple(key.key for key in path), *leaves), *trees)
 
 
 def descend(params: Tree, updates: Tree, rate: Float32[Array, ""]) -> Tree:
-    """The parameters after one step: `parameter - rate * update`."""
+    """Returns the parameters after a step, `parameter - rate * update`."""
     return jax.tree.map(lambda parameter, update: parameter - rate * update, params, updates)
 
 
 def update_average(average: Tree, params: Tree, decay: float, step: Int32[Array, ""]) -> Tree:
-    """The exponential moving average after `step` finished steps.
+    """Updates the exponential moving average of the parameters after `step` finished steps.
 
-    The decay grows as `(1 + step) / (10 + step)` up to `decay`, as TensorFlow's ExponentialMovingAverage with its counter does;
-    else a short run would end with an average of its start.
+    The decay grows as `(1 + step) / (10 + step)` up to `decay`, as in TensorFlow's
+    ExponentialMovingAverage with a step counter; otherwise the initial parameters would dominate
+    the average of a short run.
     """
     decay_now = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda mean, parameter: mean * decay_now + parameter * (1 - decay_now), average, params)
 
 
 def keep_if(condition: Bool[Array, ""], new: Tree, old: Tree) -> Tree:
-    """`new` where the condition holds, else `old`, leaf by leaf."""
+    """Returns the tree `new` if the condition holds, and otherwise `old`."""
     return jax.tree.map(lambda after, before: jnp.where(condition, after, before), new, old)

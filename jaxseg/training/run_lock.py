@@ -1,4 +1,7 @@
-"""One training at a time in a run folder: two would mix their records, and each remove the other's checkpoints."""
+"""The lock of a run folder, in which only one training may run at a time.
+
+Two would mix their metrics and remove each other's checkpoints.
+"""
 
 import contextlib
 import datetime
@@ -21,12 +24,14 @@ LOCK = "train.lock"
 
 @contextlib.contextmanager
 def locked(run_folder: Path) -> Iterator[None]:
-    """Makes a run folder, if need be, and holds it for this process.
+    """Makes a run folder if it does not exist, and locks it for this process.
 
-    The operating system takes the lock back when the process ends, however it ends: what a killed run leaves is never in the way.
+    The operating system releases the lock when the process ends, in whatever way, so the file that
+    a killed run leaves is harmless.
 
     Raises:
-        ConfigError: another process trains in the folder, and the message names its host and number; or it cannot be written to.
+        ConfigError: another process trains in the folder (the message names its host and process
+            id), or the folder cannot be written to.
     """
     make_folder(run_folder, "--workdir", ConfigError)
     try:
@@ -54,7 +59,7 @@ def _lock(path: Path) -> TextIO:
             raise ConfigError(f"{path.parent} is in use: {_holder(path)}; wait for its end, or choose another --workdir.") from None
         except OSError as error:
             logger.warning("%s cannot be locked (%s); make sure that no other training uses this folder", path.parent, error.strerror)
-        # The one who held it may have removed the file between opening and locking.
+        # The previous holder may have removed the file after it was opened here.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
         file.close()
@@ -64,6 +69,6 @@ def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text())
         return f"process {holder['process']} on {holder['host']} trains there since {holder['started']}"
-    # The other process may be writing this very moment.
+    # The other process may be writing the file at this moment.
     except (OSError, ValueError, KeyError, TypeError):
         return "another process trains there"

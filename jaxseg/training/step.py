@@ -1,4 +1,4 @@
-"""The training state, and the one compiled step that advances it."""
+"""The training state, and the compiled training step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,15 +20,15 @@ from jaxseg.training.optimizer import Tree, descend, keep_if, learning_rate, upd
 
 @struct.dataclass
 class TrainState:
-    """Everything a step reads and writes; the same on each device.
+    """Everything that a step reads and writes; it is the same on each device.
 
     Attributes:
-        step: finished steps, skipped ones included.
+        step: the number of finished steps, including skipped ones.
         params: the model's parameters.
-        batch_stats: running means and variances of batch norm.
+        batch_stats: the running means and variances of batch norms.
         opt_state: the optimizer's buffers.
-        ema_params: moving average of the parameters, None where the run keeps none.
-        rng: key data of the run's random key; step i uses this key folded with i.
+        ema_params: the moving average of the parameters, or None if the run keeps none.
+        rng: the data of the run's random key; step i folds i into this key.
     """
 
     step: Int32[Array, ""]
@@ -40,12 +40,12 @@ class TrainState:
 
     @property
     def evaluation_variables(self) -> dict[str, Tree]:
-        """What detects and validates: the averaged parameters where there are any."""
+        """The variables for evaluation, with the averaged parameters if there are any."""
         return {"params": self.params if self.ema_params is None else self.ema_params, "batch_stats": self.batch_stats}
 
 
 def create_state(variables: dict[str, Tree], optimizer: optax.GradientTransformation, train: TrainConfig) -> TrainState:
-    """The state before the first step."""
+    """Makes the state before the first step."""
     params = variables["params"]
     return TrainState(
         step=jnp.int32(0),
@@ -58,22 +58,23 @@ def create_state(variables: dict[str, Tree], optimizer: optax.GradientTransforma
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, trained: Tree, train: TrainConfig, mesh: Mesh
+    model: nn.Module, optimizer: optax.GradientTransformation, *, trained: Tree, train: TrainConfig, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The compiled step: global batch and state in, next state and float32 scalars out. The state passed in is used up.
+    """Makes the compiled training step.
 
-    A loss or gradient that is not finite leaves everything but the step count as it was.
+    If a loss or gradient is not finite, the step changes nothing but the step count.
 
     Args:
         model: a detector.
-        optimizer: of `make_optimizer`.
-        trained: True for each parameter that learns.
+        optimizer: the result of `make_optimizer`.
+        trained: for each parameter, whether it learns.
         train: the schedule, already autoscaled.
-        mesh: of `make_mesh`.
+        mesh: the result of `make_mesh`.
 
     Returns:
-        a function that gives the next state and the scalars `loss/<name>` for each loss, `loss/total`, `grad_norm` (of the
-        trained parameters, before clipping), `learning_rate` and `skipped` (1 where the step was left out).
+        A function from the state, which it donates, and a global batch to the next state and to
+        float32 scalars: `loss/<name>` for each loss, `loss/total`, `grad_norm` (of the trained
+        parameters, before clipping), `learning_rate`, and `skipped` (1 if the step was skipped).
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -86,7 +87,7 @@ def make_train_step(
 
         (total, (losses, batch_stats)), gradients = jax.value_and_grad(total_loss, has_aux=True)(state.params)
         gradients = jax.tree.map(lambda gradient, learns: gradient if learns else jnp.zeros_like(gradient), gradients, trained)
-        grad_norm = optax.global_norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
         rate = learning_rate(train, state.step)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -102,7 +103,15 @@ def make_train_step(
 
 
 def make_loss_step(model: nn.Module, mesh: Mesh) -> Callable[[dict[str, Tree], Batch], tuple[dict[str, Array], Array]]:
-    """The compiled validation losses: variables and one global batch in, the losses by name and the count of images out."""
+    """Makes the compiled computation of the validation losses.
+
+    Args:
+        model: a detector.
+        mesh: the result of `make_mesh`.
+
+    Returns:
+        A function from variables and a global batch to the losses by name and the number of images.
+    """
 
     def loss_step(variables: dict[str, Tree], batch: Batch) -> tuple[dict[str, Array], Array]:
         losses = model.apply(variables, batch, train=False, method="losses", rngs={"sampling": jax.random.key(0)})

@@ -1,4 +1,4 @@
-"""What a run looks at between steps: losses on the validation images, COCO's metrics, and a few pictures with detections."""
+"""The evaluation during training: validation losses, COCO's metrics, and pictures of detections."""
 
 import logging
 import math
@@ -29,27 +29,30 @@ PICTURES = "pictures"
 
 
 class Validation:
-    """Looks at the first `train.evaluate_images` validation images (0: all); every process calls it at the same steps."""
+    """Evaluates the first `train.evaluate_images` validation images, or all of them if that is 0.
 
-    def __init__(self, config: Config, model: nn.Module, dataset: InstanceDataset, mesh: Mesh, run_folder: Path):
+    Every process of the run must call it at the same steps.
+    """
+
+    def __init__(self, config: Config, model: nn.Module, dataset: InstanceDataset, *, mesh: Mesh, run_folder: Path):
         self._config, self._model, self._dataset, self._mesh = config, model, dataset, mesh
         self._folder = run_folder / PICTURES
         self._limit = min(config.train.evaluate_images or len(dataset), len(dataset))
         self._loss_step = make_loss_step(model, mesh)
         devices = mesh.local_mesh.size
-        # Of this process.
+        # The batch size of this process.
         self._batch_size = math.ceil(config.eval.batch_size / devices) * devices
 
     def __call__(self, step: int, variables: dict[str, Tree]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Evaluates, logs the tables, and writes `pictures/<step>_<image id>.jpg`.
 
         Args:
-            step: finished steps, for the names.
-            variables: replicated over the mesh.
+            step: the number of finished steps, for the names of the pictures.
+            variables: the detector's variables, replicated over the mesh.
 
         Returns:
-            `val/loss/<name>` (means over the images), `val/box/AP` and the other metrics of `evaluate`; and, on the first
-            process, the drawn pictures by name, uint8 RGB.
+            The mean losses `val/loss/<name>`, `val/box/AP` and the other metrics of `evaluate`;
+            and, in the first process, the drawn pictures by name, uint8 RGB.
         """
         losses = self._losses(variables)
         metrics = evaluate(self._config, variables, self._dataset, batch_size=self._batch_size, limit=self._limit, mesh=self._mesh)
@@ -75,13 +78,13 @@ class Validation:
             losses, count = jax.device_get(self._loss_step(variables, to_global(batch, self._mesh)))
             images += int(count)
             for name, value in losses.items():
-                # Of no images a loss may be anything.
+                # The losses of a batch without images are meaningless.
                 sums[name] = sums.get(name, 0.0) + (float(value) * int(count) if count else 0.0)
         means = {f"loss/{name}": value / max(images, 1) for name, value in sums.items()}
         return means | {"loss/total": sum(means.values())}
 
     def _pictures(self, step: int, variables: dict[str, Tree]) -> dict[str, np.ndarray]:
-        """The first images with what is found in them."""
+        """Draws the detections in the first images, and writes the pictures."""
         detector = DeviceDetector(self._config, variables, self._mesh.local_devices)
         images: dict[int, np.ndarray] = {}
         drawn: dict[str, np.ndarray] = {}
@@ -100,7 +103,10 @@ class Validation:
         return drawn
 
     def _read(self, images: dict[int, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-        """Reads the images to draw one by one, and keeps each in `images`, too; leaves out those that cannot be read."""
+        """Yields the images to draw with their indices, and also keeps them in `images`.
+
+        Images that cannot be read are left out.
+        """
         for index in range(min(self._config.train.draw_images, len(self._dataset))):
             try:
                 images[index] = self._dataset[index].image

@@ -1,4 +1,4 @@
-"""Readers of checkpoints, and the tables of names that lead to our variables."""
+"""Reading and writing weights: file formats, and tables that map other projects' names to ours."""
 
 from jaxseg.weights.formats.files import WeightsError
 from jaxseg.weights.formats.run_folder import CheckpointError

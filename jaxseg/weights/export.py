@@ -1,4 +1,4 @@
-"""The way out: variables are written under our own names, or under the names and in the layouts of the original."""
+"""Writing variables, under our own names or under the names and in the layouts of an original."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,11 @@ from jaxseg.weights.names.registry import original
 
 
 def write_variables(path: Path, variables: Mapping[str, Any]) -> None:
-    """Writes `params/...` and `batch_stats/...` in the format that the file's name ends in, .safetensors or .npz.
+    """Writes variables under their own names, `params/...` and `batch_stats/...`.
+
+    Args:
+        path: the file; the format is safetensors if the name ends in .safetensors, otherwise .npz.
+        variables: `{"params": ..., "batch_stats": ...}`.
 
     Raises:
         WeightsError: the file cannot be written.
@@ -29,26 +33,30 @@ def write_variables(path: Path, variables: Mapping[str, Any]) -> None:
 
 
 def write_state_dict(path: Path, config: Config, variables: Mapping[str, Any]) -> None:
-    """Writes the PyTorch checkpoint that the detector's original loads, see `state_dict`.
+    """Writes a PyTorch checkpoint that the detector's original can load; see `state_dict`.
 
     Raises:
-        WeightsError: the file cannot be written, or no original has the conventions of the configuration.
+        WeightsError: the file cannot be written, or no original has these conventions.
     """
     write_zip(path, state_dict(variables, config))
 
 
 def state_dict(variables: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]:
-    """Variables of `build_model(config)` under the names of their original, in its layouts.
+    """Returns the variables of a detector under the names of its original, in its layouts.
 
-    Counters of batches in batch norms are 0, for they change nothing at a fixed momentum. Outputs for the background that
-    nobody reads are 0, too.
+    The batch counters of batch norms are 0, because they have no effect at a fixed momentum.
+    Outputs for the background that the original does not use are 0, too.
+
+    Args:
+        variables: the variables of `build_model(config)`.
+        config: the configuration of the detector.
 
     Raises:
-        WeightsError: no original has the conventions of the configuration.
+        WeightsError: no original has the configuration's conventions.
     """
     table = original(config.model)
     if table is None:
-        raise WeightsError(f"{config.name} mixes conventions, so no original would detect as it does; write .npz or .safetensors instead.")
+        raise WeightsError(f"{config.name} mixes conventions, so it has no equivalent original; write .npz or .safetensors instead.")
     flat = _flat(variables)
     state: dict[str, np.ndarray] = {}
     for path, name in table.names(config.model, flat).items():

@@ -1,4 +1,7 @@
-"""Weights of other projects, and of our own runs, as our variables: every parameter filled, every entry used, or an error."""
+"""Loading weights of other projects, or of our own runs, into a detector's variables.
+
+Every parameter must be filled and every entry used; otherwise there is an error.
+"""
 
 import difflib
 import logging
@@ -20,9 +23,9 @@ from jaxseg.weights.names.rules import NameTable
 
 logger = logging.getLogger(__name__)
 
-# Names that an error lists of each kind.
+# The number of names of each kind that an error lists.
 _LISTED = 10
-_SKIP = "--config.init.skip_mismatched=True starts those fresh and keeps the rest, as for other classes."
+_SKIP = "With --config.init.skip_mismatched=True, those start from random values, as is usual for other classes."
 _WHOLE = "Take the configuration that these weights were trained with; train.py can start from them for other classes."
 
 
@@ -34,25 +37,29 @@ def load_weights(
     skip_mismatched: bool | None = None,
     whole: bool = False,
 ) -> dict[str, Any]:
-    """Variables for `build_model(config)`.
+    """Loads the variables of `build_model(config)`.
 
     Args:
-        source: a file (`.pth`, `.pkl`, `.npz`, `.safetensors`), a run folder of ours, or a mapping from names to arrays. The
-            names are those of dbolya/yolact's, torchvision's, detectron2's, mmdetection's, maskrcnn-benchmark's or Detectron's
-            detectors, of torchvision's or MSRA's ResNets or dbolya's Darknet-53 (these fill the backbone), in the layouts there;
-            or ours, such as `params/head/box/kernel`.
-        config: of the model to fill; what the source has not starts fresh from `config.train.seed`.
-        step: of a run folder: "best", "latest" or a number.
-        skip_mismatched: start parameters fresh that have another shape in the source; None: as `config.init` says.
-        whole: refuse weights of a backbone only.
+        source: a file (`.pth`, `.pkl`, `.npz`, `.safetensors`), a run folder of train.py, or a
+            mapping from names to arrays. Names and layouts are those of the detectors of
+            dbolya/yolact, torchvision, detectron2, mmdetection, maskrcnn-benchmark or Detectron; or
+            those of torchvision's or MSRA's ResNets or dbolya's Darknet-53, which fill the
+            backbone; or our own, such as `params/head/box/kernel`.
+        config: the configuration of the model. Variables that the source does not have are drawn
+            at random with the seed `config.train.seed`.
+        step: the checkpoint of a run folder: "best", "latest" or a number.
+        skip_mismatched: whether parameters with another shape in the source are drawn at random
+            instead; by default, `config.init.skip_mismatched` decides.
+        whole: whether weights of a backbone alone are refused.
 
     Returns:
         `{"params": ..., "batch_stats": ...}`, float32, on the default device.
 
     Raises:
-        WeightsError: the source cannot be read; or it learned with other conventions than the configuration has; or a parameter
-            is not in it, an entry of it has no place, or shapes differ. Only batch norm's counters and the like may be left over,
-            only the semantic head, which inference does not use, missing.
+        WeightsError: the source cannot be read, was trained with other conventions than those of
+            the configuration, lacks a parameter, has an unused entry, or has another shape. Unused
+            entries without an effect, such as the counters of batch norms, are permitted; so is the
+            lack of the semantic head, which inference does not use.
         CheckpointError: there is no such checkpoint in the run folder.
     """
     named = None if isinstance(source, Mapping) else str(source)
@@ -64,10 +71,10 @@ def load_weights(
     table = recognise(entries, config.model, wanted)
     if whole and table.part:
         raise WeightsError(
-            f"{named or 'The mapping'} holds {table.title}, the {table.part} only, which detects nothing; train with it as init.weights."
+            f"{named or 'The mapping'} holds {table.title}, which is only the {table.part} of a detector; train with it as init.weights."
         )
     if disagreements := table.disagreements(config.model):
-        raise WeightsError(_refuse(named, config, table, disagreements))
+        raise WeightsError(_disagreement_message(named, config, table, disagreements))
     entries = {table.current_name(name): value for name, value in entries.items()}
     names = table.names(config.model, wanted)
     found = {path: table.to_ours(config.model, path, _array(entries[name])) for path, name in names.items() if name in entries}
@@ -81,39 +88,47 @@ def load_weights(
             f"{names[path]}  {np.shape(entries[names[path]])}  {table.their_shape(config.model, path, wanted[path].shape)}"
             for path in mismatched
         ]
-        raise WeightsError(_explain(named, config, table, [names[path] for path in absent], left_over, shapes, to_train=not whole))
+        missing = [names[path] for path in absent]
+        message = _misfit_message(named, config, table, missing=missing, unused=left_over, shapes=shapes, to_train=not whole)
+        raise WeightsError(message)
     fresh = [path for path in wanted if path not in found or path in mismatched]
-    # A copy of each: what a file is mapped to must not live on in the variables.
+    # Copies, so that the variables do not keep views of a file that is mapped into memory.
     filled = {path: jax.device_put(np.array(found[path], np.float32, order="C")) for path in wanted if path not in fresh}
     if fresh:
-        # As `init_variables` makes them; what is not asked for is not compiled.
+        # XLA does not compute those initial variables that are not returned.
         filled |= jax.jit(lambda: {path: _flat(init_variables(model, config, config.train.seed))[path] for path in fresh})()
-    _tell(named or "the mapping", table, len(filled) - len(fresh), [path for path in fresh if path not in mismatched])
+    _log_source(named or "the mapping", table, len(filled) - len(fresh), [path for path in fresh if path not in mismatched])
     for path in mismatched:
-        logger.warning("skipped %s: %s in the source, %s in the model; it starts fresh", names[path], found[path].shape, wanted[path].shape)
+        logger.warning(
+            "skipped %s: %s in the source, %s in the model; it starts from random values",
+            names[path],
+            found[path].shape,
+            wanted[path].shape,
+        )
     return flax.traverse_util.unflatten_dict(filled, sep="/")
 
 
 def load_detector(
     checkpoint: str, config_file: str | None, overrides: Mapping[str, Any], *, step: str = "best"
 ) -> tuple[Config, dict[str, Any]]:
-    """The configuration and the variables that a command line names.
+    """Loads the configuration and the variables that a command line names.
 
     Args:
         checkpoint: a run folder, or a file of weights.
-        config_file: None reads config.json of the run folder.
-        overrides: dotted keys of the configuration.
-        step: of a run folder: "best", "latest" or a number.
+        config_file: a config file; None reads config.json of the run folder.
+        overrides: values of the configuration by dotted keys.
+        step: the checkpoint of a run folder: "best", "latest" or a number.
 
     Raises:
         ConfigError: there is no configuration, or it cannot be used.
-        WeightsError, CheckpointError: the weights cannot be read, do not fit the configuration, or are of a backbone only.
+        WeightsError, CheckpointError: the weights cannot be read, do not fit the configuration, or
+            are those of a backbone alone.
     """
     path = Path(checkpoint) / CONFIG
     if config_file is None and not path.is_file():
         raise ConfigError(f"There is no {path}; give a run folder of train.py, or say --config FILE for weights in a file.")
     config = load_config(config_file or path, overrides)
-    # What starts fresh learns in training; here it would be taken for what was learned.
+    # Nothing may be drawn at random here, because it would be taken for trained parameters.
     return config, load_weights(checkpoint, config, step=step, skip_mismatched=False, whole=True)
 
 
@@ -129,16 +144,17 @@ def _module(path: str) -> str:
     return path.partition("/")[2].rpartition("/")[0]
 
 
-def _tell(source: str, table: NameTable, count: int, fresh: Sequence[str]) -> None:
-    logger.info("%s: %s, %d arrays%s", source, table.title, count, f"; fresh start: {', '.join(_summary(fresh))}" if fresh else "")
+def _log_source(source: str, table: NameTable, count: int, fresh: Sequence[str]) -> None:
+    initialized = f"; initialized at random: {', '.join(_summary(fresh))}" if fresh else ""
+    logger.info("%s: %s, %d arrays%s", source, table.title, count, initialized)
 
 
 def _summary(paths: Iterable[str]) -> list[str]:
-    """The first part of each module, once."""
+    """Returns the first parts of the modules' paths, each of them once."""
     return sorted({_module(path).partition("/")[0] for path in paths})
 
 
-def _refuse(source: str | None, config: Config, table: NameTable, disagreements: Sequence[str]) -> str:
+def _disagreement_message(source: str | None, config: Config, table: NameTable, disagreements: Sequence[str]) -> str:
     described = original(config.model)
     return (
         f"{source or 'The mapping'} holds {table.title}, and {config.name} describes "
@@ -147,29 +163,29 @@ def _refuse(source: str | None, config: Config, table: NameTable, disagreements:
     )
 
 
-def _explain(
+def _misfit_message(
     source: str | None,
     config: Config,
     table: NameTable,
-    absent: Sequence[str],
-    left_over: Sequence[str],
-    shapes: Sequence[str],
     *,
+    missing: Sequence[str],
+    unused: Sequence[str],
+    shapes: Sequence[str],
     to_train: bool,
 ) -> str:
     def rows(title: str, lines: Sequence[str]) -> list[str]:
         more = [f"  ... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
         return [f"{title} ({len(lines)}):", *(f"  {line}" for line in lines[:_LISTED]), *more] if lines else []
 
-    near = {name: difflib.get_close_matches(name, left_over, n=1) for name in absent[:_LISTED]}
+    near = {name: difflib.get_close_matches(name, unused, n=1) for name in missing[:_LISTED]}
     width = max(map(len, near), default=0)
-    missing = [f"{name:<{width}}  {near[name][0]}" if near.get(name) else name for name in absent]
+    pairs = [f"{name:<{width}}  {near[name][0]}" if near.get(name) else name for name in missing]
     return "\n".join(
         [
             f"The weights{f' in {source}' if source else ''} do not fit {config.name}; they were taken for {table.title}.",
-            *rows("Missing there, with the nearest name without a place here", missing),
-            *rows("There, and without a place here", left_over),
-            *rows("Other shapes, there and here", shapes),
+            *rows("Missing in the weights, with the most similar unused name", pairs),
+            *rows("Unused by the model", unused),
+            *rows("Different shapes, in the weights and in the model", shapes),
             *([_SKIP if to_train else _WHOLE] if shapes else []),
         ]
     )

@@ -1,4 +1,4 @@
-"""The memory that a batch takes, asked before anything is made of it."""
+"""A check that a batch fits into memory, made before anything is allocated."""
 
 import math
 
@@ -8,14 +8,14 @@ from jaxseg.structures import InputSpec
 
 
 def check_batch_memory(spec: InputSpec, batch_size: int, max_objects: int, key: str, *, bytes_per_color: int = 1) -> None:
-    """Raises ConfigError where a batch does not fit into half of the machine's memory.
+    """Raises ConfigError if a batch does not fit into half of the machine's memory.
 
     Args:
-        spec: what the detector wants.
-        batch_size: images of this process.
-        max_objects: rows of ground truth an image.
-        key: of the configuration, that says how many images.
-        bytes_per_color: 1 in training, 4 in evaluation.
+        spec: the input that the detector requires.
+        batch_size: the number of images in a batch of this process.
+        max_objects: the number of rows of ground truth per image.
+        key: the key of the configuration that sets the batch size, for the error message.
+        bytes_per_color: the bytes per colour value: 1 in training, 4 in evaluation.
     """
     image = max(_image_bytes(spec, input_size, max_objects, bytes_per_color) for input_size in spec.input_sizes)
     require_memory(batch_size * image, f"A batch of {batch_size} images ({key})", "use fewer or smaller ones", error=ConfigError, share=0.5)

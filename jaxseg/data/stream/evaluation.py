@@ -1,4 +1,4 @@
-"""Every image once, whole, with its ground truth: the batches that validation takes losses of."""
+"""The batches for the validation loss: every image once, whole, with its ground truth."""
 
 import logging
 from collections import deque
@@ -18,7 +18,7 @@ from jaxseg.structures import Batch, InputSpec
 logger = logging.getLogger("jaxseg")
 
 _THREADS = 4
-# Batches that the threads make ahead.
+# The number of batches that the threads prepare in advance.
 _BATCHES_AHEAD = 2
 
 
@@ -32,23 +32,23 @@ def evaluation_batches(
     process_count: int = 1,
     indices: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Every image once and whole; in order, but grouped by the size of their input.
+    """Yields every image once and whole, in order but grouped by the size of the input.
 
-    Threads read ahead.
+    Threads read images in advance.
 
     Args:
         dataset: the images.
-        spec: what the detector wants.
-        batch_size: rows of each batch of this process.
-        max_objects: rows of ground truth an image.
+        spec: the input that the detector requires.
+        batch_size: the number of rows of each batch of this process.
+        max_objects: the number of rows of ground truth per image.
         process_index, process_count: this process takes every `process_count`-th image of a group,
-            from `process_index` on.
-        indices: which images; None: all.
+            starting at `process_index`.
+        indices: the indices of the images to use; None uses all.
 
     Yields:
-        Batches with float32 images. All processes get the same number of batches, of the same input
-        sizes in the same order. Rows without an image, or with one that is broken (which the log
-        tells), have `valid` False and index -1.
+        Batches with float32 images. All processes get the same number of batches, with the same
+        input sizes in the same order. A row without an image has `valid` False and index -1, and so
+        has the row of a broken image, which is also reported in the log.
     """
     rule = view_rule(spec)
     parts: list[tuple[tuple[int, int], list[int]]] = []
@@ -72,7 +72,7 @@ def evaluation_batches(
 
 
 def _load(dataset: InstanceDataset, index: int, rule: ViewRule, max_objects: int) -> Row | None:
-    """One image with its ground truth, or None where it is broken."""
+    """Loads one image with its ground truth; returns None if the image is broken."""
     try:
         sample = dataset[index]
     except DataError as error:

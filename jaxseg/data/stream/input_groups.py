@@ -1,8 +1,8 @@
-"""Images grouped by the size of their input, and the order in which the groups take turns.
+"""Images grouped by the size of their input, and the order in which the groups form batches.
 
-A batch is of one group. Each group is an endless shuffled stream of its own. A schedule, again a
-function of the seed alone, says which group makes the `k`-th global batch, and which part of its
-stream: any batch is found without counting up to it.
+All images of a batch belong to one group. Each group is an endless shuffled stream of its own. A
+schedule, which depends on nothing but the seed, gives the group and the part of its stream that
+form the `k`-th global batch. So any batch can be found without counting up to it.
 """
 
 import dataclasses
@@ -18,19 +18,19 @@ from numpy import ndarray
 from jaxseg.data.sources.dataset import InstanceDataset
 from jaxseg.data.views.view import ViewRule
 
-# Endless enough; Grain's own endless stream is longer than slices of it can say.
+# This is long enough to count as endless; Grain cannot slice its own endless stream.
 EPOCHS = 2**32
 
 
 @dataclasses.dataclass(frozen=True)
 class InputGroups:
-    """The images of a dataset by the size of their input.
+    """The images of a dataset, grouped by the size of their input.
 
     Attributes:
-        input_sizes: heights and widths of the input that some image needs, in the order of
-            `InputSpec.input_sizes`.
-        members: the images of each, in their old order.
-        groups: the group of each image of the dataset, -1 where it is in none.
+        input_sizes: the height and width of the input of each group, in the order of
+            `InputSpec.input_sizes`; sizes that no image needs are left out.
+        members: the indices of the images of each group, in their original order.
+        groups: the group of each image of the dataset; -1 for images that are in no group.
     """
 
     input_sizes: tuple[tuple[int, int], ...]
@@ -39,10 +39,10 @@ class InputGroups:
 
     @classmethod
     def of(cls, dataset: InstanceDataset, rule: ViewRule, indices: Sequence[int] | None = None) -> Self:
-        """Groups the images `indices` (None: all) without opening them."""
+        """Groups the images `indices` without opening them; None groups all images."""
         wanted = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
         known = rule.spec.input_sizes
-        # Datasets have few sizes of pictures, and many images of each.
+        # Datasets have few different picture sizes, with many images of each.
         sizes, which = np.unique(np.asarray(dataset.picture_sizes)[wanted], axis=0, return_inverse=True)
         input_of_size = [known.index(rule.input_size((height, width))) for height, width in sizes.tolist()]
         input_of_image = np.array(input_of_size, np.int64)[which.ravel()]
@@ -54,39 +54,40 @@ class InputGroups:
         return cls(tuple(known[number] for number in present), members, groups)
 
     def alike(self, index: int) -> Int64[ndarray, "n"]:
-        """All images whose input has the size of this one's."""
+        """Returns all images whose input has the same size as that of this image."""
         return self.members[self.groups[index]]
 
     def by_input_size(self) -> Iterator[tuple[tuple[int, int], list[int]]]:
-        """Each size of input with its images."""
+        """Yields each size of input with its images."""
         return zip(self.input_sizes, (images.tolist() for images in self.members), strict=True)
 
 
 class _Seeded(grain.transforms.RandomMap):
-    """Gives each position of a stream a seed for all that chance decides there."""
+    """Gives each position of a stream the seed of all its random choices."""
 
     def random_map(self, element: int, rng: np.random.Generator) -> Int64[ndarray, "2"]:
         return np.array([element, rng.integers(np.iinfo(np.int64).max)], np.int64)
 
 
 def shuffled_slots(count: int, seed: int) -> grain.MapDataset:
-    """An endless stream of pairs of a number below `count` and a seed.
+    """Returns an endless stream of pairs of a number below `count` and a seed.
 
-    Each time round the numbers come in a new order.
+    The numbers come in a new order in each epoch.
     """
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat(EPOCHS).random_map(_Seeded())
 
 
 @functools.lru_cache(maxsize=2)
 def batch_order(counts: tuple[int, ...], seed: int, period: int) -> Int64[ndarray, "batches"]:
-    """The order in which groups of so many images take turns, in one period.
+    """Returns the order in which groups with `counts` images form the batches of one period.
 
-    A period has as many batches as there are images, and a group has as many of them as it has
-    images, so every image is seen equally often. They are spread evenly, each at a random place of
-    its own stretch, so that one epoch differs from the next by a batch or two.
+    A period has as many batches as there are images, and each group forms as many of them as it has
+    images, so that every image is seen equally often. The batches of a group are spread evenly,
+    each at a random place in its own interval, so that epochs differ by only a batch or two.
 
     Returns:
-        Numbers below `sum(counts)`: the batches of the first group, then those of the second.
+        Numbers below `sum(counts)`, which stand for the batches of the first group, then those of
+        the second, and so on.
     """
     rng = np.random.default_rng((seed, period))
     places = [(np.arange(count) + rng.random(count)) / count for count in counts]
@@ -94,20 +95,25 @@ def batch_order(counts: tuple[int, ...], seed: int, period: int) -> Int64[ndarra
 
 
 class InputStreams:
-    """Global batches of images of one group each."""
+    """The stream of global batches, each with images of one group."""
 
     def __init__(self, members: Sequence[Int64[ndarray, "n"]], seed: int):
-        """`members` are the images of each group; `seed` decides everything."""
+        """Makes the streams.
+
+        Args:
+            members: the indices of the images of each group.
+            seed: the seed of the order and of the augmentation.
+        """
         self._members = members
         self._seed = seed
         self._counts = tuple(len(images) for images in members)
         self._first = np.cumsum((0, *self._counts))
-        # Seeds of their own, lest the same position of two groups draws the same augmentation.
+        # Each group has its own seed, so that equal positions do not draw equal augmentations.
         seeds = np.random.default_rng(seed).integers(2**31, size=len(members)).tolist()
         self._streams = [shuffled_slots(count, own) for count, own in zip(self._counts, seeds, strict=True)]
 
     def batch(self, number: int, batch_size: int, part: slice) -> Int64[ndarray, "b 2"]:
-        """The (image, seed) pairs of rows `part` of a global batch, which has `batch_size`."""
+        """Returns the (image, seed) pairs of the rows `part` of a global batch of `batch_size`."""
         period, turn = divmod(number, sum(self._counts))
         place = int(batch_order(self._counts, self._seed, period)[turn])
         group = int(np.searchsorted(self._first, place, side="right")) - 1
@@ -117,5 +123,5 @@ class InputStreams:
         return np.stack([self._members[group][slots[:, 0]], slots[:, 1]], axis=1)
 
     def batches(self, batch_size: int, part: slice) -> grain.MapDataset:
-        """`batch` of every number, without end."""
+        """Returns the endless stream of batches, each as `batch` gives it."""
         return grain.MapDataset.range(EPOCHS).map(lambda number: self.batch(number, batch_size, part))

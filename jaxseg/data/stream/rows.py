@@ -1,4 +1,4 @@
-"""One row of a batch, and a batch of rows."""
+"""The rows of a batch, and their combination into a batch."""
 
 import dataclasses
 
@@ -11,13 +11,13 @@ from jaxseg.structures import Batch, Targets
 
 @dataclasses.dataclass
 class Row:
-    """A picture as a batch holds it.
+    """One picture of a batch.
 
     Attributes:
-        image: `[H, W, 3]`, the network's input.
-        image_size: height and width of the picture within it.
-        index: the picture's position in its dataset; -1 for padding.
-        targets: its ground truth.
+        image: the network's input, `[H, W, 3]`.
+        image_size: the height and width of the picture within the input.
+        index: the picture's index in its dataset; -1 for padding.
+        targets: the ground truth of the picture.
     """
 
     image: ndarray
@@ -27,7 +27,7 @@ class Row:
 
 
 def collate(rows: list[Row]) -> Batch:
-    """Stacks rows, whose inputs have one size."""
+    """Stacks rows whose inputs have the same size into a batch."""
     indices = np.array([row.index for row in rows], np.int32)
     return Batch(
         images=np.stack([row.image for row in rows]),

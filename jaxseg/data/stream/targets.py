@@ -1,7 +1,7 @@
-"""Ground truth as the losses take it.
+"""Ground truth in the form that the losses take.
 
-Boxes are in pixels of the network's input, masks are bits at the losses' resolutions, and all is
-padded to a fixed number of rows.
+Boxes are in pixels of the network's input, masks are bits at the resolutions of the losses, and
+everything is padded to a fixed number of rows.
 """
 
 import numpy as np
@@ -14,22 +14,22 @@ from jaxseg.structures import InputSpec, Targets
 
 
 def to_targets(sample: Sample, view: View, spec: InputSpec, max_objects: int) -> Targets:
-    """The targets of one picture.
+    """Makes the targets of one picture.
 
     Args:
         sample: a picture with its objects.
-        view: what the network sees of it.
-        spec: what the detector wants.
-        max_objects: rows of the result. A picture with more objects keeps the ordinary ones with
-            the largest boxes, and crowds as far as there is room; the semantic masks hold all of
-            its ordinary objects.
+        view: the view of the picture that the network sees.
+        spec: the input that the detector requires.
+        max_objects: the number of rows of the result. If a picture has more objects, the ordinary
+            ones with the largest boxes are kept, and crowd regions only if rows are left. The
+            semantic masks contain all of its ordinary objects.
 
     Returns:
-        NumPy arrays. Objects that the view does not keep are not in it; the others keep their
-        order.
+        Targets as NumPy arrays. Objects that the view does not keep are left out; the others keep
+        their order.
 
     Raises:
-        ValueError: the detector wants masks, and the sample has none.
+        ValueError: the detector requires masks, and the sample has none.
     """
     kept = np.flatnonzero(view.keeps(sample.boxes))
     rows = kept[_largest(sample.boxes[kept], sample.crowd[kept], max_objects)]
@@ -47,7 +47,7 @@ def to_targets(sample: Sample, view: View, spec: InputSpec, max_objects: int) ->
 
 
 def no_targets(spec: InputSpec, max_objects: int, input_size: tuple[int, int]) -> Targets:
-    """The targets of a picture without objects, in an input of this height and width."""
+    """Makes the targets of a picture without objects, in an input of this height and width."""
     mask_size, semantic_size = spec.mask_size_in(input_size), spec.semantic_size_in(input_size)
     return Targets(
         boxes=np.zeros((max_objects, 4), np.float32),
@@ -60,12 +60,15 @@ def no_targets(spec: InputSpec, max_objects: int, input_size: tuple[int, int]) -
 
 
 def _packed(size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width in bytes of masks of this size as bits."""
+    """Returns the height and the width in bytes of masks of this size that are packed as bits."""
     return size[0], -(-size[1] // 8)
 
 
 def _largest(boxes: Float32[np.ndarray, "n 4"], crowd: Bool[np.ndarray, "n"], count: int) -> Int[np.ndarray, "m"]:
-    """At most `count` rows in their old order: ordinary objects first, of these the largest."""
+    """Selects at most `count` rows: the largest ordinary objects, then the largest crowd regions.
+
+    The rows keep their original order.
+    """
     if len(boxes) <= count:
         return np.arange(len(boxes))
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
@@ -75,7 +78,7 @@ def _largest(boxes: Float32[np.ndarray, "n 4"], crowd: Bool[np.ndarray, "n"], co
 def _masks(
     sample: Sample, rows: Int[np.ndarray, "m"], boxes: Float32[np.ndarray, "m 4"], view: View, spec: InputSpec
 ) -> Bool[np.ndarray, "m h w"] | None:
-    """Masks of some objects, over the input or each over its box in the input."""
+    """Makes the masks of some objects, over the input or each over its box in the input."""
     size = spec.mask_size_in(view.input_size)
     if size is None:
         return None
@@ -85,7 +88,7 @@ def _masks(
 
 
 def _semantic(sample: Sample, rows: Int[np.ndarray, "m"], view: View, spec: InputSpec) -> Bool[np.ndarray, "C h w"] | None:
-    """The union of the masks of each class over the input, of some objects."""
+    """Makes the union of the masks of some objects over the input, for each class."""
     size = spec.semantic_size_in(view.input_size)
     if size is None:
         return None

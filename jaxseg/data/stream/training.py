@@ -1,12 +1,12 @@
-"""The endless stream of training batches: shuffled, seeded, resumable, made by worker processes.
+"""The endless stream of training batches, which is shuffled, seeded and resumable.
 
-The stream is one sequence of (image, seed) pairs, a function of the run's seed alone. Everything
-else only says who makes which part of it: worker processes take whole batches in turn, and process
-`p` of `n` makes the `p`-th contiguous piece of each global batch. So neither their numbers nor an
-interruption changes what the run sees.
+The stream is a sequence of (image, seed) pairs that depends on nothing but the seed of the run. All
+other settings only distribute the work: worker processes make whole batches in turn, and process
+`p` of `n` makes the `p`-th contiguous part of each global batch. So neither the number of processes
+nor an interruption changes the images that the run sees.
 
-Where the network's input has several sizes (`jaxseg.data.stream.input_groups`), each batch has one
-of them, the same on all processes.
+If the network's input has several sizes (see `jaxseg.data.stream.input_groups`), each batch has one
+of them, which is the same on all processes.
 """
 
 import dataclasses
@@ -34,19 +34,19 @@ from jaxseg.structures import Batch, InputSpec, Targets
 
 logger = logging.getLogger("jaxseg")
 
-# Images drawn in place of a broken one before the dataset as a whole is given up.
+# The number of other images to try in place of a broken one before an error is raised.
 REPLACEMENT_TRIES = 100
-# Lines of the log that one kind of trouble with images may fill; more is only counted.
+# The number of log lines for each kind of problem with images; further problems are only counted.
 LOGGED_IMAGES = 20
-# Batches that a worker process, or the thread that stands in for it, makes ahead.
+# The number of batches that a worker process, or the thread in its place, prepares in advance.
 BATCHES_AHEAD = 2
-# Deaths of worker processes, with no batch in between, after which the run gives up.
+# The number of times that worker processes may die in succession without a batch in between.
 WORKER_RESTARTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingLoader:
-    """Makes a training batch from its (image, seed) pairs; travels into the worker processes."""
+    """Makes a training batch from its (image, seed) pairs; it is sent to the worker processes."""
 
     dataset: InstanceDataset
     spec: InputSpec
@@ -55,12 +55,12 @@ class TrainingLoader:
 
     @functools.cached_property
     def rule(self) -> ViewRule:
-        """How the detector sees pictures."""
+        """The rule that turns pictures into the detector's inputs."""
         return view_rule(self.spec)
 
     @functools.cached_property
     def groups(self) -> InputGroups:
-        """The images by the size of their input."""
+        """The images, grouped by the size of their input."""
         return InputGroups.of(self.dataset, self.rule)
 
     def __call__(self, slots: Int64[ndarray, "b 2"]) -> dict[str, Any]:
@@ -75,12 +75,12 @@ class TrainingLoader:
             if surplus:
                 left_out.append((sample.index, surplus))
         batch = collate(rows)
-        # Plain dicts, because Grain takes elements apart to share their memory between processes.
+        # Plain dicts are used because Grain shares the memory of their arrays between processes.
         arrays = {**vars(batch), "targets": vars(batch.targets)}
         return {"arrays": arrays, "broken": broken, "left_out": left_out}
 
     def _read(self, index: int, rng: np.random.Generator, broken: list[tuple[int, str]]) -> Sample:
-        """The image, or where it is broken another one of its group, which the seed chooses."""
+        """Reads the image or, if it is broken, another one of its group, which the seed selects."""
         for _ in range(REPLACEMENT_TRIES):
             try:
                 return self.dataset[index]
@@ -91,7 +91,7 @@ class TrainingLoader:
         raise DataError(f"None of {REPLACEMENT_TRIES} images in a row can be used; the last one: {broken[-1][1]}")
 
     def _row(self, sample: Sample, rng: np.random.Generator) -> tuple[Row, int]:
-        """The augmented picture with its targets, and how many objects found no row."""
+        """Returns the augmented picture with its targets, and how many objects have no row."""
         view = self.rule.draw(rng, sample.picture_size, boxes=sample.boxes, crowd=sample.crowd, augment=self.augment)
         targets = to_targets(sample, view, self.spec, self.max_objects)
         surplus = int(view.keeps(sample.boxes).sum()) - int(targets.valid.sum())
@@ -99,11 +99,14 @@ class TrainingLoader:
 
 
 class TrainingIterator:
-    """Endless batches for one process. `get_state` and `set_state` resume it exactly, at any batch.
+    """The endless stream of batches of one process.
+
+    `get_state` and `set_state` resume it exactly, at any batch.
 
     Attributes:
-        broken_images: why an image could not be used, by its index in the dataset.
-        overfull_images: how many objects of an image found no row, at most, by its index.
+        broken_images: the reason why an image could not be used, by its index in the dataset.
+        overfull_images: the largest number of objects of an image for which there was no row, by
+            the image's index.
     """
 
     def __init__(self, loader: TrainingLoader, *, batch_size: int, workers: int, process_index: int, process_count: int, seed: int):
@@ -126,21 +129,21 @@ class TrainingIterator:
         self._note(element["broken"], element["left_out"])
         arrays = element["arrays"]
         if self._workers:
-            # The memory shared with the worker goes with these arrays, and devices may keep them.
+            # Shared memory is freed together with these arrays, but devices may still use them.
             arrays = jax.tree.map(np.array, arrays)
         return Batch(**{**arrays, "targets": Targets(**arrays["targets"])})
 
     def _next_element(self) -> Any:
-        """The next batch.
+        """Returns the next batch.
 
-        Worker processes that died, for instance for want of memory, are started again at the same
-        place.
+        If worker processes have died, for instance because memory ran out, they are started again
+        at the same position.
         """
         for _ in range(WORKER_RESTARTS):
             try:
                 return self._first_element() if self._batches is None else next(self._batches)
             except RuntimeError as error:
-                # What Grain says of a process that ended by a signal.
+                # This is Grain's message for a process that was ended by a signal.
                 if "terminated unexpectedly" not in str(error):
                     raise
                 reason = str(error).split(". ")[0]
@@ -156,14 +159,14 @@ class TrainingIterator:
         return first_element(self._batches) if self._workers else next(self._batches)
 
     def get_state(self) -> dict[str, int]:
-        """Where the stream is: the images that all processes together have been given."""
+        """Returns the position: the number of images that all processes together have received."""
         return {"images_seen": self._images_seen, "dataset_size": len(self._loader.dataset)}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to where `get_state` was called; workers and processes may be others by now.
+        """Goes to the position of `get_state`; the number of workers and processes may differ.
 
-        With another batch size, a run with one size of input goes on with the next image; a run with
-        several goes on at about the same place.
+        With another batch size, a run with one size of input continues with the next image, and a
+        run with several sizes continues at approximately the same position.
         """
         if state["dataset_size"] != len(self._loader.dataset):
             logger.warning(
@@ -175,7 +178,7 @@ class TrainingIterator:
         self._images_seen = int(state["images_seen"])
 
     def close(self) -> None:
-        """Ends the worker processes; the next batch would start them again."""
+        """Ends the worker processes; a request for the next batch would start them again."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
@@ -191,13 +194,13 @@ class TrainingIterator:
         batches = self._slots().map(self._loader)
         if self._workers == 0:
             return batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCHES_AHEAD))
-        # One thread a worker is enough, and Grain keeps the order of batches over all workers.
+        # One thread per worker suffices, and Grain keeps the order of batches over all workers.
         in_worker = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=BATCHES_AHEAD)
         return in_worker.mp_prefetch(options, worker_init_fn=start_worker)
 
     def _slots(self) -> grain.MapDataset:
-        """The (image, seed) pairs of each batch that is still to come, this process's part."""
+        """Returns this process's (image, seed) pairs of each batch that follows."""
         local_size = self._batch_size // self._process_count
         groups = self._loader.groups
         if len(groups.members) == 1:
@@ -232,23 +235,23 @@ def training_iterator(
     seed: int = 0,
     dataset: InstanceDataset | None = None,
 ) -> TrainingIterator:
-    """The endless stream of training batches of one process.
+    """Makes the endless stream of training batches of one process.
 
-    With `config.data.workers` above 0, processes are spawned at the first batch: the script that
-    asks for it needs `if __name__ == "__main__":`, for they import it again.
+    If `config.data.workers` is above 0, processes are spawned at the first batch. They import the
+    main script again, so the script needs `if __name__ == "__main__":`.
 
     Args:
-        config: says which data, which augmentation, how many workers.
-        spec: the sizes the detector wants.
-        process_index, process_count: of `jax.distributed`; each gets `config.train.batch_size //
-            process_count` images a batch.
-        seed: of order and augmentation; equal on all processes.
-        dataset: the training images, where they are open already; None: the config's.
+        config: the configuration, which names the data, the augmentation and the number of workers.
+        spec: the input that the detector requires.
+        process_index, process_count: the index and number of processes of `jax.distributed`; each
+            process gets `config.train.batch_size // process_count` images of a batch.
+        seed: the seed of the order and of the augmentation; it must be equal on all processes.
+        dataset: the training images if they are already open; None opens those of `config`.
 
     Raises:
         DataError: the data are missing or cannot be used. Single broken images are replaced,
-            counted and told in the log.
-        ValueError: the batch size is no multiple of the number of processes.
+            counted and reported in the log.
+        ValueError: the batch size is not a multiple of the number of processes.
     """
     if config.train.batch_size % process_count:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Worker processes of the training data: how they start, and how they end."""
+"""The start and the end of the worker processes that make training batches."""
 
 import multiprocessing
 import os
@@ -12,18 +12,18 @@ from typing import Any
 import cv2
 import jax
 
-# Signals that reach a whole group of processes: Ctrl-C, a closed terminal, the end of a job.
+# Signals that are sent to a whole process group: Ctrl-C, a closed terminal, the end of a job.
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 
 
 def first_element(elements: Iterator[Any]) -> Any:
-    """The first element of an iterator that starts worker processes for it.
+    """Returns the first element of an iterator that starts worker processes to make it.
 
-    The processes do not hear what ends the run, which decides by itself what happens to them.
+    The processes ignore the signals that end the run, so that the run itself decides when they end.
     """
-    # It would make the thread below hear again.
+    # Starting the resource tracker later would unblock the signals in the thread below.
     resource_tracker.ensure_running()
-    # Threads inherit which signals are heard, and so do the processes that they start.
+    # The blocked signals of a thread are inherited by the processes that it starts.
     starter = ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, _ENDING_SIGNALS))
     try:
         return starter.submit(next, elements).result()
@@ -32,16 +32,16 @@ def first_element(elements: Iterator[Any]) -> Any:
 
 
 def start_worker(index: int, count: int) -> None:
-    """What worker `index` of `count` does before its first batch."""
+    """Prepares worker `index` of `count` before its first batch."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # The workers are the threads.
+    # The workers already run in parallel, so OpenCV needs no threads of its own.
     cv2.setNumThreads(0)
-    # Should anything in here ask for a device, it must not be the accelerator that the run holds.
+    # If any code here uses a device, it must not be the accelerator that the run occupies.
     jax.config.update("jax_platforms", "cpu")
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when the run's own process is gone, however that ended."""
+    """Ends this worker when the main process of the run has ended for any reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

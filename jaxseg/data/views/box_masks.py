@@ -1,17 +1,17 @@
-"""Ground-truth masks as R-CNN's losses take them, each over its own box as a fixed grid of cells.
+"""Ground-truth masks for R-CNN's losses: a fixed grid of cells over the box of each object.
 
-An object costs the same number of cells whatever its size, and a picture's size costs nothing: in
-each cell of a large object 4 by 4 points are looked at. A cell of a small object, less than a
-pixel, takes what bilinear interpolation gives at its centre.
+The cost of an object depends neither on its size nor on the size of the picture, because each cell
+of a large object is sampled at 4 by 4 points. A cell of a small object, which is smaller than a
+pixel, takes the value of bilinear interpolation at its centre.
 """
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt16
 
-# Weights along an axis add up to this; a product of two fits 16 bits.
+# The weights along an axis add up to this number; a product of two weights fits into 16 bits.
 WEIGHT_ONE = 128
-# Along each axis of a cell that is larger than a pixel.
+# The number of sampling points along each axis of a cell that is larger than a pixel.
 POINTS = 4
 
 
@@ -23,17 +23,17 @@ def crop_masks(
     *,
     mirror: bool = False,
 ) -> Bool[np.ndarray, "m {size[0]} {size[1]}"]:
-    """Some masks over their frames; a cell is set where at least half of it belongs to the object.
+    """Samples masks over their frames; a cell is set if at least half of it belongs to the object.
 
     Args:
-        masks: of 0 and 1, at the picture's size.
-        rows: which of them.
+        masks: masks of 0 and 1, at the picture's size.
+        rows: the indices of the masks to sample.
         frames: `x1, y1, x2, y2` for each of `rows`, in continuous coordinates of the picture's
-            pixels, with an area. Where a frame reaches over the picture's edge, the pixels at the
-            edge are repeated.
-        size: height and width of the result.
-        mirror: left and right change places, so the result's first column is the frame's right
-            side.
+            pixels, with a positive area. Where a frame extends beyond the picture's edge, the
+            pixels at the edge are repeated.
+        size: the height and width of the result.
+        mirror: whether to swap left and right, so that the result's first column is the frame's
+            right side.
     """
     result = np.zeros((len(rows), *size), bool)
     for bits, row, (x1, y1, x2, y2) in zip(result, rows, frames.tolist(), strict=True):
@@ -43,7 +43,7 @@ def crop_masks(
         if mirror:
             horizontal, horizontal_weights = horizontal[:, ::-1], horizontal_weights[:, ::-1]
         left = int(horizontal.min())
-        # Rows are gathered, never columns, so that every copy is of whole lines.
+        # Only rows are gathered, never columns, so that every copy is of a contiguous line.
         down = _weighted(mask[:, left : int(horizontal.max()) + 1], vertical, vertical_weights)
         across = _weighted(cv2.transpose(down), horizontal - left, horizontal_weights)
         bits[:] = cv2.transpose(across) >= WEIGHT_ONE**2 // 2
@@ -51,9 +51,9 @@ def crop_masks(
 
 
 def _taps(start: float, stop: float, size: int, length: int) -> tuple[Int[np.ndarray, "taps cells"], UInt16[np.ndarray, "taps cells"]]:
-    """The pixels that `size` cells from `start` to `stop` look at, and their weights.
+    """Returns the pixels that `size` cells between `start` and `stop` read, and their weights.
 
-    There are `length` pixels, of which the last ones are repeated beyond the edge.
+    There are `length` pixels, of which the first and the last are repeated beyond the edges.
     """
     cell = (stop - start) / size
     centres = start + (np.arange(size) + 0.5) * cell
@@ -71,7 +71,7 @@ def _taps(start: float, stop: float, size: int, length: int) -> tuple[Int[np.nda
 def _weighted(
     lines: Int[np.ndarray, "lines width"], taps: Int[np.ndarray, "taps cells"], weights: UInt16[np.ndarray, "taps cells"]
 ) -> UInt16[np.ndarray, "cells width"]:
-    """For each cell the weighted sum of its lines."""
+    """Returns the weighted sum of the lines of each cell."""
     total = lines[taps[0]] * weights[0][:, None]
     for line, weight in zip(taps[1:], weights[1:], strict=True):
         total += lines[line] * weight[:, None]

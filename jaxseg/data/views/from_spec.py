@@ -1,6 +1,6 @@
-"""Which rule of views a detector's `InputSpec` asks for.
+"""The choice of the view rule for a detector's `InputSpec`.
 
-Another kind of view would be a file beside this one and a line in it.
+To add another kind of view, write a file beside this one and add a line here.
 """
 
 from jaxseg.data.views.placed import PlacedRule
@@ -10,7 +10,7 @@ from jaxseg.structures import InputSpec
 
 
 def view_rule(spec: InputSpec) -> ViewRule:
-    """The rule by which a detector sees pictures.
+    """Returns the rule that turns pictures into a detector's inputs.
 
     Raises:
         ValueError: the spec contradicts itself.

@@ -1,10 +1,10 @@
-"""Binary masks over the network's input, bit for bit as YOLACT's original makes them.
+"""Binary masks over the network's input, equal bit for bit to those of YOLACT's original.
 
-The original resizes each mask with `cv2.resize` on uint8 to the pixels of the input, so that it is
-binary again. Each loss resizes that with torch's bilinear interpolation to its own resolution and
-takes what exceeds one half. A cell of the second grid looks at two by two pixels of the first, and
-each of those at two by two of the picture. So only these are computed, only where the object is,
-and the large mask is never made.
+The original resizes each mask with `cv2.resize` on uint8 to the pixels of the input, which gives a
+binary mask again. Each loss resizes this mask with torch's bilinear interpolation to its own
+resolution, and sets the cells that exceed one half. A cell of the second grid depends on two by two
+pixels of the first grid, and each of those on two by two pixels of the picture. So only these
+pixels are computed, only where the object is, and the mask at the input's size is never made.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ FIXED_POINT_ONE = 2048
 
 @functools.lru_cache(maxsize=16)
 def _needed_positions(length: int, size: int) -> tuple[Interpolation, Int[np.ndarray, "positions"]]:
-    """An interpolation on the positions that it looks at alone, and these positions."""
+    """Returns an interpolation over only the positions that it reads, and these positions."""
     cells = Interpolation.between(length, size)
     positions, where = np.unique(np.concatenate([cells.lower, cells.upper]), return_inverse=True)
     return dataclasses.replace(cells, lower=where[:size], upper=where[size:]), positions
 
 
 class _Side(NamedTuple):
-    """A side of a window, from pixel `start` of the picture to `stop`.
+    """A side of a window, from pixel `start` to pixel `stop` of the picture.
 
-    Within the input it has `length` pixels.
+    The side covers `length` pixels of the input.
     """
 
     start: int
@@ -44,11 +44,11 @@ class _Side(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
-    """One axis of the way from the picture over the network's input to the cells of a loss.
+    """One axis of the two resizes: from the picture to the input, and from there to the cells.
 
-    `lower` and `upper` are the picture's pixels under each position of the input, with their
-    weights in 1 / 2048, which are 0 beyond the picture's edge; `first` and `last` are the range of
-    the picture's pixels that a cell depends on.
+    `lower` and `upper` are the pixels of the picture that each position of the input reads. Their
+    weights are in units of 1 / 2048, and are 0 beyond the picture's edge. `first` and `last` are
+    the range of the picture's pixels on which a cell depends.
     """
 
     lower: Int[np.ndarray, "positions"]
@@ -61,7 +61,7 @@ class _Axis:
 
     @classmethod
     def of(cls, side: _Side, *, length: int, input_length: int, size: int) -> "_Axis":
-        """The axis along a window's side, of a picture and an input of these lengths in pixels."""
+        """Makes the axis along a window's side, given the picture's and the input's lengths."""
         lower, upper, weight = opencv_taps(side.stop - side.start, side.length)
         if side.mirror:
             lower, upper = side.stop - 1 - lower, side.stop - 1 - upper
@@ -70,7 +70,7 @@ class _Axis:
         cells, needed = _needed_positions(input_length, size)
         padding = needed >= side.length
         inside = np.where(padding, 0, needed)
-        # What is padding looks at a pixel beyond the picture's edge.
+        # Positions in the padding read a pixel beyond the picture's edge, which is 0.
         lower, upper, weight = np.where(padding, -1, lower[inside]), np.where(padding, -1, upper[inside]), weight[inside]
         ends = np.stack([lower[cells.lower], upper[cells.lower], lower[cells.upper], upper[cells.upper]])
         return cls(
@@ -84,7 +84,7 @@ class _Axis:
         )
 
     def touching(self, start: int, stop: int) -> tuple[slice, "_Axis"]:
-        """The cells that depend on pixels `start` to `stop`, and the axis of these alone."""
+        """Returns the cells that depend on pixels `start` to `stop`, and their own axis."""
         touched = np.flatnonzero((self.last >= start) & (self.first < stop))
         if not len(touched):
             return slice(0, 0), self
@@ -118,19 +118,20 @@ def warp_masks(
     input_size: tuple[int, int],
     size: tuple[int, int],
 ) -> Bool[np.ndarray, "m {size[0]} {size[1]}"]:
-    """What a window shows of some masks, as cells over the whole input.
+    """Resizes the part of masks that a window shows to cells over the whole input.
 
-    The window is resized to `image_size`, and the input that holds it to `size`; both times the
-    result is binary.
+    The window is resized to `image_size`, and then the input that contains it to `size`; both
+    results are binary.
 
     Args:
-        masks: of 0 and 1, at the picture's size.
-        rows: which of them.
-        window: what the network sees; masks are 0 beyond the picture's edge.
-        image_size: height and width of the window within the input, from its upper left corner;
-            masks are 0 in the padding.
-        input_size: height and width of the network's input.
-        size: height and width of the result; `input_size` itself gives the masks at the input's
+        masks: masks of 0 and 1, at the picture's size.
+        rows: the indices of the masks to resize.
+        window: the part of the picture that the network sees; masks are 0 beyond the picture's
+            edge.
+        image_size: the height and width of the window within the input. It starts at the input's
+            upper left corner, and masks are 0 in the padding.
+        input_size: the height and width of the network's input.
+        size: the height and width of the result; `input_size` gives the masks at the input's
             resolution.
     """
     result = np.zeros((len(rows), *size), bool)
@@ -148,21 +149,24 @@ def warp_masks(
 
 
 def _resize_to_input(mask: UInt8[np.ndarray, "H W"], vertical: _Axis, horizontal: _Axis) -> UInt8[np.ndarray, "h w"]:
-    """Resizes as `cv2.resize` does with uint8, in fixed-point arithmetic.
+    """Resizes a mask as `cv2.resize` does with uint8, in fixed-point arithmetic.
 
-    The bits that it cuts off make masks a little smaller than exact rounding would.
+    Because this arithmetic truncates, masks become a little smaller than with exact rounding.
     """
-    turned = cv2.transpose(mask)  # so that each gather copies whole rows
+    turned = cv2.transpose(mask)  # With the axes swapped, each gather copies whole rows.
     across = turned[horizontal.lower] * horizontal.lower_weight[:, None] + turned[horizontal.upper] * horizontal.upper_weight[:, None]
     across = cv2.transpose(across >> 4).astype(np.uint32)
     lower = (across[vertical.lower] * vertical.lower_weight[:, None]) >> 16
     upper = (across[vertical.upper] * vertical.upper_weight[:, None]) >> 16
-    # In quarters: two and more round to 1.
+    # The sum is in quarters; two quarters or more are rounded to 1.
     return (lower + upper >= 2).view(np.uint8)
 
 
 def _exceeds_half(mask: UInt8[np.ndarray, "H W"], rows: Interpolation, columns: Interpolation) -> Bool[np.ndarray, "h w"]:
-    """torch's `F.interpolate(mask.float(), (h, w), mode="bilinear", align_corners=False) > 0.5`."""
+    """Interpolates a mask to cells as `torch.nn.functional.interpolate` does, and thresholds it.
+
+    The mode is bilinear with `align_corners=False`, and cells above 0.5 are set.
+    """
     mask = mask.astype(np.float32)
     across = mask[:, columns.lower] * columns.lower_weight + mask[:, columns.upper] * columns.upper_weight
     return across[rows.lower] * rows.lower_weight[:, None] + across[rows.upper] * rows.upper_weight[:, None] > 0.5

@@ -1,7 +1,7 @@
-"""Where bilinear resizes look: two positions along an axis, and their weights.
+"""The positions and weights of bilinear interpolation along an axis, as in OpenCV and in torch.
 
-Both libraries have half-pixel centres, repeat the edge and do not antialias; they differ in the
-last bit.
+Both libraries use half-pixel centres, repeat the pixels at the edge and do not antialias. They
+differ in the last bit.
 """
 
 import dataclasses
@@ -11,10 +11,12 @@ from jaxtyping import Float32, Int
 
 
 def opencv_taps(length: int, size: int) -> tuple[Int[np.ndarray, "{size}"], Int[np.ndarray, "{size}"], Float32[np.ndarray, "{size}"]]:
-    """Where `cv2.resize` of `length` pixels to `size` looks, the same in every version of OpenCV.
+    """Returns the pixels that `cv2.resize` reads when it resizes `length` pixels to `size`.
+
+    They are the same in every version of OpenCV.
 
     Returns:
-        The lower and upper pixel of each result, and the upper one's weight.
+        The lower and the upper pixel for each pixel of the result, and the weight of the upper one.
     """
     position = ((np.arange(size) + 0.5) * (length / size) - 0.5).astype(np.float32)
     lower = np.floor(position).astype(np.int64)
@@ -22,10 +24,10 @@ def opencv_taps(length: int, size: int) -> tuple[Int[np.ndarray, "{size}"], Int[
 
 
 def torch_positions(length: float, size: int, cells: Float32[np.ndarray, "cells"]) -> Float32[np.ndarray, "cells"]:
-    """The centres of some cells in pixels, where `length` pixels are resized to `size` cells.
+    """Returns the centres of some cells in pixels, if `length` pixels are resized to `size` cells.
 
-    They are those of torch's `interpolate(mode="bilinear", align_corners=False)`, in its float32
-    arithmetic step by step, because pixels near 0.5 depend on it.
+    They are those of torch's `interpolate(mode="bilinear", align_corners=False)`. Its float32
+    arithmetic is followed step by step, because pixels with values near 0.5 depend on it.
     """
     scale = np.float32(length) / np.float32(size)
     return np.maximum(scale * (cells + np.float32(0.5)) - np.float32(0.5), np.float32(0))
@@ -42,7 +44,7 @@ class Interpolation:
 
     @classmethod
     def between(cls, length: int, size: int, covered: float = 1.0) -> "Interpolation":
-        """From the first `covered` part of `length` pixels to `size` cells."""
+        """Makes the interpolation from the first `covered` fraction of `length` pixels to cells."""
         position = torch_positions(length * covered, size, np.arange(size, dtype=np.float32))
         lower = np.minimum(position.astype(np.int64), length - 1)
         weight = np.clip(position - lower.astype(np.float32), np.float32(0), np.float32(1))

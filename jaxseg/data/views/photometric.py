@@ -1,6 +1,6 @@
 """The change of a training picture's colours, as dbolya/yolact defines it.
 
-docs/data.md says where the original is followed and where not.
+docs/data.md lists the differences from the original.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ class Photometric:
     """A change of colours; the defaults change nothing.
 
     Attributes:
-        brightness: added to R, G and B (0..255).
-        contrast: factor of R, G and B, after brightness. The original multiplies before or after
-            the change of saturation and hue; both give the same colours, for those two do not
-            depend on the scale.
-        saturation: factor.
-        hue: turn in degrees.
+        brightness: the number that is added to R, G and B (0..255).
+        contrast: the factor by which R, G and B are multiplied after the change of brightness. The
+            original multiplies before or after the change of saturation and hue. Both give the same
+            colours, because saturation and hue do not depend on the scale.
+        saturation: the factor by which the saturation is multiplied.
+        hue: the rotation of the hue in degrees.
     """
 
     brightness: float = 0.0
@@ -30,10 +30,10 @@ class Photometric:
 
 
 def draw_photometric(rng: np.random.Generator) -> Photometric:
-    """Draws each of the four changes with probability one half.
+    """Draws each of the four changes with a probability of one half.
 
-    Brightness changes by up to 32, contrast and saturation by a factor of 0.5 to 1.5, and hue by up
-    to 18 degrees.
+    Brightness changes by at most 32, contrast and saturation by a factor of 0.5 to 1.5, and hue by
+    at most 18 degrees.
     """
     return Photometric(
         brightness=rng.uniform(-32, 32) if _heads(rng) else 0.0,
@@ -44,13 +44,13 @@ def draw_photometric(rng: np.random.Generator) -> Photometric:
 
 
 def apply_photometric(image: UInt8[np.ndarray, "h w 3"], photometric: Photometric) -> Float32[np.ndarray, "h w 3"]:
-    """The picture in changed colours, RGB; values may leave 0..255, as in the original."""
+    """Changes the colours of an RGB picture; values may lie outside 0..255, as in the original."""
     changed = image.astype(np.float32)
     if photometric.brightness != 0:
         changed += photometric.brightness
     if photometric.contrast != 1:
         changed *= photometric.contrast
-    # The way over HSV changes only negative colours, and only darkening makes those.
+    # The conversion to HSV and back changes only negative values, which only darkening produces.
     if photometric.saturation == 1 and photometric.hue == 0 and photometric.brightness >= 0:
         return changed
     hsv: np.ndarray = cv2.cvtColor(changed, cv2.COLOR_RGB2HSV)
@@ -64,7 +64,7 @@ def apply_photometric(image: UInt8[np.ndarray, "h w 3"], photometric: Photometri
 
 
 def to_uint8(image: Float32[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Colours clipped to 0..255 and rounded, halves to the even number."""
+    """Clips colours to 0..255 and rounds them, with halves to the nearest even number."""
     return np.rint(np.clip(image, 0, 255)).astype(np.uint8)
 
 

@@ -1,7 +1,8 @@
-"""Pictures that keep their proportions in the network's input, as R-CNN's originals put them there.
+"""Pictures that keep their proportions in the network's input, as in R-CNN's originals.
 
-A picture is resized, then mirrored, then padded with zeros. Training draws the shorter side and the
-mirror. Nothing is cut off, so all objects stay but those that the originals leave out.
+A picture is resized, then mirrored, then padded with zeros. Training draws the length of the
+shorter side and whether to mirror. Nothing is cropped, so all objects are kept except those that
+the originals leave out.
 """
 
 import dataclasses
@@ -17,16 +18,16 @@ from jaxseg.data.views.resize import pad_image, proportional_size, resize_pixels
 from jaxseg.data.views.window import Window
 from jaxseg.structures import InputSpec
 
-# Pixels of an annotated box that count as none, because its corners are float32.
+# The tolerance in pixels for the sides of annotated boxes, whose corners are float32.
 _ROUNDING = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class PlacedView:
-    """A picture in the upper left corner of the input, see `View`.
+    """A picture in the upper left corner of the input; see `View`.
 
     Attributes:
-        spec: what the detector wants.
+        spec: the input that the detector requires.
         photometric: the change of the picture's colours.
     """
 
@@ -51,20 +52,20 @@ class PlacedView:
         return cv2.flip(resized, 1) if self.mirror else resized
 
     def keeps(self, boxes: Float32[np.ndarray, "n 4"]) -> Bool[np.ndarray, "n"]:
-        """Objects with sides of at least a pixel, and with an area within the picture.
+        """Keeps objects with sides of at least a pixel and with an area within the picture.
 
-        The first is mmdetection's rule, the second that of all four. The boxes of
-        maskrcnn-benchmark, which end in their last pixel, must be larger than one.
+        The first rule is mmdetection's, and the second is that of all four originals. The boxes of
+        maskrcnn-benchmark, which end in their last pixel, must be larger than one pixel.
         """
         clipped = self._clipped(boxes)
         large = (boxes[:, 2:].astype(np.float64) - boxes[:, :2] >= 1 - _ROUNDING).all(axis=1)
         return large & (clipped[:, 2:] - clipped[:, :2] > _ROUNDING).all(axis=1)
 
     def boxes_in_input(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
-        """Boxes scaled by each side's own factor and mirrored after that.
+        """Scales boxes with a factor for each axis, and then mirrors them if the view does.
 
-        So where boxes end in their last pixel, the mirror of x is W - x - 1 for the picture's width
-        W within the input.
+        If boxes end in their last pixel, the mirror of x is therefore W - x - 1, where W is the
+        picture's width within the input.
         """
         placed = self._clipped(boxes) * np.tile(self._scale, 2)
         return self._mirrored(placed, self.spec.pixel_offset).astype(np.float32)
@@ -80,23 +81,23 @@ class PlacedView:
         return self._mirrored(frames, 0) / np.tile(self._scale, 2)
 
     def boxes_in_picture(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
-        """Boxes times the picture's size over its size within the input, each axis by itself.
+        """Multiplies boxes by the picture's size over its size within the input, for each axis.
 
-        The quotient comes first, as in the originals: a picture at its own size keeps every bit of
-        its boxes.
+        The quotient is computed first, as in the originals, so that the boxes of a picture that was
+        not resized keep every bit.
         """
         height, width = (np.float32(new / old) for new, old in zip(self.picture_size, self.image_size, strict=True))
         return self._mirrored(boxes.astype(np.float32), self.spec.pixel_offset) * np.array([width, height, width, height])
 
     @property
     def _scale(self) -> Float64[np.ndarray, "2"]:
-        """Pixels of the input a pixel of the picture, along x and y."""
+        """The number of pixels of the input per pixel of the picture, along x and y."""
         return np.array((self.image_size[1] / self.picture_size[1], self.image_size[0] / self.picture_size[0]))
 
     def _clipped(self, boxes: Float32[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n 4"]:
-        """Annotated boxes (x, y, x + width, y + height), clipped to the picture.
+        """Clips annotated boxes (x, y, x + width, y + height) to the picture.
 
-        With an offset of 1 they end in their last pixel.
+        If the pixel offset is 1, the results end in their last pixel.
         """
         height, width = self.picture_size
         offset = self.spec.pixel_offset
@@ -104,7 +105,7 @@ class PlacedView:
         return np.clip(corners, 0, np.array((width, height, width, height)) - offset)
 
     def _mirrored(self, boxes: np.ndarray, offset: float) -> np.ndarray:
-        """Boxes of the input, mirrored if the view is; its own inverse."""
+        """Mirrors boxes in the input if the view is mirrored; the function is its own inverse."""
         if self.mirror:
             boxes = boxes.copy()
             boxes[:, [0, 2]] = self.image_size[1] - offset - boxes[:, [2, 0]]
@@ -113,15 +114,16 @@ class PlacedView:
 
 @dataclasses.dataclass(frozen=True)
 class PlacedRule:
-    """Pictures lie in one of `spec.input_sizes`, see `ViewRule`."""
+    """The rule that places each picture in one of `spec.input_sizes`; see `ViewRule`."""
 
     spec: InputSpec
 
     def input_size(self, picture_size: tuple[int, int]) -> tuple[int, int]:
-        """The smallest input that holds the picture at the largest of `shorter_sides`.
+        """Returns the smallest input that holds the picture at the largest of `shorter_sides`.
 
-        Of several it is the last, so that squares go with portraits, as in the originals. Where no
-        input holds the picture, it is the one in which the picture can be largest.
+        Among several of the same area it is the last one, so that square pictures are grouped with
+        portraits, as in the originals. If no input is large enough, it is the one in which the
+        picture can be largest.
         """
         size = proportional_size(picture_size, self.spec.resize, max(self.spec.resize.shorter_sides))
         holding = [candidate for candidate in reversed(self.spec.input_sizes) if _holds(candidate, size)]
@@ -141,14 +143,14 @@ class PlacedRule:
         crowd: Bool[np.ndarray, "n"],
         augment: AugmentConfig,
     ) -> PlacedView:
-        """Draws a shorter side, all equally likely, and the mirror; colours change as YOLACT's."""
+        """Draws the shorter side uniformly, and the mirroring; colours change as in YOLACT."""
         photometric = draw_photometric(rng) if augment.photometric else Photometric()
         sides = self.spec.resize.shorter_sides
         placed = self._placed(picture_size, sides[int(rng.integers(len(sides)))])
         return dataclasses.replace(placed, mirror=augment.mirror and rng.random() < 0.5, photometric=photometric)
 
     def _placed(self, picture_size: tuple[int, int], shorter_side: int) -> PlacedView:
-        """The picture with a shorter side of this many pixels, or as large as the input allows."""
+        """Makes the view with a shorter side of this many pixels, or as many as the input holds."""
         input_size = self.input_size(picture_size)
         size = proportional_size(picture_size, self.spec.resize, shorter_side)
         if not _holds(input_size, size):

@@ -1,8 +1,8 @@
-"""Sizes and pixels of pictures that keep their proportions, as R-CNN's originals have them.
+"""The resize that keeps a picture's proportions, as each of R-CNN's originals does it.
 
-The originals agree on what they want, a shorter side of 800 pixels unless the longer one exceeds
-1333. They differ in how they round, which concerns half of all pictures by a pixel, and in who
-interpolates. `Resize.rule` names the original.
+The originals share the rule that the shorter side has 800 pixels, unless the longer one would
+exceed 1333. They differ in how they round, which changes half of all pictures by a pixel, and in
+the library that interpolates. `Resize.rule` selects the original.
 """
 
 import cv2
@@ -15,14 +15,14 @@ from jaxseg.structures import Resize
 
 
 def proportional_size(picture_size: tuple[int, int], resize: Resize, shorter_side: int) -> tuple[int, int]:
-    """Height and width that the original gives a picture, at least one pixel each.
+    """Returns the height and width that the original gives a picture, at least one pixel each.
 
     Args:
-        picture_size: height and width.
-        resize: the rule, any but "stretch", and the limit of the longer side. With
+        picture_size: the height and width of the picture.
+        resize: the rule, which must not be "stretch", and the limit of the longer side. With
             "pillow_truncated" the longer side can exceed the limit by a pixel or two, and by more
             in very long pictures, as in maskrcnn-benchmark, which rounds the shorter side first.
-        shorter_side: what the shorter side should be, in pixels.
+        shorter_side: the desired length of the shorter side in pixels.
     """
     short, long = min(picture_size), max(picture_size)
     if resize.rule == "pillow_truncated":
@@ -42,13 +42,13 @@ def proportional_size(picture_size: tuple[int, int], resize: Resize, shorter_sid
 def resize_pixels(
     image: UInt8[ndarray, "h w 3"], size: tuple[int, int], rule: str
 ) -> UInt8[ndarray, "{size[0]} {size[1]} 3"] | Float32[ndarray, "{size[0]} {size[1]} 3"]:
-    """The whole picture at another size; float32 for "float", which does not round.
+    """Resizes the whole picture; the result is float32 for "float", which does not round.
 
     Args:
-        image: RGB.
-        size: height and width.
-        rule: of `Resize`. Pillow averages all pixels that a pixel of a smaller picture covers, the
-            others look at two by two.
+        image: the picture, RGB.
+        size: the height and width of the result.
+        rule: a rule of `Resize`. When a picture becomes smaller, Pillow averages all pixels that a
+            pixel of the result covers, while the others read only two by two pixels.
     """
     if rule in ("pillow", "pillow_truncated"):
         return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
@@ -57,7 +57,7 @@ def resize_pixels(
 
 
 def pad_image(image: ndarray, input_size: tuple[int, int]) -> ndarray:
-    """The image with zeros right of it and below; itself where it fills the input already."""
+    """Pads an image with zeros on the right and below, unless it already fills the input."""
     if image.shape[:2] == input_size:
         return image
     padded = np.zeros((*input_size, 3), image.dtype)

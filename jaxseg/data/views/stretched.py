@@ -1,8 +1,8 @@
 """Pictures stretched to the network's input, with the augmentation of dbolya/yolact.
 
-Expand, crop, mirror and resize are one map: a window of the picture's plane fills the input. It is
-drawn first and applied once. Pixels outside the picture have the mean colour, and masks are 0
-there. docs/data.md says where the original is followed and where it is put right.
+Expansion, crop, mirroring and resize are a single map, by which a window of the picture's plane
+fills the input. The window is drawn first and applied once. Outside the picture, pixels have the
+mean colour and masks are 0. docs/data.md lists the differences from the original.
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ from jaxseg.data.views.photometric import Photometric, draw_photometric, to_uint
 from jaxseg.data.views.window import Window, warp_image
 from jaxseg.structures import InputSpec
 
-# Pixels of the input. The original's config means 4 of 550 pixels; its training asks for this.
+# The smallest side of a box in pixels of the input. The original's configuration means 4 of 550
+# pixels, but its training code compares pixels with this quotient.
 MINIMUM_SIDE = 4 / 550
 CROP_TRIES = 50
 AUGMENTATION_TRIES = 10
@@ -24,10 +25,10 @@ AUGMENTATION_TRIES = 10
 
 @dataclasses.dataclass(frozen=True)
 class StretchedView:
-    """A window of the picture's plane that fills the input, see `View`.
+    """A window of the picture's plane that fills the input; see `View`.
 
     Attributes:
-        window: what is seen.
+        window: the part of the picture's plane that the network sees.
         photometric: the change of the picture's colours.
     """
 
@@ -51,7 +52,7 @@ class StretchedView:
         return warp_image(image, self.window, self.input_size, self.photometric)
 
     def keeps(self, boxes: Float32[np.ndarray, "n 4"]) -> Bool[np.ndarray, "n"]:
-        """Objects whose centre lies inside the window, and whose clipped box has an area."""
+        """Keeps objects whose centre lies inside the window and whose clipped box has an area."""
         seen = self.boxes_in_input(boxes)
         return self.window.holds(_centres(boxes)) & (seen[:, 2:] - seen[:, :2] > MINIMUM_SIDE).all(axis=1)
 
@@ -74,11 +75,11 @@ class StretchedView:
         return self._in_picture(boxes.astype(np.float64))
 
     def boxes_in_picture(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
-        """Boxes times the window's size over the input's; the quotient comes first."""
+        """Multiplies boxes by the window's size over the input's; computes the quotient first."""
         return self._in_picture(boxes.astype(np.float32))
 
     def _in_picture(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-        """In the arithmetic of the boxes' own dtype."""
+        """Converts boxes to the picture's coordinates, in the arithmetic of their own dtype."""
         window = self.window
         if window.mirror:
             boxes = np.stack([self.input_size[1] - boxes[:, 2], boxes[:, 1], self.input_size[1] - boxes[:, 0], boxes[:, 3]], axis=1)
@@ -88,11 +89,11 @@ class StretchedView:
 
 @dataclasses.dataclass(frozen=True)
 class StretchedRule:
-    """Pictures fill the input, whatever their proportions, see `ViewRule`.
+    """The rule that stretches each picture over the whole input; see `ViewRule`.
 
     Raises:
-        ValueError: the spec has several inputs to choose from, or boxes that end in their last
-            pixel, which no original has.
+        ValueError: the spec has several input sizes, or boxes that end in their last pixel, which
+            no original combines with stretched pictures.
     """
 
     spec: InputSpec
@@ -118,9 +119,9 @@ class StretchedRule:
         crowd: Bool[np.ndarray, "n"],
         augment: AugmentConfig,
     ) -> StretchedView:
-        """A view that leaves at least one object.
+        """Draws a view that keeps at least one object.
 
-        Should ten draws leave none, the picture stays whole.
+        If the draws of all tries keep none, the whole picture is shown.
         """
         photometric = draw_photometric(rng) if augment.photometric else Photometric()
         whole = dataclasses.replace(self.whole(picture_size), photometric=photometric)
@@ -135,7 +136,7 @@ class StretchedRule:
 
 
 def draw_expansion(rng: np.random.Generator, window: Window) -> Window:
-    """Draws, with probability one half, a window 1 to 4 times as large around the old one."""
+    """Draws, with a probability of one half, a window 1 to 4 times as large around the old one."""
     if rng.random() < 0.5:
         return window
     ratio = rng.uniform(1, 4)
@@ -143,12 +144,13 @@ def draw_expansion(rng: np.random.Generator, window: Window) -> Window:
 
 
 def draw_crop(rng: np.random.Generator, window: Window, boxes: Float32[np.ndarray, "n 4"], crowd: Bool[np.ndarray, "n"]) -> Window:
-    """Draws a crop with the centre of an ordinary object, or in one draw of six the whole window.
+    """Draws a crop that contains the centre of an ordinary object, or the whole window.
 
-    Its sides are 0.3 to 1 of the window's, and its height is 0.5 to 2 times its width. After 50
-    tries in vain the draw starts again. The original also names minimal overlaps of 0.1 to 0.9, but
-    its test for them never rejects a crop. A picture without any object takes every crop; one with
-    nothing but crowds is never cropped, as in the original.
+    The probability of the whole window is one sixth. The sides of a crop are 0.3 to 1 times those
+    of the window, and its height is 0.5 to 2 times its width. After 50 failed tries the draw starts
+    again. The original also lists minimum overlaps of 0.1 to 0.9, but its test of them never
+    rejects a crop. As in the original, a picture without objects accepts every crop, and a picture
+    that has only crowd regions is never cropped.
     """
     centres = _centres(boxes[~crowd])
     while rng.integers(6) > 0:
@@ -163,9 +165,9 @@ def draw_crop(rng: np.random.Generator, window: Window, boxes: Float32[np.ndarra
 
 
 def _offset(rng: np.random.Generator, room: float) -> float:
-    """Anywhere from 1 to `room`, or from `room` to 1.
+    """Draws a number between 1 and `room`, whichever of the two is larger.
 
-    That it is 1 and not 0 is the original's, which names only one bound.
+    The bound is 1 and not 0 as in the original, which passes only one bound to its generator.
     """
     return room + (1 - room) * rng.random()
 

@@ -1,12 +1,13 @@
-"""The rule by which a detector sees pictures, and what it sees of one picture.
+"""The interfaces of views: how one picture becomes the network's input, and the rule behind it.
 
-`ViewRule` is made once of a detector's `InputSpec`. For each picture it gives a `View`, which holds
-everything that chance decided about the picture and knows the way into the network's input and
-back. Nobody outside this folder asks which kind of view it is.
+A `ViewRule` is made once, from a detector's `InputSpec`. For each picture it gives a `View`, which
+holds all random choices for the picture, and which maps the picture to the network's input and
+boxes back to the picture. Code outside this folder does not depend on the kind of view.
 
-Three sizes, each a height and a width: the picture's own is `picture_size`, the network's input has
-`input_size`, and within that the picture has `image_size`; it starts at the upper left corner, and
-zeros lie right of it and below.
+There are three sizes, each a height and a width: `picture_size` is the size of the original
+picture, `input_size` that of the network's input, and `image_size` that of the picture within the
+input. The picture starts at the upper left corner of the input; zeros fill the rest on the right
+and below.
 """
 
 from typing import Protocol
@@ -19,72 +20,75 @@ from jaxseg.structures import InputSpec
 
 
 class View(Protocol):
-    """What the network sees of one picture. Boxes are `x1, y1, x2, y2`."""
+    """The part of one picture that the network sees, and its place in the input.
+
+    Boxes are `x1, y1, x2, y2`.
+    """
 
     @property
     def picture_size(self) -> tuple[int, int]:
-        """Height and width of the picture."""
+        """The height and width of the picture."""
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width of the network's input."""
+        """The height and width of the network's input."""
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the picture within the input."""
+        """The height and width of the picture within the input."""
 
     @property
     def mirror(self) -> bool:
-        """Whether left and right have changed places."""
+        """Whether left and right are swapped."""
 
     def training_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """The input made of an RGB picture, with the colours that chance chose, rounded."""
+        """Makes the network's input from an RGB picture with the drawn colours, and rounds it."""
 
     def evaluation_image(self, image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "H W 3"]:
-        """The same without the last rounding."""
+        """Makes the same input as `training_image`, but without the last rounding."""
 
     def keeps(self, boxes: Float32[np.ndarray, "n 4"]) -> Bool[np.ndarray, "n"]:
-        """Which objects stay, by their annotated boxes in the picture."""
+        """Returns which objects are kept, given their annotated boxes in the picture."""
 
     def boxes_in_input(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
-        """Annotated boxes in pixels of the input, clipped to what is seen.
+        """Converts annotated boxes to pixels of the input, and clips them to the visible part.
 
-        They end as `InputSpec.pixel_offset` says.
+        `InputSpec.pixel_offset` says whether the results end in their last pixel.
         """
 
     def masks_over_input(
         self, masks: UInt8[np.ndarray, "n H W"], rows: Int[np.ndarray, "m"], size: tuple[int, int]
     ) -> Bool[np.ndarray, "m {size[0]} {size[1]}"]:
-        """Masks of the picture as cells over the whole input.
+        """Resizes masks of the picture to cells over the whole input.
 
         Args:
-            masks: of 0 and 1, at the picture's size.
-            rows: which of them.
-            size: height and width of the result; the input's own size is possible.
+            masks: masks of 0 and 1, at the picture's size.
+            rows: the indices of the masks to resize.
+            size: the height and width of the result; it may be the input's own size.
         """
 
     def mask_frames(self, boxes: Float32[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n 4"]:
-        """What boxes of the input cover in the picture, to the far side of their last pixel.
+        """Returns the region of the unmirrored picture that boxes of the input cover.
 
-        The picture is not mirrored there.
+        The region extends to the far side of the last pixel of each box.
         """
 
     def boxes_in_picture(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
-        """The way back of any boxes of the input, not clipped, as the originals compute it."""
+        """Converts boxes of the input to the picture as the originals do, without clipping."""
 
 
 class ViewRule(Protocol):
-    """How a detector sees pictures."""
+    """The rule that turns pictures into a detector's inputs."""
 
     @property
     def spec(self) -> InputSpec:
-        """What the detector wants."""
+        """The input that the detector requires."""
 
     def input_size(self, picture_size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the input that a picture belongs in, whatever is drawn for it."""
+        """Returns the height and width of a picture's input, which do not depend on the draw."""
 
     def whole(self, picture_size: tuple[int, int]) -> View:
-        """How evaluation shows a picture of this height and width."""
+        """Returns the view that evaluation uses for a picture of this height and width."""
 
     def draw(
         self,
@@ -95,12 +99,12 @@ class ViewRule(Protocol):
         crowd: Bool[np.ndarray, "n"],
         augment: AugmentConfig,
     ) -> View:
-        """How training shows a picture, this time.
+        """Draws a random view of a picture for training.
 
         Args:
             rng: the only source of randomness.
-            picture_size: height and width of the picture.
-            boxes: its objects' boxes, as annotated.
-            crowd: which of them are crowd regions.
-            augment: which steps take part.
+            picture_size: the height and width of the picture.
+            boxes: the annotated boxes of its objects.
+            crowd: which of the objects are crowd regions.
+            augment: which steps of the augmentation to use.
         """

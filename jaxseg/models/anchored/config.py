@@ -7,23 +7,27 @@ from jaxseg.config.values import require
 from jaxseg.models.anchored.conventions import MASKRCNN_BENCHMARK, Conventions
 from jaxseg.models.backbones.config import MSRA_RESNET50, BackboneConfig, BackboneModelConfig
 
-# Sides of the network's input are multiples of this, so that every level of the pyramid halves evenly.
+# The sides of the network's input are multiples of this, which the strides of P2 to P5 divide.
 SIZE_DIVISOR = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class InputConfig:
-    """The network's input: pictures keep their proportions and are padded on the right and below to one of a few shapes."""
+    """The sizes of the network's input.
 
-    # Training draws one of them; evaluation takes the largest.
+    Pictures keep their proportions and are padded on the right and below to one of a few shapes.
+    """
+
+    # The shorter side in pixels. Training draws one of them, and evaluation takes the largest.
     shorter_side: tuple[int, ...] = (800,)
     longer_side: int = 1333
-    # Height and width of each shape; empty: one that holds every landscape picture, and one for portraits.
+    # The height and width of each padded shape. If empty, there are two: one that holds every
+    # landscape picture, and one for portraits.
     shapes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def padded_shapes(self) -> tuple[tuple[int, int], ...]:
-        """`shapes`, or the two that hold every picture."""
+        """The height and width of each padded shape: `shapes`, or two that hold every picture."""
         if self.shapes:
             return tuple((height, width) for height, width in self.shapes)
         short, long = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in (max(self.shorter_side), self.longer_side))
@@ -39,16 +43,17 @@ class InputConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AnchoredConfig(BackboneModelConfig):
-    """A detector whose boxes start from anchors, on pictures that keep their proportions."""
+    """The settings of a detector with anchors, on pictures that keep their proportions."""
 
     input: InputConfig = InputConfig()
     backbone: BackboneConfig = MSRA_RESNET50
     fpn_channels: int = 256
-    # One tuple for each level that anchors lie on, in pixels.
+    # One tuple of sizes, in pixels, for each level that anchors lie on.
     anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
-    # Height over width.
+    # The ratios of height to width.
     anchor_aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    # "eval" uses the running statistics while scales and biases learn; "frozen" keeps these, too.
+    # "eval" uses the running statistics while scales and biases learn; "frozen" also keeps scales
+    # and biases as they are.
     batch_norm: Literal["train", "eval", "frozen"] = "frozen"
     conventions: Conventions = MASKRCNN_BENCHMARK
 

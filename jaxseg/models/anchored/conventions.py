@@ -1,60 +1,88 @@
-"""Where the originals of Faster R-CNN, Mask R-CNN and RetinaNet disagree with each other."""
+"""The details in which the originals of Faster R-CNN, Mask R-CNN and RetinaNet differ."""
 
 import dataclasses
 from typing import Literal
 
 from jaxseg.config.values import require
+from jaxseg.ops.box_coder import DELTA_WEIGHTS, BoxCoder
 
 
 @dataclasses.dataclass(frozen=True)
 class Conventions:
-    """Where maskrcnn-benchmark, detectron2, mmdetection and torchvision disagree. Weights go with the conventions they learned with."""
+    """The details in which maskrcnn-benchmark, detectron2, mmdetection and torchvision differ.
 
-    # How a picture becomes the network's input: the size's rounding, and who resizes.
+    Weights need the conventions that they were trained with.
+    """
+
+    # How a picture is resized to the network's input: which library's method, and how the size is
+    # rounded.
     resize: Literal["opencv", "pillow", "pillow_truncated", "float"] = "pillow"
-    # 1: a box ends in its last pixel, so that its width is x2 - x1 + 1.
+    # With 1, x2 and y2 are a box's last pixel, so that its width is x2 - x1 + 1; with 0, its edge.
     pixel_offset: float = 0.0
-    # "legacy": Detectron's whole numbers, of windows that count pixels inclusively; "rounded": corners rounded to even.
+    # "exact" rounds no anchor; "rounded" rounds their corners, halves to even; "legacy" scales
+    # windows with rounded sides, with x2 and y2 as their last pixels, as Detectron does.
     cell_anchors: Literal["exact", "legacy", "rounded"] = "exact"
-    # "measured": the input's size over the level's, cut to a whole number, instead of the level's stride.
+    # The distance of anchors: the level's stride ("level"), or the input's size divided by the
+    # level's size, without the remainder ("measured").
     anchor_strides: Literal["level", "measured"] = "level"
-    # Anchors that reach out of the picture by more do not learn; negative: all learn.
+    # Anchors that reach beyond the picture by more than this many pixels do not learn; with a
+    # negative value, all anchors learn.
     anchor_border: float = -1.0
-    # Anchors beyond the picture's own size, rounded up to a multiple of 32, learn, too.
+    # Whether anchors beyond the picture's own size, rounded up to a multiple of 32, learn, too.
     padding_anchors: bool = True
-    # What an object without a good anchor gets: those anchors that overlap it most ("best_anchor"), which may be
-    # trained towards another object ("own_argmax").
+    # How an object gets an anchor if none overlaps it enough. The anchors that overlap it most
+    # become positive: for this object ("best_anchor"), or each for the object that it overlaps most
+    # itself ("own_argmax").
     forced_match: Literal["own_argmax", "best_anchor"] = "own_argmax"
     forced_match_iou: float = 0.0
-    # The same among the proposals, for an object whose best one overlaps it by roi.positive_iou.
+    # Whether the proposals that overlap an object most are matched to it, too, if the overlap is at
+    # least roi.positive_iou.
     forced_roi_match: bool = False
-    # A box's size may not shrink to less than 16 / 1000 of its anchor's, as it may not grow to more than 1000 / 16.
+    # A box's sides grow to at most 1000 / 16 times its anchor's. If true, they also shrink to at
+    # least 16 / 1000 times its anchor's.
     clamp_both_sides: bool = False
-    # Proposals are ranked by the sigmoid of their score; many of them tie at 1.
+    # Whether proposals are ranked by the sigmoid of their score, where many are equal to 1 in
+    # float32, instead of by the score itself.
     rank_probabilities: bool = False
-    # In training this many images share one quota of proposals.
+    # The number of images that share one quota of proposals in training.
     proposal_group: int = 1
-    # Proposals with a side up to this go; negative: all stay.
+    # Drops proposals with a side of at most this many pixels; a negative value keeps all.
     min_proposal_side: float = 0.0
-    # Where the loss of a box turns from quadratic to linear; 0: L1.
+    # Where the box loss changes from quadratic to linear; 0 gives the L1 loss.
     rpn_box_beta: float = 0.0
     roi_box_beta: float = 0.0
-    # The RPN's losses are divided by the anchors sampled (positive ones and negative ones each at least one an image, with
-    # "sampled_both"), or by the quota of samples, reached or not.
+    # What the RPN's losses are divided by: the number of sampled anchors ("sampled"); the same,
+    # where an image counts at least one positive and one negative anchor ("sampled_both"); or
+    # rpn.samples for each image, however many were sampled ("quota").
     rpn_normalizer: Literal["sampled", "sampled_both", "quota"] = "quota"
-    # RoIAlign shifts by half a cell.
+    # Whether RoIAlign shifts regions by half a cell to the left and up, so that cells have their
+    # values at their centres.
     roi_aligned: bool = True
-    # RoIAlign's samples a bin and axis; 0: as many as the bin has cells.
+    # The number of RoIAlign's samples along each side of a bin; 0 takes as many as it has cells.
     roi_sampling_ratio: int = 0
-    # Against rounding in a box's pyramid level: added to its size over 224, and to the level.
+    # Guards against rounding when a box's pyramid level is computed: `level_ratio_epsilon` is added
+    # to the ratio of the box's size to 224, `level_epsilon` to the level.
     level_ratio_epsilon: float = 1e-8
     level_epsilon: float = 0.0
-    # Detections with a side up to this go before non-maximum suppression; negative: all stay.
+    # Drops detections with a side of at most this many pixels before non-maximum suppression; a
+    # negative value keeps all.
     min_detection_side: float = 0.0
-    # The parts of a mask's cells that an object covers are learned as they are, not rounded to 0 or 1.
+    # Whether a mask's targets are the fractions of its cells that the object covers; otherwise
+    # these are rounded to 0 or 1.
     soft_mask_targets: bool = False
-    # How a mask gets back into the picture: sampled where its box is, or stretched over the box's whole pixels.
+    # How a mask is pasted into the picture: sampled at the box's exact position ("box"), or resized
+    # to the box rounded to whole pixels ("integer_box").
     mask_paste: Literal["box", "integer_box"] = "box"
+
+    @property
+    def anchor_coder(self) -> BoxCoder:
+        """The coder of boxes against the anchors of a region proposal network."""
+        return BoxCoder(pixel_offset=self.pixel_offset, clamp_both_sides=self.clamp_both_sides)
+
+    @property
+    def region_coder(self) -> BoxCoder:
+        """The coder of boxes against regions, and against the anchors of RetinaNet."""
+        return BoxCoder(DELTA_WEIGHTS, self.pixel_offset, self.clamp_both_sides)
 
     def validate(self, key: str) -> None:
         for name in ("pixel_offset", "forced_match_iou", "level_ratio_epsilon", "level_epsilon"):
@@ -74,7 +102,7 @@ MMDETECTION = Conventions(
     rank_probabilities=True,
     min_proposal_side=-1.0,
     rpn_normalizer="sampled_both",
-    # 1e-6, of the size over 56.
+    # The original adds 1e-6 to the ratio of the size to 56.
     level_ratio_epsilon=0.25e-6,
     min_detection_side=-1.0,
 )

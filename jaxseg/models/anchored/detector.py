@@ -1,13 +1,14 @@
-"""What R-CNN and RetinaNet share: pictures that keep their proportions, and anchors on the levels of a pyramid."""
+"""The base class of R-CNN and RetinaNet: padded input, and anchors on the levels of a pyramid."""
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
 from jaxseg.models.anchored.config import AnchoredConfig
-from jaxseg.models.detector import Detector, Images, blank_padding, normalize_images
+from jaxseg.models.detector import Detector
 from jaxseg.models.freezing import is_frozen
 from jaxseg.ops.anchors import pyramid_anchors
+from jaxseg.ops.images import Images, blank_padding, normalize_images
 from jaxseg.structures import InputSpec, Resize
 
 Levels = tuple[Float[Array, "B _ _ c"], ...]
@@ -25,12 +26,12 @@ class AnchoredDetector(Detector):
 
     @property
     def mask_crop_size(self) -> int | None:
-        """The number of cells along a side of a ground-truth mask; None for a detector without masks."""
+        """The number of cells along a side of a ground-truth mask; None if there are no masks."""
         return None
 
     @property
     def input_spec(self) -> InputSpec:
-        """A few padded shapes of the input; masks, if there are any, lie over their boxes."""
+        """The sizes of the batches: a few padded shapes, and masks that cover their boxes."""
         c, crop = self.config, self.mask_crop_size
         return InputSpec(
             input_sizes=c.input.padded_shapes,
@@ -43,16 +44,16 @@ class AnchoredDetector(Detector):
         )
 
     def learns(self, path: tuple[str, ...]) -> bool:
-        """All but frozen batch norms and frozen stages."""
+        """Whether a parameter learns: all do but those of frozen batch norms and frozen stages."""
         return not is_frozen(path, self.config.backbone, self.config.batch_norm)
 
     def trunk_input(self, images: Images, image_sizes: Int32[Array, "B 2"]) -> Float[Array, "B H W 3"]:
-        """Normalised images; padding is 0 then."""
+        """Returns the normalised images, with 0 in the padding."""
         trunk = self.config.backbone
         return blank_padding(normalize_images(images, trunk.pixel_mean, trunk.pixel_std, self.dtype), image_sizes)
 
     def anchors(self, levels: Levels, images: Images) -> list[Float32[np.ndarray, "_ 4"]]:
-        """Of each level, `x1, y1, x2, y2` in pixels of the network's input."""
+        """Returns each level's anchors, `x1, y1, x2, y2` in pixels of the network's input."""
         c = self.config
         return pyramid_anchors(
             [(level.shape[1], level.shape[2]) for level in levels],
@@ -65,5 +66,5 @@ class AnchoredDetector(Detector):
 
 
 def whole_sizes(images: Images) -> Int32[Array, "B 2"]:
-    """Height and width of pictures that fill the input."""
+    """Returns the heights and widths of pictures that fill the network's input."""
     return jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.int32), (len(images), 2))

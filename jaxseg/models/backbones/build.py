@@ -1,4 +1,4 @@
-"""From a configuration to the trunk of a detector."""
+"""Building a backbone from its configuration."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from jaxseg.models.layers import NormMode
 
 
 def build_backbone(config: BackboneConfig, norm_mode: NormMode, dtype: Any, *, stages: int = 5, dilated_c5: bool = False) -> nn.Module:
-    """The trunk; its last outputs are C3, C4 and C5.
+    """Builds a backbone, whose last outputs are C3, C4 and C5.
 
     Args:
-        config: which trunk.
-        norm_mode: of batch norm, outside of the frozen stages.
-        dtype: of the convolutions.
-        stages: how many; a ResNet with 3 ends in C4.
-        dilated_c5: C5 at C4's resolution.
+        config: the settings of the backbone.
+        norm_mode: the mode of batch norm outside of the frozen stages.
+        dtype: the type in which the convolutions compute.
+        stages: the number of stages of a ResNet; one with 3 ends in C4.
+        dilated_c5: whether C5 of a ResNet keeps C4's resolution.
     """
     if config.name == "darknet":
         return DarkNet(config.stage_sizes, config.width, norm_mode, dtype, name="backbone")

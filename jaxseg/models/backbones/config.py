@@ -9,21 +9,23 @@ from jaxseg.config.values import require
 
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig:
-    """`resnet` (bottlenecks) or `darknet`, by blocks a stage and the stem's width."""
+    """A ResNet with bottleneck blocks, or a Darknet."""
 
     name: Literal["resnet", "darknet"] = "resnet"
     stage_sizes: tuple[int, ...] = (3, 4, 23, 3)
     width: int = 64
-    # RGB, in 0..255. Darknet divides by 255 only.
+    # The mean and standard deviation of R, G and B in 0..255. Darknet only divides by 255.
     pixel_mean: tuple[float, ...] = (123.68, 116.78, 103.94)
     pixel_std: tuple[float, ...] = (58.40, 57.12, 57.38)
-    # Of a ResNet's blocks: the stride sits on the first 1x1 convolution, as in MSRA's weights, and not on the 3x3.
+    # Whether the stride of a ResNet's block is on its first 1x1 convolution, as in MSRA's weights,
+    # instead of on the 3x3 convolution.
     stride_in_1x1: bool = False
-    # Of a ResNet. "group": 32 groups a layer.
+    # The norm of a ResNet; "group" has 32 groups in each layer.
     norm: Literal["batch", "group"] = "batch"
-    # Added to the variance.
+    # The number that is added to the variance before its root is taken.
     norm_epsilon: float = 1e-5
-    # Training leaves the first so many parts as they are: 1 is the stem, 2 the stem and C2, ...
+    # The number of parts, from the input on, that do not learn: 1 is the stem, 2 the stem and C2,
+    # and so on.
     frozen_stages: int = 0
 
     def validate(self, key: str) -> None:
@@ -37,7 +39,7 @@ class BackboneConfig:
         require(self.norm_epsilon >= 0, f"{key}.norm_epsilon", self.norm_epsilon, "0 or more")
         require(0 <= self.frozen_stages <= stages + 1, f"{key}.frozen_stages", self.frozen_stages, f"0 to {stages + 1}")
         plain = self.norm == "batch" and not self.stride_in_1x1
-        require(self.name == "resnet" or plain, f"{key}.name", self.name, "resnet, for stride_in_1x1 and group norm are of ResNets")
+        require(self.name == "resnet" or plain, f"{key}.name", self.name, "resnet, because only ResNets have stride_in_1x1 and group norm")
 
 
 RESNET50 = BackboneConfig(stage_sizes=(3, 4, 6, 3))
@@ -47,7 +49,8 @@ DARKNET53 = BackboneConfig(
     name="darknet", stage_sizes=(1, 2, 8, 8, 4), width=32, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(255.0, 255.0, 255.0)
 )
 
-# MSRA's ResNet-50 in RGB: colours not scaled, batch norm as a scale and a bias.
+# MSRA's ResNet-50 with RGB input. Its colours are not divided by a standard deviation, and its
+# batch norm is only a scale and a bias.
 MSRA_RESNET50 = dataclasses.replace(
     RESNET50,
     pixel_mean=(122.7717, 115.9465, 102.9801),
@@ -56,19 +59,19 @@ MSRA_RESNET50 = dataclasses.replace(
     norm_epsilon=0.0,
     frozen_stages=2,
 )
-# torchvision's, as mmdetection and torchvision normalise colours.
+# torchvision's ResNet-50, with the colours normalised as in mmdetection and torchvision.
 IMAGENET_RESNET50 = dataclasses.replace(RESNET50, pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375), frozen_stages=2)
 
 
 @dataclasses.dataclass(frozen=True)
 class BackboneModelConfig(ModelConfig):
-    """The settings of a detector on one of our backbones, whose published weights it can then load."""
+    """The settings of a detector on one of these backbones, whose published weights it can load."""
 
     backbone: BackboneConfig = RESNET50
 
     @property
     def last_stage_module(self) -> str:
-        """The module that holds C5 of a ResNet: "backbone", or a head that looks at regions of C4."""
+        """The module with a ResNet's C5: "backbone", or the head of regions pooled from C4."""
         return "backbone"
 
     def validate(self, key: str) -> None:

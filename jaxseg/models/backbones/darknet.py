@@ -10,7 +10,7 @@ from jaxseg.models.layers import BatchNorm, NormMode, conv
 
 
 class ConvUnit(nn.Module):
-    """Convolution, batch norm, leaky ReLU with slope 0.1."""
+    """A convolution, batch norm, and a leaky ReLU with slope 0.1."""
 
     features: int
     kernel: int
@@ -25,11 +25,15 @@ class ConvUnit(nn.Module):
 
 
 class DarkNet(nn.Module):
-    """Five stages, each a strided convolution and residual pairs (1x1 to half the channels, 3x3 back).
+    """A backbone of five stages, each a convolution with stride 2 and a number of residual blocks.
+
+    A residual block is a 1x1 convolution to half the channels and a 3x3 convolution back.
 
     Attributes:
-        stage_sizes: residual pairs a stage; (1, 2, 8, 8, 4) is Darknet-53.
-        width: channels of the stem; stage i ends in `width * 2 ** (i + 1)`.
+        stage_sizes: the number of residual blocks in each stage; (1, 2, 8, 8, 4) is Darknet-53.
+        width: the number of channels of the stem; stage i has `width * 2 ** (i + 1)`.
+        norm_mode: the mode of batch norm.
+        dtype: the type in which the convolutions compute.
     """
 
     stage_sizes: tuple[int, ...] = (1, 2, 8, 8, 4)
@@ -39,19 +43,20 @@ class DarkNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"], *, train: bool) -> tuple[Float[Array, "B _ _ _"], ...]:
-        """The outputs of all five stages, at strides 2 to 32."""
+        """Returns the outputs of all five stages, at strides 2 to 32."""
 
-        def unit(features: int, kernel: int, stride: int, name: str, y: Array) -> Array:
-            return ConvUnit(features, kernel, stride, self.norm_mode, self.dtype, name=name)(y, train=train)
+        def unit(y: Array, features: int, kernel: int, *, stride: int = 1, name: str) -> Array:
+            layer = ConvUnit(features, kernel, stride, norm_mode=self.norm_mode, dtype=self.dtype, name=name)
+            return layer(y, train=train)
 
-        x = unit(self.width, 3, 1, "stem", x)
+        x = unit(x, self.width, 3, name="stem")
         outputs = []
         for stage, blocks in enumerate(self.stage_sizes):
             features = self.width * 2 ** (stage + 1)
-            x = unit(features, 3, 2, f"stage{stage + 1}_down", x)
+            x = unit(x, features, 3, stride=2, name=f"stage{stage + 1}_down")
             for block in range(blocks):
-                y = unit(features // 2, 1, 1, f"stage{stage + 1}_block{block}_conv1", x)
-                # No activation after the sum.
-                x = x + unit(features, 3, 1, f"stage{stage + 1}_block{block}_conv2", y)
+                y = unit(x, features // 2, 1, name=f"stage{stage + 1}_block{block}_conv1")
+                # Darknet has no activation after the sum.
+                x = x + unit(y, features, 3, name=f"stage{stage + 1}_block{block}_conv2")
             outputs.append(x)
         return tuple(outputs)

@@ -1,5 +1,6 @@
-"""ResNet (arXiv:1512.03385) with bottleneck blocks, in torchvision's layout, or with MSRA's place for the stride."""
+"""ResNet (arXiv:1512.03385) with bottleneck blocks, in the variants of torchvision and MSRA."""
 
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -11,12 +12,20 @@ from jaxseg.models.layers import BatchNorm, NormMode, conv
 
 
 class Bottleneck(nn.Module):
-    """1x1 to `width`, 3x3, 1x1 to `4 * width`, with a projected shortcut where the shape changes.
+    """A bottleneck block: a 1x1, a 3x3 and a 1x1 convolution, and a shortcut around them.
+
+    The first two convolutions have `width` channels, the last has `4 * width`.
 
     Attributes:
-        stride_in_1x1: the stride sits on the first convolution; else on the 3x3.
+        width: see above.
+        stride: the stride of the block.
+        project: whether the shortcut is a 1x1 convolution, as it must be where the shape changes.
+        dilation: the dilation of the 3x3 convolution.
+        stride_in_1x1: whether the first convolution has the stride, instead of the 3x3 one.
         norm: "batch", or "group" with 32 groups.
-        norm_mode: of batch norm.
+        norm_mode: the mode of batch norm.
+        norm_epsilon: the number that is added to the variance.
+        dtype: the type in which the convolutions compute.
     """
 
     width: int
@@ -31,45 +40,43 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"], *, train: bool) -> Float[Array, "B H W C"]:
-        def unit(i: int, features: int, kernel: int, stride: int, y: Array) -> Array:
-            y = convolution(features, kernel, stride, self.dilation if kernel == 3 else 1, self.dtype, f"conv{i}")(y)
-            return self._norm(f"bn{i}", y, train)
-
-        strides = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-        y = nn.relu(unit(1, self.width, 1, strides[0], x))
-        y = nn.relu(unit(2, self.width, 3, strides[1], y))
-        y = unit(3, 4 * self.width, 1, 1, y)
+        convolution = functools.partial(conv, bias=False, dtype=self.dtype)
+        norm = functools.partial(apply_norm, kind=self.norm, mode=self.norm_mode, epsilon=self.norm_epsilon, train=train)
+        first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
+        y = nn.relu(norm(convolution(self.width, 1, first, name="conv1")(x), name="bn1"))
+        y = nn.relu(norm(convolution(self.width, 3, second, dilation=self.dilation, name="conv2")(y), name="bn2"))
+        y = norm(convolution(4 * self.width, 1, name="conv3")(y), name="bn3")
         if self.project:
-            x = self._norm("bn_shortcut", convolution(4 * self.width, 1, self.stride, 1, self.dtype, "shortcut")(x), train)
+            x = norm(convolution(4 * self.width, 1, self.stride, name="shortcut")(x), name="bn_shortcut")
         return nn.relu(x + y)
-
-    def _norm(self, name: str, y: Array, train: bool) -> Array:
-        return apply_norm(self.norm, self.norm_mode, self.norm_epsilon, self.dtype, name, y, train=train)
-
-
-def convolution(features: int, kernel: int, stride: int, dilation: int, dtype: Any, name: str) -> nn.Conv:
-    """A convolution that a norm follows."""
-    return conv(features, kernel, stride, dilation=dilation, bias=False, dtype=dtype, name=name)
 
 
 def apply_norm(
-    kind: Literal["batch", "group"], mode: NormMode, epsilon: float, dtype: Any, name: str, x: Array, *, train: bool
+    x: Float[Array, "B h w c"], *, kind: Literal["batch", "group"], mode: NormMode, epsilon: float, name: str, train: bool
 ) -> Float[Array, "B h w c"]:
-    """The norm `name` of the module that calls this."""
+    """Applies a norm as the submodule `name` of the module that calls this function."""
     if kind == "group":
-        # The fast variance, mean of squares less square of mean, loses the digits of channels far from 0.
-        return nn.GroupNorm(32, epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)(x)
-    return BatchNorm(mode, epsilon, dtype, name=name)(x, train=train)
+        # The fast variance, the mean of the squares minus the square of the mean, loses digits in
+        # channels whose mean is far from 0.
+        return nn.GroupNorm(32, epsilon=epsilon, use_fast_variance=False, dtype=x.dtype, name=name)(x)
+    return BatchNorm(mode, epsilon, x.dtype, name=name)(x, train=train)
 
 
 class ResNet(nn.Module):
-    """The trunk without its classifier.
+    """A ResNet without its classifier.
 
     Attributes:
-        stage_sizes: blocks a stage; (3, 4, 6, 3) is ResNet-50, (3, 4, 23, 3) ResNet-101, (3, 8, 36, 3) ResNet-152.
-        width: channels of the stem; the stages end in 4, 8, 16 and 32 times as many.
-        frozen_stages: the first so many parts (the stem, then the stages) do not learn, nor do their norms' statistics.
-        dilated_c5: the last stage keeps C4's resolution, and its 3x3 convolutions spread out instead.
+        stage_sizes: the number of blocks in each stage; (3, 4, 6, 3) is ResNet-50, (3, 4, 23, 3)
+            ResNet-101, and (3, 8, 36, 3) ResNet-152.
+        width: the number of channels of the stem; the stages have 4, 8, 16 and 32 times as many.
+        stride_in_1x1: see `Bottleneck`.
+        norm: see `Bottleneck`.
+        norm_mode: the mode of batch norm outside of the frozen stages.
+        norm_epsilon: the number that is added to the variance.
+        frozen_stages: the number of parts (the stem, then the stages) that do not learn, and whose
+            norms keep their statistics.
+        dilated_c5: whether the last stage keeps C4's resolution, with dilated 3x3 convolutions.
+        dtype: the type in which the convolutions compute.
     """
 
     stage_sizes: tuple[int, ...]
@@ -84,13 +91,14 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"], *, train: bool) -> tuple[Float[Array, "B _ _ _"], ...]:
-        """C2 to C5, at strides 4, 8, 16 and 32."""
-        x = convolution(self.width, 7, 2, 1, self.dtype, "conv1")(x)
-        x = nn.relu(apply_norm(self.norm, self._mode(0), self.norm_epsilon, self.dtype, "bn1", x, train=train))
+        """Returns C2 to C5, at strides 4, 8, 16 and 32."""
+        x = conv(self.width, 7, 2, bias=False, dtype=self.dtype, name="conv1")(x)
+        x = apply_norm(x, kind=self.norm, mode=self._mode(0), epsilon=self.norm_epsilon, name="bn1", train=train)
+        x = nn.relu(x)
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         outputs = []
         for stage, blocks in enumerate(self.stage_sizes):
-            # Nothing before this learns, so nothing need flow back there.
+            # Nothing before this stage learns, so no gradient has to flow back there.
             x = jax.lax.stop_gradient(x) if stage + 1 == self.frozen_stages else x
             dilated = self.dilated_c5 and stage == 3
             for block in range(blocks):

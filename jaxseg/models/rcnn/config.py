@@ -9,18 +9,21 @@ from jaxseg.models.anchored.config import AnchoredConfig
 
 @dataclasses.dataclass(frozen=True)
 class RpnConfig:
-    """Region proposals: which anchors learn, and how many proposals go on."""
+    """The settings of the region proposal network, both of its training and of its proposals."""
 
     positive_iou: float = 0.7
     negative_iou: float = 0.3
-    # Anchors of an image that learn, and the largest part of them that may be positive.
+    # The number of anchors of an image that learn; `positive_fraction` is the largest fraction of
+    # them that is positive.
     samples: int = 256
     positive_fraction: float = 0.5
-    # Of each level, by score.
+    # The number of best proposals of each level before non-maximum suppression, in training and in
+    # evaluation.
     pre_nms_train: int = 2000
     pre_nms_test: int = 1000
     nms_iou: float = 0.7
-    # Of an image; in training of conventions.proposal_group images.
+    # The number of proposals that are kept after it: of each image, or in training of each group of
+    # conventions.proposal_group images.
     post_nms_train: int = 1000
     post_nms_test: int = 1000
 
@@ -36,7 +39,7 @@ class RpnConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RoiConfig:
-    """Regions of interest: which of them learn, what is pooled, and what is kept as detections."""
+    """The settings of the heads: which regions learn, what is pooled, and which detections stay."""
 
     positive_iou: float = 0.5
     samples: int = 512
@@ -46,7 +49,7 @@ class RoiConfig:
     mask_size: int = 14
     mask_channels: int = 256
     mask_convolutions: int = 4
-    # Ground-truth masks come to the device as so many cells by so many, spread over their box.
+    # The number of cells along a side of a ground-truth mask, which covers its object's box.
     mask_crop_size: int = 112
     score_threshold: float = 0.05
     nms_iou: float = 0.5
@@ -62,21 +65,22 @@ class RoiConfig:
             self.mask_crop_size >= 8 and self.mask_crop_size % 8 == 0,
             f"{key}.mask_crop_size",
             self.mask_crop_size,
-            "a multiple of 8, for the cells travel as bits",
+            "a multiple of 8, because eight cells are packed into a byte",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class RcnnConfig(AnchoredConfig):
-    """Faster R-CNN (arXiv:1506.01497) and Mask R-CNN (arXiv:1703.06870).
+    """The settings of Faster R-CNN (arXiv:1506.01497) and Mask R-CNN (arXiv:1703.06870).
 
-    Defaults: Mask R-CNN, ResNet-50 with a feature pyramid, as maskrcnn-benchmark trains it.
+    The defaults are Mask R-CNN on a ResNet-50 with a feature pyramid, as in maskrcnn-benchmark.
     """
 
     kind: Literal["rcnn"] = "rcnn"
-    # False: Faster R-CNN.
+    # Whether there is a mask head, as in Mask R-CNN; without it, this is Faster R-CNN.
     masks: bool = True
-    # What regions are pooled from: a pyramid; C4, with C5 as the head; or C5 at C4's resolution.
+    # Where regions are pooled from: a feature pyramid ("fpn"); C4, with C5 as the head ("c4"); or
+    # C5 at C4's resolution ("dilated_c5").
     neck: Literal["fpn", "c4", "dilated_c5"] = "fpn"
     rpn: RpnConfig = RpnConfig(post_nms_train=2000)
     roi: RoiConfig = RoiConfig()

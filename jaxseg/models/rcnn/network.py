@@ -1,4 +1,4 @@
-"""Faster R-CNN (arXiv:1506.01497) and Mask R-CNN (arXiv:1703.06870) with the conventions of four originals."""
+"""Faster R-CNN (arXiv:1506.01497) and Mask R-CNN (arXiv:1703.06870)."""
 
 import functools
 
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from jaxseg.devices import each_image
 from jaxseg.models.anchored.detector import AnchoredDetector, Levels, whole_sizes
 from jaxseg.models.backbones.build import build_backbone
-from jaxseg.models.detector import Images, detector_of
+from jaxseg.models.detector import detector_of
 from jaxseg.models.fpn import FPN
 from jaxseg.models.rcnn.config import RcnnConfig
 from jaxseg.models.rcnn.roi_heads import (
@@ -27,13 +27,18 @@ from jaxseg.models.rcnn.roi_heads import (
     sample_regions,
 )
 from jaxseg.models.rcnn.rpn import Proposals, RpnHead, RpnOutputs, propose, rpn_losses, rpn_sums
+from jaxseg.ops.images import Images
 from jaxseg.ops.roi_align import pyramid_levels, roi_align
 from jaxseg.structures import Batch, Detections
 
 
 @struct.dataclass
 class RcnnOutputs:
-    """Raw outputs; `A` anchors in the order level, y, x, shape; `P` proposals, best first; the background is the last logit."""
+    """The raw outputs for `A` anchors and `P` proposals.
+
+    Anchors are in the order level, y, x, shape, and proposals in descending order of their scores.
+    The last class logit is the background's.
+    """
 
     objectness: Float32[Array, "B A"]
     anchor_deltas: Float32[Array, "B A 4"]
@@ -45,7 +50,7 @@ class RcnnOutputs:
 
 @detector_of(RcnnConfig)
 class Rcnn(AnchoredDetector):
-    """Trunk, neck, region proposals, and heads that look at each region."""
+    """An R-CNN: a backbone, a neck, a region proposal network, and heads for the regions."""
 
     config: RcnnConfig
 
@@ -55,12 +60,18 @@ class Rcnn(AnchoredDetector):
         self.backbone = build_backbone(trunk, c.batch_norm, self.dtype, stages=3 if is_c4 else 4, dilated_c5=c.neck == "dilated_c5")
         if c.neck == "fpn":
             self.fpn = FPN(c.fpn_channels, "rcnn", self.dtype)
-        # The proposals' convolution is as wide as what it looks at.
+        # The RPN's convolution has as many channels as its input.
         channels = {"fpn": c.fpn_channels, "c4": 16 * trunk.width, "dilated_c5": 32 * trunk.width}[c.neck]
         self.rpn = RpnHead(channels, len(c.anchor_sizes[0]) * len(c.anchor_aspect_ratios), self.dtype)
         if is_c4:
             self.box_head: nn.Module = C5Head(
-                trunk.stage_sizes[3], 8 * trunk.width, trunk.stride_in_1x1, trunk.norm, c.batch_norm, trunk.norm_epsilon, self.dtype
+                blocks=trunk.stage_sizes[3],
+                width=8 * trunk.width,
+                stride_in_1x1=trunk.stride_in_1x1,
+                norm=trunk.norm,
+                norm_mode=c.batch_norm,
+                norm_epsilon=trunk.norm_epsilon,
+                dtype=self.dtype,
             )
         else:
             self.box_head = BoxHead(c.roi.box_features, self.dtype)
@@ -70,7 +81,7 @@ class Rcnn(AnchoredDetector):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Of the levels that anchors lie on; regions are pooled from all of them but P6."""
+        """The strides of the levels that anchors lie on; regions are pooled from all but P6."""
         return (4, 8, 16, 32, 64) if self.config.neck == "fpn" else (16,)
 
     @property
@@ -80,12 +91,21 @@ class Rcnn(AnchoredDetector):
     # ---- The network ----
 
     def pyramid(self, images: Images, image_sizes: Int32[Array, "B 2"], *, train: bool) -> Levels:
-        """What anchors lie on and regions are pooled from, finest first."""
+        """Returns the levels that anchors lie on and regions are pooled from, the finest first."""
         features = self.backbone(self.trunk_input(images, image_sizes), train=train)
         return self.fpn(features) if self.config.neck == "fpn" else features[-1:]
 
     def pool(self, levels: Levels, boxes: Float32[Array, "B R 4"], size: int) -> Float[Array, "n s s c"]:
-        """RoIAlign of each region from its level; regions of all images in one row."""
+        """Applies RoIAlign to each region at its level.
+
+        Args:
+            levels: the levels of the pyramid.
+            boxes: the regions of each image, in pixels of the network's input.
+            size: the side of the result in cells.
+
+        Returns:
+            The pooled regions of all images along one axis.
+        """
         rules = self.config.conventions
         if self.config.neck == "fpn":
             level = pyramid_levels(
@@ -112,8 +132,12 @@ class Rcnn(AnchoredDetector):
     def predict_boxes(
         self, levels: Levels, boxes: Float32[Array, "B R 4"], *, train: bool
     ) -> tuple[Float32[Array, "B R C1"], Float32[Array, "B R C 4"], Float[Array, "n _ _ _"] | None]:
-        """Class logits and deltas of each region; with a C4 neck also the head's map, which masks are made of."""
-        # C5's stride halves what is pooled.
+        """Returns the class logits and box deltas of each region.
+
+        With a C4 neck, the third value is the map that the head computes, from which masks are
+        predicted; otherwise it is None.
+        """
+        # The stride of C5 halves the pooled regions.
         shared = self.config.neck == "c4"
         x = self.box_head(self.pool(levels, boxes, 2 * self.config.roi.box_size if shared else self.config.roi.box_size), train=train)
         logits, deltas = self.box_predictor(x.mean((1, 2)) if shared else x)
@@ -128,7 +152,7 @@ class Rcnn(AnchoredDetector):
         *,
         train: bool,
     ) -> Float32[Array, "B M s s"]:
-        """Mask logits of each region, of its class."""
+        """Returns each region's mask logits for its class."""
         pooled = self.pool(levels, boxes, self.config.roi.mask_size)
         if self.config.neck == "c4":
             pooled = self.box_head(pooled, train=train)
@@ -136,11 +160,12 @@ class Rcnn(AnchoredDetector):
         return logits.reshape(*boxes.shape[:2], *logits.shape[1:])
 
     def __call__(self, images: Images, image_sizes: Int32[Array, "B 2"] | None = None) -> RcnnOutputs:
-        """Raw outputs.
+        """Returns the raw outputs.
 
         Args:
-            images: RGB 0..255, padded to network size.
-            image_sizes: height and width of each picture within it; None: all of it.
+            images: RGB images in 0..255, padded to the network's input size.
+            image_sizes: the height and width of each picture within its image; by default,
+                pictures fill their images.
         """
         if image_sizes is None:
             image_sizes = whole_sizes(images)
@@ -148,44 +173,62 @@ class Rcnn(AnchoredDetector):
         outputs, proposals = self._propose(levels, images, image_sizes, train=False)
         logits, deltas, _ = self.predict_boxes(levels, proposals.boxes, train=False)
         objectness, anchor_deltas = (jnp.concatenate(values, 1) for values in outputs)
-        return RcnnOutputs(objectness, anchor_deltas, proposals.boxes, proposals.valid, logits, deltas)
+        return RcnnOutputs(
+            objectness=objectness,
+            anchor_deltas=anchor_deltas,
+            proposals=proposals.boxes,
+            proposals_valid=proposals.valid,
+            class_logits=logits,
+            box_deltas=deltas,
+        )
 
     def _propose(self, levels: Levels, images: Images, image_sizes: Int32[Array, "B 2"], *, train: bool) -> tuple[RpnOutputs, Proposals]:
         c, outputs = self.config, self.rpn(levels)
         anchors = self.anchors(levels, images)
-        return outputs, propose(outputs, anchors, image_sizes, c.rpn, c.conventions, c.implementation, train=train)
+        proposals = propose(
+            outputs,
+            anchors,
+            image_sizes,
+            config=c.rpn,
+            conventions=c.conventions,
+            implementation=c.implementation,
+            train=train,
+        )
+        return outputs, proposals
 
     # ---- Training ----
 
     def losses(self, batch: Batch, *, train: bool) -> dict[str, Float32[Array, ""]]:
-        """`rpn_class` and `rpn_box` over sampled anchors; `class` and `box` over sampled regions; `mask` over positive ones."""
+        """See `Detector.losses`.
+
+        `rpn_class` and `rpn_box` are losses of the sampled anchors, `class` and `box` of the
+        sampled regions, and `mask` of the positive regions.
+        """
         c = self.config
         images, image_sizes, targets = jnp.asarray(batch.images), jnp.asarray(batch.image_sizes), batch.targets
         levels = self.pyramid(images, image_sizes, train=train)
         outputs, proposals = self._propose(levels, images, image_sizes, train=train)
         anchors = np.concatenate(self.anchors(levels, images))
-        objectness, anchor_deltas = (jnp.concatenate(values, 1) for values in outputs)
 
         anchor_key, region_key = jax.random.split(self.make_rng("sampling"))
-        rpn = each_image(lambda o, d, t, s, p: rpn_sums(o, d, anchors, t, s, p, c.rpn, c.conventions))(
-            objectness, anchor_deltas, targets, image_sizes, jax.random.uniform(anchor_key, objectness.shape)
-        )
+        rpn_of_image = functools.partial(rpn_sums, anchors=anchors, config=c.rpn, conventions=c.conventions)
+        priorities = jax.random.uniform(anchor_key, (len(images), len(anchors)))
+        rpn = each_image(rpn_of_image)(outputs, targets, image_sizes, priorities)
+        sample = functools.partial(sample_regions, num_classes=c.num_classes, config=c.roi, conventions=c.conventions)
         candidates = proposals.valid.shape[1] + targets.valid.shape[1]
-        samples = each_image(lambda p, t, q: sample_regions(p, t, q, c.num_classes, c.roi, c.conventions))(
-            proposals, targets, jax.random.uniform(region_key, (len(images), candidates))
-        )
+        samples = each_image(sample)(proposals, targets, jax.random.uniform(region_key, (len(images), candidates)))
         samples = samples._replace(valid=samples.valid & batch.valid[:, None])
         return rpn_losses(rpn, jnp.asarray(batch.valid), c.rpn, c.conventions) | self.region_losses(levels, samples, batch, train=train)
 
     def region_losses(self, levels: Levels, samples: RoiSamples, batch: Batch, *, train: bool) -> dict[str, Float32[Array, ""]]:
-        """What the heads learn from sampled regions."""
+        """Returns the losses of the heads on sampled regions."""
         c, targets = self.config, batch.targets
         logits, deltas, shared = self.predict_boxes(levels, samples.boxes, train=train)
-        sums = each_image(lambda o, d, s, t: region_sums(o, d, s, t, c.conventions))(logits, deltas, samples, targets)
+        sums = each_image(functools.partial(region_sums, conventions=c.conventions))(logits, deltas, samples, targets)
         total = jnp.maximum(sums.samples.sum(), 1)
         losses = {"class": sums.classification.sum() / total, "box": sums.box.sum() / total}
         if c.masks:
-            # Positive regions come first, and there are no more of them.
+            # Positive regions come first, and there are at most this many.
             count = int(c.roi.samples * c.roi.positive_fraction)
             boxes, classes = samples.boxes[:, :count], jnp.minimum(samples.classes[:, :count], c.num_classes - 1)
             if shared is None:
@@ -194,7 +237,8 @@ class Rcnn(AnchoredDetector):
                 shared = shared.reshape(*samples.valid.shape, *shared.shape[1:])[:, :count]
                 mask_logits = self.mask_head(shared.reshape(-1, *shared.shape[2:]), classes.reshape(-1))
                 mask_logits = mask_logits.reshape(*classes.shape, *mask_logits.shape[1:])
-            masks = each_image(lambda o, s, t: mask_sum(o, s, t, c.roi.mask_crop_size, c.conventions))(mask_logits, samples, targets)
+            masks_of_image = functools.partial(mask_sum, crop_size=c.roi.mask_crop_size, conventions=c.conventions)
+            masks = each_image(masks_of_image)(mask_logits, samples, targets)
             positives = (samples.positive & samples.valid).sum()
             losses["mask"] = masks.sum() / jnp.maximum(positives, 1)
         return losses
@@ -202,7 +246,7 @@ class Rcnn(AnchoredDetector):
     # ---- Detection ----
 
     def detect(self, images: Images, image_sizes: Int32[Array, "B 2"]) -> Detections:
-        """See `Detector.detect`; masks are 28 x 28 cells over each detection's box."""
+        """See `Detector.detect`; a mask has 28 x 28 cells, which cover the detection's box."""
         c = self.config
         levels = self.pyramid(images, image_sizes, train=False)
         _, proposals = self._propose(levels, images, image_sizes, train=False)
@@ -213,7 +257,7 @@ class Rcnn(AnchoredDetector):
         if c.masks:
             masks = jax.nn.sigmoid(self.predict_masks(levels, boxes, kept.classes, train=False))
             masks = jnp.where(kept.valid[:, :, None, None], masks, 0.0)
-        return Detections(boxes, kept.scores, kept.classes, kept.valid, masks)
+        return Detections(boxes=boxes, scores=kept.scores, classes=kept.classes, valid=kept.valid, masks=masks)
 
     def initialize(self, images: Images) -> None:
         """See `Detector.initialize`."""

@@ -1,4 +1,4 @@
-"""What happens to regions: the heads that look at them, which of them learn what, and what becomes a detection."""
+"""The second stage of an R-CNN: heads, the sampling of regions, losses, and detections."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -13,25 +13,25 @@ from jaxseg.models.backbones.resnet import Bottleneck
 from jaxseg.models.layers import Deconvolution, NormMode, conv, kaiming_normal, kaiming_uniform
 from jaxseg.models.rcnn.config import RoiConfig
 from jaxseg.models.rcnn.rpn import Proposals
-from jaxseg.ops.boxes import DELTA_WEIGHTS, clip_boxes, decode_deltas, encode_deltas, longer_than
+from jaxseg.ops.boxes import clip_boxes, longer_than
 from jaxseg.ops.implementation import Implementation
 from jaxseg.ops.losses import smooth_l1
 from jaxseg.ops.masks import box_mask_targets, unpack_bits
-from jaxseg.ops.matching import match_anchors
+from jaxseg.ops.matching import Matcher
 from jaxseg.ops.nms import Kept, class_nms
-from jaxseg.ops.sampling import sample_rois
+from jaxseg.ops.sampling import Sampler
 from jaxseg.structures import Targets
 
 
 class RoiSamples(NamedTuple):
-    """Regions that learn, `S` rows of one image; the positive ones come first.
+    """The regions of an image that learn: `S` rows, of which the positive ones come first.
 
     Attributes:
-        boxes: in pixels of the network's input.
-        valid: the row learns.
-        positive: the row has an object.
-        objects: rows of the ground truth, for positive ones.
-        classes: 0 .. C-1, and C for the background.
+        boxes: `x1, y1, x2, y2` in pixels of the network's input.
+        valid: whether a row is a sample and not padding.
+        positive: whether the region is matched to an object.
+        objects: the object's row in the ground truth; only meaningful for positive regions.
+        classes: the object's class, 0 .. C-1, or C for the background.
     """
 
     boxes: Float32[Array, "*B S 4"]
@@ -42,7 +42,7 @@ class RoiSamples(NamedTuple):
 
 
 class RoiSums(NamedTuple):
-    """One image's share of the regions' losses, before any normaliser."""
+    """The sums of the regions' losses over one image, before they are normalised."""
 
     classification: Float32[Array, ""]
     box: Float32[Array, ""]
@@ -68,7 +68,11 @@ class BoxHead(nn.Module):
 
 
 class C5Head(nn.Module):
-    """ResNet's last stage as the head of regions pooled from C4; boxes and masks share it."""
+    """The last stage of a ResNet as the head of regions pooled from C4.
+
+    Boxes and masks share it. Its attributes are those of `ResNet`, of which `blocks` is the number
+    of blocks and `width` their width.
+    """
 
     blocks: int
     width: int
@@ -97,7 +101,7 @@ class C5Head(nn.Module):
 
 
 class BoxPredictor(nn.Module):
-    """Class logits, the background last, and box deltas for each class."""
+    """Predicts class logits, the last of which is the background's, and each class's box deltas."""
 
     num_classes: int
     dtype: Any
@@ -111,7 +115,7 @@ class BoxPredictor(nn.Module):
 
 
 class ClassChannel(nn.Module):
-    """A 1x1 convolution to one channel a class, of which each region needs only its own class's."""
+    """A 1x1 convolution to one channel per class; each region gets the channel of its class."""
 
     num_classes: int
 
@@ -124,7 +128,10 @@ class ClassChannel(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """3x3 convolutions, a deconvolution to twice the resolution, and the mask of one class."""
+    """Predicts the mask logits of one class for each region.
+
+    It consists of 3x3 convolutions, a deconvolution to twice the resolution, and a 1x1 convolution.
+    """
 
     channels: int
     convolutions: int
@@ -147,37 +154,38 @@ def sample_regions(
     proposals: Proposals,
     targets: Targets,
     priorities: Float32[Array, "Q"],
+    *,
     num_classes: int,
     config: RoiConfig,
     conventions: Conventions,
 ) -> RoiSamples:
-    """The regions that learn: proposals and, so that there are positive ones from the start, the ground truth itself.
+    """Samples the regions that learn from the proposals and the ground-truth boxes.
+
+    The ground truth is included so that there are positive regions from the first step on.
 
     Args:
-        proposals: of one image, `P` rows.
-        targets: of the same, `N` rows; crowds do not count.
-        priorities: in 0..1, `P + N` of them; the largest are sampled.
-        num_classes: of the foreground.
-        config: how many, and from which overlap on a region is positive.
-        conventions: whose rules.
+        proposals: the proposals of one image, `P` rows.
+        targets: the ground truth of the same image, `N` rows; crowd regions are left out.
+        priorities: a number in 0..1 for each of the `P + N` regions; those with the largest numbers
+            are sampled.
+        num_classes: the number of foreground classes.
+        config: the number of samples, and the IoU from which on a region is positive.
+        conventions: the rules that the originals differ in.
     """
     truth, ordinary = jnp.asarray(targets.boxes), targets.valid & ~targets.crowd
     boxes = jnp.concatenate([proposals.boxes, truth])
-    labels, objects = match_anchors(
-        boxes,
-        truth,
-        ordinary,
+    matcher = Matcher(
         positive_iou=config.positive_iou,
         negative_iou=config.positive_iou,
         forced="best_anchor" if conventions.forced_roi_match else "none",
         forced_min_iou=config.positive_iou,
         pixel_offset=conventions.pixel_offset,
-        candidates=jnp.concatenate([proposals.valid, ordinary]),
     )
-    indices, valid, positive = sample_rois(labels, priorities, count=config.samples, positive_fraction=config.positive_fraction)
+    labels, objects = matcher(boxes, truth, ordinary, jnp.concatenate([proposals.valid, ordinary]))
+    indices, valid, positive = Sampler(config.samples, config.positive_fraction).rows(labels, priorities)
     objects = objects[indices]
     classes = jnp.where(positive, jnp.asarray(targets.classes)[objects], num_classes)
-    return RoiSamples(jax.lax.stop_gradient(boxes[indices]), valid, positive, objects, classes)
+    return RoiSamples(boxes=jax.lax.stop_gradient(boxes[indices]), valid=valid, positive=positive, objects=objects, classes=classes)
 
 
 def region_sums(
@@ -185,15 +193,14 @@ def region_sums(
     deltas: Float32[Array, "S C 4"],
     samples: RoiSamples,
     targets: Targets,
+    *,
     conventions: Conventions,
 ) -> RoiSums:
-    """Cross entropy of the sampled regions, and of the positive ones the deltas of their class."""
+    """Computes the cross entropy of the sampled regions, and the box loss of the positive ones."""
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, samples.classes)
     own = jnp.minimum(samples.classes, deltas.shape[1] - 1)
     deltas = jnp.take_along_axis(deltas, own[:, None, None], 1)[:, 0]
-    truth = encode_deltas(
-        jnp.asarray(targets.boxes)[samples.objects], samples.boxes, weights=DELTA_WEIGHTS, pixel_offset=conventions.pixel_offset
-    )
+    truth = conventions.region_coder.encode(jnp.asarray(targets.boxes)[samples.objects], samples.boxes)
     positive = (samples.positive & samples.valid)[:, None]
     box = smooth_l1(deltas, jnp.where(positive, truth, 0.0), conventions.roi_box_beta)
     return RoiSums(
@@ -204,25 +211,25 @@ def region_sums(
 
 
 def mask_sum(
-    logits: Float32[Array, "M s s"], samples: RoiSamples, targets: Targets, crop_size: int, conventions: Conventions
+    logits: Float32[Array, "M s s"], samples: RoiSamples, targets: Targets, *, crop_size: int, conventions: Conventions
 ) -> Float32[Array, ""]:
-    """Binary cross entropy of the positive regions' masks, the mean over each, summed.
+    """Computes the binary cross entropy of each positive region's mask, and sums over the regions.
 
     Args:
-        logits: of the first `M` samples, each of its own class.
-        samples: of the image.
-        targets: of the image; its masks are crops over its boxes.
-        crop_size: cells of a crop's side.
-        conventions: whose rules.
+        logits: the mask logits of the first `M` samples, each of its own class.
+        samples: the samples of the image.
+        targets: the ground truth of the image, with masks over the boxes.
+        crop_size: the number of cells along a side of a ground-truth mask.
+        conventions: the rules that the originals differ in.
     """
     assert targets.masks is not None
     count, side = logits.shape[:2]
     objects, boxes = samples.objects[:count], samples.boxes[:count]
-    # Crops reach to the boxes' far edges.
+    # Masks cover the last pixels of their boxes, too.
     frames = jnp.asarray(targets.boxes)[objects] + jnp.array([0.0, 0.0, conventions.pixel_offset, conventions.pixel_offset])
     crops = unpack_bits(jnp.asarray(targets.masks)[objects], crop_size).astype(jnp.float32)
     if conventions.soft_mask_targets:
-        # torchvision cuts masks with its unaligned RoIAlign, half a pixel to the right and down.
+        # torchvision crops masks with its unaligned RoIAlign, which is half a pixel off.
         truth = box_mask_targets(crops, frames, boxes + 0.5, side)
     else:
         truth = (box_mask_targets(crops, frames, boxes, side) >= 0.5).astype(jnp.float32)
@@ -238,18 +245,29 @@ def kept_regions(
     deltas: Float32[Array, "P C 4"],
     proposals: Proposals,
     image_size: Int32[Array, "2"],
+    *,
     config: RoiConfig,
     conventions: Conventions,
     implementation: Implementation = "auto",
 ) -> tuple[Float32[Array, "D 4"], Kept]:
-    """The detections: boxes of each class, clipped, suppressed within their class, the best of all classes."""
-    boxes = decode_deltas(
-        deltas,
-        proposals.boxes[:, None],
-        weights=DELTA_WEIGHTS,
-        pixel_offset=conventions.pixel_offset,
-        clamp_both_sides=conventions.clamp_both_sides,
-    )
+    """Selects the detections of one image.
+
+    Boxes are suppressed within their class, and the best of all classes are kept.
+
+    Args:
+        logits: the class logits of each proposal, the background last.
+        deltas: the box deltas of each proposal for each class.
+        proposals: the proposals.
+        image_size: the height and width of the picture within the network's input, to which boxes
+            are clipped.
+        config: the thresholds and the number of detections.
+        conventions: the rules that the originals differ in.
+        implementation: the implementation of non-maximum suppression.
+
+    Returns:
+        The boxes of the detections in pixels of the network's input, and what suppression kept.
+    """
+    boxes = conventions.region_coder.decode(deltas, proposals.boxes[:, None])
     boxes = clip_boxes(boxes, image_size, pixel_offset=conventions.pixel_offset)
     candidates = longer_than(boxes, conventions.min_detection_side) & proposals.valid[:, None]
     scores = jnp.where(candidates, jax.nn.softmax(logits, -1)[:, :-1], 0.0)

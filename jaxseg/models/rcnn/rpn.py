@@ -1,4 +1,4 @@
-"""The region proposal network (arXiv:1506.01497): its head, what it proposes, and what it learns."""
+"""The region proposal network (arXiv:1506.01497): its head, its proposals, and its losses."""
 
 import functools
 import math
@@ -16,32 +16,37 @@ from jaxseg.models.anchored.conventions import Conventions
 from jaxseg.models.anchored.matching import match_objects
 from jaxseg.models.layers import conv
 from jaxseg.models.rcnn.config import RpnConfig
-from jaxseg.ops.boxes import clip_boxes, decode_deltas, encode_deltas, longer_than
+from jaxseg.ops.boxes import clip_boxes, longer_than
 from jaxseg.ops.implementation import Implementation
 from jaxseg.ops.losses import smooth_l1
 from jaxseg.ops.nms import exact_nms
-from jaxseg.ops.sampling import sample_labels
+from jaxseg.ops.sampling import Sampler
 from jaxseg.structures import Targets
 
 _normal = nn.initializers.normal
 
 
 class Proposals(NamedTuple):
-    """Regions that may hold an object, in pixels of the network's input; `P` rows, of which `valid` ones count."""
+    """Regions that may hold an object: `P` rows, of which some are padding.
+
+    Attributes:
+        boxes: `x1, y1, x2, y2` in pixels of the network's input.
+        valid: whether a row is a proposal and not padding.
+    """
 
     boxes: Float32[Array, "*B P 4"]
     valid: Bool[Array, "*B P"]
 
 
 class RpnOutputs(NamedTuple):
-    """Of each pyramid level: a score and four deltas for each of its anchors, in the order y, x, shape."""
+    """The scores (logits) and box deltas of each level's anchors, in the order y, x, shape."""
 
     objectness: list[Float32[Array, "B _"]]
     deltas: list[Float32[Array, "B _ 4"]]
 
 
 class RpnSums(NamedTuple):
-    """One image's share of the RPN's losses, before any normaliser."""
+    """The sums of the RPN's losses over one image, before they are normalised."""
 
     objectness: Float32[Array, ""]
     box: Float32[Array, ""]
@@ -50,7 +55,7 @@ class RpnSums(NamedTuple):
 
 
 class RpnHead(nn.Module):
-    """A 3x3 convolution with ReLU, and two 1x1 convolutions, shared by all levels."""
+    """A 3x3 convolution with ReLU, and two 1x1 convolutions, which all levels share."""
 
     channels: int
     num_anchors: int
@@ -75,34 +80,35 @@ def propose(
     outputs: RpnOutputs,
     anchors: list[Float32[np.ndarray, "_ 4"]],
     image_sizes: Int32[Array, "B 2"],
+    *,
     config: RpnConfig,
     conventions: Conventions,
     implementation: Implementation = "auto",
-    *,
     train: bool,
 ) -> Proposals:
-    """The best boxes of each level after non-maximum suppression within it, then the best of all levels.
+    """Selects the proposals: the best of each level, suppressed, and then the best of all levels.
 
-    Nothing flows back from proposals.
+    No gradient flows back from the proposals.
 
     Args:
-        outputs: of a batch.
-        anchors: of each level.
-        image_sizes: height and width of each picture within the network's input; proposals are clipped to it.
-        config: how many.
-        conventions: whose rules.
-        implementation: of non-maximum suppression.
-        train: with the counts of training, where several images may share a quota.
+        outputs: the outputs for a batch.
+        anchors: the anchors of each level, in pixels of the network's input.
+        image_sizes: the height and width of each picture within the network's input, to which
+            proposals are clipped.
+        config: the numbers of proposals and the threshold of suppression.
+        conventions: the rules that the originals differ in.
+        implementation: the implementation of non-maximum suppression.
+        train: whether the numbers of training apply, where several images may share a quota.
     """
     outputs = jax.lax.stop_gradient(outputs)
     count = config.pre_nms_train if train else config.pre_nms_test
 
     def one_image(outputs: RpnOutputs, image_size: Array) -> tuple[Array, Array]:
         levels = [
-            _best_of_level(*level, image_size, count, conventions)
+            _best_of_level(*level, image_size, count=count, conventions=conventions)
             for level in zip(outputs.objectness, outputs.deltas, anchors, strict=True)
         ]
-        # Levels with fewer anchors are filled up, so that all are suppressed together.
+        # Levels with fewer anchors are padded, so that all levels are suppressed in one call.
         rows = max(len(scores) for _, scores in levels)
         boxes = jnp.stack([jnp.pad(boxes, ((0, rows - len(boxes)), (0, 0))) for boxes, _ in levels])
         scores = jnp.stack([jnp.pad(scores, (0, rows - len(scores)), constant_values=-jnp.inf) for _, scores in levels])
@@ -129,25 +135,32 @@ def _best_of_level(
     deltas: Float32[Array, "a 4"],
     anchors: Float32[np.ndarray, "a 4"],
     image_size: Int32[Array, "2"],
+    *,
     count: int,
     conventions: Conventions,
 ) -> tuple[Float32[Array, "k 4"], Float32[Array, "k"]]:
-    """Boxes and scores in order of score; those without a size have no score."""
+    """Returns the best boxes of a level with their scores, in descending order of the scores.
+
+    Boxes that are too small have the score -inf.
+    """
     scores, indices = jax.lax.top_k(jax.nn.sigmoid(objectness) if conventions.rank_probabilities else objectness, min(count, len(anchors)))
-    boxes = decode_deltas(
-        deltas[indices],
-        jnp.asarray(anchors)[indices],
-        pixel_offset=conventions.pixel_offset,
-        clamp_both_sides=conventions.clamp_both_sides,
-    )
+    boxes = conventions.anchor_coder.decode(deltas[indices], jnp.asarray(anchors)[indices])
     boxes = clip_boxes(boxes, image_size, pixel_offset=conventions.pixel_offset)
     return boxes, jnp.where(longer_than(boxes, conventions.min_proposal_side), scores, -jnp.inf)
 
 
 def _shared_quota(scores: Float32[Array, "B n"], count: int, group: int) -> tuple[Int32[Array, "B P"], Bool[Array, "B P"]]:
-    """The best `count` of every `group` images: indices, and which of them count.
+    """Selects the best `count` proposals of every `group` images.
 
-    Images that share a quota keep the order that the scores came in, as maskrcnn-benchmark has it.
+    The proposals of images that share a quota keep the order of `scores`, as in maskrcnn-benchmark.
+
+    Args:
+        scores: the scores of the candidates of each image; -inf marks padding.
+        count: the number of proposals that the images of a group share.
+        group: the number of images in a group.
+
+    Returns:
+        The selected candidates' indices in each image, and which of these rows are valid.
     """
     batch, candidates = scores.shape
     rows = min(count, candidates)
@@ -163,33 +176,37 @@ def _shared_quota(scores: Float32[Array, "B n"], count: int, group: int) -> tupl
 
 
 def rpn_sums(
-    objectness: Float32[Array, "A"],
-    deltas: Float32[Array, "A 4"],
-    anchors: Float32[np.ndarray, "A 4"],
+    outputs: RpnOutputs,
     targets: Targets,
     image_size: Int32[Array, "2"],
     priorities: Float32[Array, "A"],
+    *,
+    anchors: Float32[np.ndarray, "A 4"],
     config: RpnConfig,
     conventions: Conventions,
 ) -> RpnSums:
-    """What the RPN learns from one image: binary cross entropy of the sampled anchors, box deltas of the positive ones.
+    """Computes the sums of the RPN's losses over one image.
+
+    They are the binary cross entropy of the sampled anchors and the box loss of the positive ones.
 
     Args:
-        objectness: scores of all levels' anchors.
-        deltas: of the same.
-        anchors: the same, in pixels of the network's input.
-        targets: ground truth; crowds do not count.
-        image_size: height and width of the picture within the network's input.
-        priorities: in 0..1; the largest are sampled.
-        config: which anchors learn.
-        conventions: whose rules.
+        outputs: the outputs for one image.
+        targets: the ground truth; crowd regions are left out.
+        image_size: the height and width of the picture within the network's input.
+        priorities: a number in 0..1 for each anchor; those with the largest numbers are sampled.
+        anchors: the anchors of all levels, in pixels of the network's input.
+        config: the thresholds of matching and the numbers of samples.
+        conventions: the rules that the originals differ in.
     """
+    objectness, deltas = jnp.concatenate(outputs.objectness), jnp.concatenate(outputs.deltas)
     boxes = jnp.asarray(targets.boxes)
-    labels, matched = match_objects(anchors, targets, image_size, config.positive_iou, config.negative_iou, conventions)
-    positive, negative = sample_labels(labels, priorities, count=config.samples, positive_fraction=config.positive_fraction)
+    labels, matched = match_objects(
+        anchors, targets, image_size, positive_iou=config.positive_iou, negative_iou=config.negative_iou, conventions=conventions
+    )
+    positive, negative = Sampler(config.samples, config.positive_fraction).masks(labels, priorities)
     entropy = optax.sigmoid_binary_cross_entropy(objectness, positive.astype(jnp.float32))
-    truth = encode_deltas(boxes[matched], jnp.asarray(anchors), pixel_offset=conventions.pixel_offset)
-    # Rows that are not positive may have been matched to padding.
+    truth = conventions.anchor_coder.encode(boxes[matched], jnp.asarray(anchors))
+    # Rows that are not positive may be matched to padding, whose deltas can be infinite.
     truth = jnp.where(positive[:, None], truth, 0.0)
     box = smooth_l1(deltas, truth, conventions.rpn_box_beta)
     return RpnSums(
@@ -201,7 +218,14 @@ def rpn_sums(
 
 
 def rpn_losses(sums: RpnSums, valid: Bool[Array, "B"], config: RpnConfig, conventions: Conventions) -> dict[str, Float32[Array, ""]]:
-    """The batch's losses from the sums of its images; images that only fill up the batch do not count."""
+    """Normalises the sums of the losses over the images of a batch.
+
+    Args:
+        sums: the sums over each image.
+        valid: whether an image counts; the others only fill up the batch.
+        config: the number of samples of each image.
+        conventions: the rule of normalisation.
+    """
     if conventions.rpn_normalizer == "quota":
         samples = jnp.full(valid.shape, config.samples)
     elif conventions.rpn_normalizer == "sampled":

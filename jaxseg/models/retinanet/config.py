@@ -10,7 +10,10 @@ from jaxseg.models.anchored.conventions import MASKRCNN_BENCHMARK, Conventions
 
 @dataclasses.dataclass(frozen=True)
 class RetinaNetConfig(AnchoredConfig):
-    """RetinaNet (arXiv:1708.02002), ResNet-50 with a feature pyramid from P3 to P7, as maskrcnn-benchmark trains it."""
+    """The settings of RetinaNet (arXiv:1708.02002).
+
+    The defaults are a ResNet-50 with a feature pyramid from P3 to P7, as in maskrcnn-benchmark.
+    """
 
     kind: Literal["retinanet"] = "retinanet"
     head_convolutions: int = 4
@@ -20,13 +23,13 @@ class RetinaNetConfig(AnchoredConfig):
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
     box_beta: float = 0.11
-    # The loss of the boxes is divided by so many times the number of positive anchors.
+    # The box loss is divided by the number of positive anchors times this.
     box_normalizer: float = 4.0
     score_threshold: float = 0.05
     pre_nms: int = 1000
     nms_iou: float = 0.4
     max_detections: int = 100
-    # All anchors learn, those that reach out of the picture, too.
+    # A negative `anchor_border` lets all anchors learn, also those that reach beyond the picture.
     conventions: Conventions = dataclasses.replace(MASKRCNN_BENCHMARK, anchor_border=-1.0)
 
     resumable_keys: ClassVar[tuple[str, ...]] = ("score_threshold", "pre_nms", "nms_iou", "max_detections")

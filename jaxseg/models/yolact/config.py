@@ -7,7 +7,7 @@ from jaxseg.config.model import ModelConfig
 from jaxseg.config.values import require
 from jaxseg.models.backbones.config import RESNET101, BackboneConfig, BackboneModelConfig
 
-# Batch norm over fewer images than this does more harm than good (the original's rule).
+# As in the original, batch norm with fewer images than this does more harm than good.
 MIN_BATCH_NORM_IMAGES = 6
 
 NmsRule = Literal["fast", "cross_class", "greedy"]
@@ -15,7 +15,7 @@ NmsRule = Literal["fast", "cross_class", "greedy"]
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights and rules of YOLACT's losses (paper section 3; numbers as dbolya/yolact ships them)."""
+    """The weights and rules of YOLACT's losses (section 3 of the paper), as in dbolya/yolact."""
 
     box_weight: float = 1.5
     class_weight: float = 1.0
@@ -23,10 +23,12 @@ class LossConfig:
     semantic_weight: float = 1.0
     positive_iou: float = 0.5
     negative_iou: float = 0.4
-    # A prior that lies in a crowd region by more than this part of its area is neither positive nor negative.
+    # An anchor with more than this fraction of its area in a crowd region is neither positive nor
+    # negative.
     crowd_overlap: float = 0.7
     negatives_per_positive: int = 3
-    # Negatives mined in an image without positives. The original has 0: such an image teaches nothing.
+    # The number of negatives that learn in an image without positives. In the original this is 0,
+    # so that nothing is learned from such an image.
     negatives_without_positives: int = 0
     max_mask_positives: int = 100
 
@@ -45,10 +47,10 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DetectionConfig:
-    """From raw outputs to detections, as the original's `Detect`."""
+    """The settings of non-maximum suppression, as of the original's `Detect`."""
 
     nms: NmsRule = "fast"
-    # A prior is a candidate when its best foreground probability exceeds this.
+    # An anchor is a candidate if its largest foreground probability exceeds this.
     score_threshold: float = 0.05
     iou_threshold: float = 0.5
     top_k: int = 200
@@ -63,7 +65,7 @@ class DetectionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class YolactConfig(BackboneModelConfig):
-    """YOLACT (arXiv:1904.02689). Defaults: YOLACT-base."""
+    """The settings of YOLACT (arXiv:1904.02689). The defaults are those of YOLACT-base."""
 
     kind: Literal["yolact"] = "yolact"
     image_size: int = 550
@@ -72,12 +74,14 @@ class YolactConfig(BackboneModelConfig):
     head_channels: int = 256
     prototype_channels: int = 256
     num_prototypes: int = 32
-    # One tuple a level, P3 to P7, in pixels.
+    # One tuple of scales, in pixels, for each level from P3 to P7.
     anchor_scales: tuple[tuple[float, ...], ...] = ((24.0,), (48.0,), (96.0,), (192.0,), (384.0,))
     anchor_aspect_ratios: tuple[float, ...] = (1.0, 0.5, 2.0)
-    # The published weights learned with the height overwritten by the width.
+    # Whether anchors are squares: their heights are overwritten by their widths, as they were when
+    # the published weights were trained.
     square_anchors: bool = True
-    # "auto": frozen when the global batch is under 6 images, as the original does per GPU.
+    # "auto" freezes batch norm if the global batch has fewer than 6 images; the original does so
+    # for the batch of each GPU.
     batch_norm: Literal["auto", "train", "frozen"] = "auto"
     losses: LossConfig = LossConfig()
     detection: DetectionConfig = DetectionConfig()
@@ -90,7 +94,11 @@ class YolactConfig(BackboneModelConfig):
         return True
 
     def freezes_batch_norm(self, batch_size: int) -> bool:
-        """Whether training leaves all batch norms as they are, given the size of the global batch."""
+        """Whether training leaves all batch norms as they are.
+
+        Args:
+            batch_size: the number of images in the global batch.
+        """
         too_few = batch_size < MIN_BATCH_NORM_IMAGES
         return self.batch_norm == "frozen" or (self.batch_norm == "auto" and too_few)
 
@@ -112,7 +120,7 @@ class YolactConfig(BackboneModelConfig):
             len(counts) == 1 and min(counts) >= 1,
             f"{key}.anchor_scales",
             self.anchor_scales,
-            "the same number of scales on every level, for the head is shared",
+            "the same number of scales on every level, because the levels share the head",
         )
         require(all(s > 0 for scales in self.anchor_scales for s in scales), f"{key}.anchor_scales", self.anchor_scales, "scales above 0")
         require(

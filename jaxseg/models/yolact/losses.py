@@ -1,4 +1,4 @@
-"""YOLACT's losses (arXiv:1904.02689, section 3): what one image contributes, and the sum over a batch."""
+"""YOLACT's losses (arXiv:1904.02689, section 3)."""
 
 from typing import NamedTuple
 
@@ -9,16 +9,17 @@ from jaxtyping import Array, Bool, Float32, Int32
 
 from jaxseg.models.yolact.config import LossConfig
 from jaxseg.models.yolact.outputs import YolactOutputs, corner_scale
-from jaxseg.ops.boxes import encode_boxes
+from jaxseg.ops.box_coder import ssd_encode
+from jaxseg.ops.boxes import centers_to_corners
 from jaxseg.ops.losses import binary_cross_entropy
 from jaxseg.ops.masks import assemble_masks, box_mask, unpack_bits
-from jaxseg.ops.matching import Match, match_priors
+from jaxseg.ops.matching import Match, PriorMatcher
 from jaxseg.ops.sampling import choose, hardest
 from jaxseg.structures import InputSpec, Targets
 
 
 class LossSums(NamedTuple):
-    """One image's share of the batch's losses, before any weight and normaliser."""
+    """The sums of the losses over one image, before they are weighted and normalised."""
 
     box: Float32[Array, ""]
     classification: Float32[Array, ""]
@@ -30,38 +31,44 @@ class LossSums(NamedTuple):
 def image_losses(
     outputs: YolactOutputs,
     targets: Targets,
-    anchors: Float32[Array, "A 4"],
     priorities: Float32[Array, "A"],
+    *,
+    anchors: Float32[Array, "A 4"],
     spec: InputSpec,
     config: LossConfig,
 ) -> LossSums:
-    """Unweighted sums over one image.
+    """Computes the unweighted sums of the losses over one image.
 
     Args:
-        outputs: of one image, with `segmentation_logits`.
-        targets: of the same image.
+        outputs: the outputs for one image, with `segmentation_logits`.
+        targets: the ground truth of the same image.
+        priorities: a number in 0..1 for each anchor. If there are more positive anchors than
+            `max_mask_positives`, those with the largest numbers learn masks.
         anchors: `cx, cy, w, h` as fractions of the input.
-        priorities: in 0..1; when there are more positives than `max_mask_positives`, the largest learn masks.
-        spec: sizes of the input and the masks.
-        config: rules.
+        spec: the sizes of the input and the masks.
+        config: the rules of matching and of the losses.
     """
     assert targets.semantic is not None
     assert spec.semantic_size is not None
+    assert spec.mask_size is not None
     boxes = jnp.asarray(targets.boxes) / corner_scale(spec.input_sizes[0])
-    labels, indices = match_priors(
-        centers_tocorner_scale(anchors),
-        boxes,
-        targets.valid & ~targets.crowd,
-        targets.valid & targets.crowd,
-        positive_iou=config.positive_iou,
-        negative_iou=config.negative_iou,
-        crowd_overlap=config.crowd_overlap,
-    )
+    matcher = PriorMatcher(config.positive_iou, config.negative_iou, config.crowd_overlap)
+    ordinary, crowd = targets.valid & ~targets.crowd, targets.valid & targets.crowd
+    labels, indices = matcher(centers_to_corners(anchors), boxes, ordinary, crowd)
     positive = labels == Match.POSITIVE
     return LossSums(
         box=_box_loss(outputs.box_deltas, boxes[indices], anchors, positive),
         classification=_class_loss(outputs.class_logits, jnp.where(positive, targets.classes[indices] + 1, 0), labels, config),
-        mask=_mask_loss(outputs, targets, boxes, indices, positive, priorities, spec, config.max_mask_positives),
+        mask=_mask_loss(
+            outputs,
+            targets,
+            boxes=boxes,
+            indices=indices,
+            positive=positive,
+            priorities=priorities,
+            mask_size=spec.mask_size,
+            max_positives=config.max_mask_positives,
+        ),
         semantic=optax.sigmoid_binary_cross_entropy(
             outputs.segmentation_logits, jnp.moveaxis(unpack_bits(targets.semantic, spec.semantic_size[1]), 0, -1).astype(jnp.float32)
         ).sum()
@@ -71,7 +78,15 @@ def image_losses(
 
 
 def weighted_losses(sums: LossSums, images: Int32[Array, ""], config: LossConfig) -> dict[str, Float32[Array, ""]]:
-    """The batch's losses from its sums. Without positives there is nothing to divide, where the original divides by 0."""
+    """Weights and normalises the sums of the losses over a batch.
+
+    The sums over a batch without positives are divided by 1; the original divides them by 0.
+
+    Args:
+        sums: the sums over the batch.
+        images: the number of images in the batch.
+        config: the weights.
+    """
     positives = jnp.maximum(sums.positives, 1.0)
     return {
         "box": config.box_weight * sums.box / positives,
@@ -84,14 +99,14 @@ def weighted_losses(sums: LossSums, images: Int32[Array, ""], config: LossConfig
 def _box_loss(
     deltas: Float32[Array, "A 4"], boxes: Float32[Array, "A 4"], anchors: Float32[Array, "A 4"], positive: Bool[Array, "A"]
 ) -> Float32[Array, ""]:
-    """Smooth L1 over the positives."""
-    # Rows that are not positive may have been matched to padding, whose logarithm is infinite.
-    target = jnp.where(positive[:, None], encode_boxes(boxes, anchors), 0.0)
+    """Computes the smooth L1 loss of the positives."""
+    # Rows that are not positive may be matched to padding, whose logarithm is infinite.
+    target = jnp.where(positive[:, None], ssd_encode(boxes, anchors), 0.0)
     return jnp.where(positive[:, None], optax.huber_loss(deltas, target), 0.0).sum()
 
 
 def mined_negatives(logits: Float32[Array, "A C1"], labels: Int32[Array, "A"], config: LossConfig) -> Bool[Array, "A"]:
-    """Hard negatives: those whose background is least likely, three for each positive."""
+    """Chooses the hard negatives: those whose background is least likely, three per positive."""
     positives = (labels == Match.POSITIVE).sum()
     count = jnp.where(positives > 0, config.negatives_per_positive * positives, config.negatives_without_positives)
     difficulty = jax.nn.logsumexp(logits, -1) - logits[:, 0]
@@ -101,7 +116,7 @@ def mined_negatives(logits: Float32[Array, "A C1"], labels: Int32[Array, "A"], c
 def _class_loss(
     logits: Float32[Array, "A C1"], classes: Int32[Array, "A"], labels: Int32[Array, "A"], config: LossConfig
 ) -> Float32[Array, ""]:
-    """Cross entropy over the positives and the mined negatives."""
+    """Computes the cross entropy of the positives and the hard negatives."""
     learns = (labels == Match.POSITIVE) | mined_negatives(logits, labels, config)
     return jnp.where(learns, optax.softmax_cross_entropy_with_integer_labels(logits, classes), 0.0).sum()
 
@@ -109,22 +124,23 @@ def _class_loss(
 def _mask_loss(
     outputs: YolactOutputs,
     targets: Targets,
+    *,
     boxes: Float32[Array, "N 4"],
     indices: Int32[Array, "A"],
     positive: Bool[Array, "A"],
     priorities: Float32[Array, "A"],
-    spec: InputSpec,
+    mask_size: tuple[int, int],
     max_positives: int,
 ) -> Float32[Array, ""]:
-    """Binary cross entropy of the assembled masks, cropped by the ground-truth boxes, per pixel of the box's area.
+    """Computes the binary cross entropy of the assembled masks, divided by their boxes' areas.
 
-    Ground truth outside the crop counts with the floor of the logarithm, 100 a pixel, as in the original.
+    The masks are cropped to the ground-truth boxes. A pixel of the ground truth outside of the crop
+    counts 100, where the logarithm is cut off, as in the original.
     """
     assert targets.masks is not None
-    assert spec.mask_size is not None
     chosen, counts = choose(positive, priorities, min(max_positives, positive.size))
     objects = indices[chosen]
-    height, width = spec.mask_size
+    height, width = mask_size
     mask_boxes = boxes[objects] * corner_scale((height, width))
     truth = unpack_bits(targets.masks, width)[objects]
     predicted = assemble_masks(outputs.prototypes, outputs.mask_coefficients[chosen])
@@ -132,5 +148,5 @@ def _mask_loss(
     per_object = binary_cross_entropy(predicted, truth).sum((1, 2))
     box_size = mask_boxes[:, 2:] - mask_boxes[:, :2]
     per_object = jnp.where(counts, per_object / jnp.where(counts, box_size[:, 0] * box_size[:, 1], 1.0), 0.0)
-    # A sample stands for all positives.
+    # The chosen positives represent all of them.
     return per_object.sum() * positive.sum() / jnp.maximum(counts.sum(), 1)

@@ -1,5 +1,6 @@
-"""YOLACT (arXiv:1904.02689): prototypes and coefficients, one stage."""
+"""YOLACT (arXiv:1904.02689), a one-stage detector whose masks are combinations of prototypes."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from jaxseg.config import Config
 from jaxseg.devices import each_image
 from jaxseg.models.backbones.build import build_backbone
-from jaxseg.models.detector import Detector, Images, detector_of, normalize_images, resize_bilinear
+from jaxseg.models.detector import Detector, detector_of
 from jaxseg.models.fpn import FPN
 from jaxseg.models.freezing import in_frozen_stages, is_norm
 from jaxseg.models.layers import conv
@@ -19,11 +20,12 @@ from jaxseg.models.yolact.detections import image_detections
 from jaxseg.models.yolact.losses import image_losses, weighted_losses
 from jaxseg.models.yolact.outputs import YolactOutputs
 from jaxseg.ops.anchors import yolact_anchors
+from jaxseg.ops.images import Images, normalize_images, resize_bilinear
 from jaxseg.structures import Batch, Detections, InputSpec
 
 
 class Prototypes(nn.Module):
-    """ProtoNet (figure 3 of the paper): P3 to `K` prototypes at twice its resolution."""
+    """ProtoNet (figure 3 of the paper), which makes `K` prototypes of twice P3's resolution."""
 
     channels: int
     num_prototypes: int
@@ -40,7 +42,10 @@ class Prototypes(nn.Module):
 
 
 class PredictionHead(nn.Module):
-    """The head that all pyramid levels share (figure 4 of the paper): box deltas, class logits, mask coefficients."""
+    """The prediction head, which all pyramid levels share (figure 4 of the paper).
+
+    It returns box deltas, class logits and mask coefficients.
+    """
 
     channels: int
     num_anchors: int
@@ -61,12 +66,15 @@ class PredictionHead(nn.Module):
 
 @detector_of(YolactConfig)
 class Yolact(Detector):
-    """Backbone, feature pyramid, prototypes, shared head; a semantic head that exists in training only.
+    """YOLACT: a backbone, a feature pyramid, prototypes, a shared head, and a semantic head.
+
+    The semantic head runs in training only.
 
     Attributes:
         config: the model's part of the configuration.
-        dtype: of the convolutions.
-        freeze_batch_norm: keeps the running statistics, scales and biases of all batch norms as they are.
+        dtype: the type in which the convolutions compute.
+        freeze_batch_norm: whether the running statistics, scales and biases of all batch norms stay
+            as they are.
     """
 
     config: YolactConfig
@@ -83,13 +91,17 @@ class Yolact(Detector):
         self.fpn = FPN(c.fpn_channels, "yolact", self.dtype)
         self.prototypes = Prototypes(c.prototype_channels, c.num_prototypes, self.dtype)
         self.head = PredictionHead(
-            c.head_channels, len(c.anchor_scales[0]) * len(c.anchor_aspect_ratios), c.num_classes, c.num_prototypes, self.dtype
+            channels=c.head_channels,
+            num_anchors=len(c.anchor_scales[0]) * len(c.anchor_aspect_ratios),
+            num_classes=c.num_classes,
+            num_prototypes=c.num_prototypes,
+            dtype=self.dtype,
         )
         self.semantic_head = conv(c.num_classes, 1, dtype=self.dtype)
 
     @property
     def level_sizes(self) -> list[tuple[int, int]]:
-        """Height and width of P3 to P7: each stride of 2 rounds up."""
+        """The height and width of P3 to P7. Each convolution with stride 2 rounds up."""
         side, sides = self.config.image_size, []
         for _ in range(7):
             side = (side + 1) // 2
@@ -102,26 +114,26 @@ class Yolact(Detector):
         return InputSpec(((side, side),), (2 * p3, 2 * p3), (p3, p3), self.config.num_classes)
 
     def anchors(self) -> Float32[Array, "A 4"]:
-        """`cx, cy, w, h` as fractions of the input.
+        """Returns the anchors, `cx, cy, w, h` as fractions of the input.
 
-        Boxes are matched and coded in this unit, the original's: many priors overlap an object equally, and rounding
-        decides which of them it gets.
+        Boxes are matched and encoded in this unit because the original does so: many anchors
+        overlap an object equally, and rounding decides which of them is matched to it.
         """
         c = self.config
         return jnp.asarray(yolact_anchors(c.image_size, self.level_sizes, c.anchor_scales, c.anchor_aspect_ratios, square=c.square_anchors))
 
     def __call__(self, images: Images, *, train: bool = False, semantic: bool = False) -> YolactOutputs:
-        """Raw outputs.
+        """Returns the raw outputs.
 
         Args:
-            images: RGB 0..255 at network size.
-            train: batch norm uses and updates the batch's statistics (unless frozen).
-            semantic: run the semantic head, too.
+            images: RGB images in 0..255, of the network's input size.
+            train: whether batch norm uses and updates the batch's statistics, unless it is frozen.
+            semantic: whether the semantic head runs, too.
         """
         expected = (self.config.image_size, self.config.image_size, 3)
         if images.shape[1:] != expected:
             raise ValueError(
-                f"YOLACT at {expected[0]} px wants images of shape [B, {expected[0]}, {expected[1]}, 3]; these are {images.shape}."
+                f"YOLACT at {expected[0]} px takes images of shape [B, {expected[0]}, {expected[1]}, 3]; these have {images.shape}."
             )
         backbone = self.config.backbone
         x = normalize_images(images, backbone.pixel_mean, backbone.pixel_std, self.dtype)
@@ -143,23 +155,25 @@ class Yolact(Detector):
     # ---- Training ----
 
     def learns(self, path: tuple[str, ...]) -> bool:
-        """All but frozen batch norms and frozen stages."""
+        """Whether a parameter learns: all do but those of frozen batch norms and frozen stages."""
         return not (self.freeze_batch_norm and is_norm(path)) and not in_frozen_stages(path, self.config.backbone.frozen_stages)
 
     def losses(self, batch: Batch, *, train: bool) -> dict[str, Float32[Array, ""]]:
-        """`box`, `class`, `mask` over the batch's positives, `semantic` over its images (B, C, M, S of the original)."""
+        """See `Detector.losses`; the original calls these terms B, C, M and S.
+
+        `box`, `class` and `mask` are normalised by the positives, `semantic` by the images.
+        """
         outputs = self(jnp.asarray(batch.images), train=train, semantic=True)
         priorities = jax.random.uniform(self.make_rng("sampling"), outputs.class_logits.shape[:2])
-        sums = each_image(lambda o, t, p: image_losses(o, t, self.anchors(), p, self.input_spec, self.config.losses))(
-            outputs, batch.targets, priorities
-        )
+        one_image = functools.partial(image_losses, anchors=self.anchors(), spec=self.input_spec, config=self.config.losses)
+        sums = each_image(one_image)(outputs, batch.targets, priorities)
         sums = jax.tree.map(lambda x: jnp.where(batch.valid, x, 0.0).sum(), sums)
         return weighted_losses(sums, jnp.maximum(batch.valid.sum(), 1), self.config.losses)
 
     # ---- Detection ----
 
     def detect(self, images: Images, image_sizes: Int32[Array, "B 2"]) -> Detections:
-        """See `Detector.detect`. YOLACT stretches every picture to its input, so `image_sizes` do not matter here."""
+        """See `Detector.detect`; `image_sizes` is not used, for every picture fills the input."""
         del image_sizes
         outputs = self(images)
-        return each_image(lambda o: image_detections(o, self.anchors(), self.config))(outputs)
+        return each_image(functools.partial(image_detections, anchors=self.anchors(), config=self.config))(outputs)

@@ -1,4 +1,4 @@
-"""What YOLACT's network computes."""
+"""The raw outputs of YOLACT's network."""
 
 import jax.numpy as jnp
 from flax import struct
@@ -7,9 +7,10 @@ from jaxtyping import Array, Float32
 
 @struct.dataclass
 class YolactOutputs:
-    """Raw outputs; `A` anchors in the order level, y, x, shape; the background is the first class logit.
+    """The raw outputs for `A` anchors, in the order level, y, x, shape.
 
-    `mask_coefficients` have passed their tanh, `prototypes` their ReLU; `segmentation_logits` exist in training only.
+    The first class logit is the background's. The tanh of `mask_coefficients` and the ReLU of
+    `prototypes` have been applied. `segmentation_logits` exist in training only.
     """
 
     box_deltas: Float32[Array, "*B A 4"]
@@ -20,9 +21,9 @@ class YolactOutputs:
 
 
 def corner_scale(size: tuple[int, int]) -> Float32[Array, "4"]:
-    """The factors from corners in fractions to pixels of a map.
+    """Returns the factors that convert corners from fractions to pixels of a map.
 
     Args:
-        size: height and width of the map.
+        size: the height and width of the map.
     """
     return jnp.array([size[1], size[0], size[1], size[0]], jnp.float32)

@@ -1,7 +1,8 @@
 """Non-maximum suppression on NVIDIA GPUs: Pallas kernels for Mosaic GPU.
 
-A program is one group of 128 threads, and each thread has a box. Areas are float32 in the order of operations of
-`ops.boxes.intersection_and_union`, each product rounded, so that every comparison has the plain path's answer.
+A program is one group of 128 threads, and each thread has a box. Areas are computed in float32, in
+the order of operations of `jaxseg.ops.boxes.intersection_and_union` and with each product rounded,
+so that every comparison gives the answer of plain JAX.
 """
 
 from collections.abc import Sequence
@@ -10,50 +11,27 @@ from typing import NamedTuple
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 
 from jaxseg.ops.boxes import quotient_reaches, rounded
+from jaxseg.ops.nms.suppression import Rule
 
-# Boxes of a program, one for each thread.
+# The boxes of a program, one for each thread.
 TILE = 128
-# Rows that a program of Fast NMS compares its boxes with: fewer, and there are more programs to fill the GPU with.
+# The rows that a program of Fast NMS compares its boxes with. With fewer rows, more programs fill
+# the GPU.
 FAST_ROWS = 64
-# Rows compared without a jump between them, so that they wait for memory together.
+# The rows that are compared without a jump between them, so that they wait for memory together.
 UNROLL = 4
-# Boxes of a word of bits; words of a tile; words that are read together.
+# The boxes of a word of bits, the words of a tile, and the words that are read together.
 WORD = 32
 WORDS = TILE // WORD
 GROUP = 16
-# More, and the bits of all pairs would take more than 128 MiB a list.
-MOST_BOXES = 32768
 PARAMETERS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
 
 
-class Rule(NamedTuple):
-    """When one box suppresses another.
-
-    Attributes:
-        iou_threshold: overlaps above it do.
-        suppress_equal: overlaps at it do, too.
-        pixel_offset: added to widths and heights.
-        empty: the overlap of two boxes without any area.
-    """
-
-    iou_threshold: float
-    suppress_equal: bool = False
-    pixel_offset: float = 0.0
-    empty: float = 0.0
-
-    @property
-    def least_iou(self) -> np.float32:
-        """The smallest overlap that suppresses."""
-        threshold = np.float32(self.iou_threshold)
-        return threshold if self.suppress_equal else np.nextafter(threshold, np.float32(np.inf))
-
-
 class _Box(NamedTuple):
-    """Of one box, or of one in each thread; the area as the plain path rounds it."""
+    """One box, or one box in each thread; the area is rounded as in plain JAX."""
 
     x1: jax.Array
     y1: jax.Array
@@ -64,12 +42,12 @@ class _Box(NamedTuple):
 
 
 def _suppresses(rule: Rule, a: _Box, b: _Box) -> jax.Array:
-    """1 where a box suppresses the other, else 0. Symmetric in the boxes, down to the last bit."""
+    """1 where the boxes suppress each other, else 0. It is symmetric down to the last bit."""
     width = jnp.maximum(jnp.minimum(a.x2, b.x2) - jnp.maximum(a.x1, b.x1) + rule.pixel_offset, 0.0)
     height = jnp.maximum(jnp.minimum(a.y2, b.y2) - jnp.maximum(a.y1, b.y1) + rule.pixel_offset, 0.0)
     intersection = rounded(width * height)
     union = a.area + b.area - intersection
-    # Integers, for Mosaic GPU has not all operations on booleans.
+    # Mosaic GPU does not have all operations on booleans, hence integers.
     reaches = quotient_reaches(intersection, union, rule.least_iou).astype(jnp.int32)
     suppresses = jnp.where(union > 0, reaches, int(rule.empty >= rule.least_iou))
     return suppresses if a.label is None else jnp.where(a.label == b.label, suppresses, 0)
@@ -80,20 +58,20 @@ def _round_up(count: int, multiple: int) -> int:
 
 
 def _columns(fields: Sequence[jax.Array], count: int) -> jax.Array:
-    """Fields of boxes, `[*b, k]` each, to `[lists, fields, count]`: those of neighbouring boxes are read together."""
+    """Fields `[*b, k]` of boxes as `[lists, fields, count]`: neighbours are read together."""
     columns = jnp.stack([field.reshape(-1, field.shape[-1]) for field in fields], 1)
     return jnp.pad(columns, ((0, 0), (0, 0), (0, count - columns.shape[2])))
 
 
 def fast_suppressed(boxes: jax.Array, areas: jax.Array, rule: Rule) -> jax.Array:
-    """Fast NMS's rule: which boxes some earlier box of their list suppresses, itself suppressed or not.
+    """Which boxes an earlier box of their list suppresses, suppressed itself or not (Fast NMS).
 
     A program compares 128 boxes of a list with `FAST_ROWS` earlier ones; no overlap goes to memory.
 
     Args:
-        boxes: `[*b, k, 4]` float32, lists of boxes, the best first in each.
-        areas: `[*b, k]`.
-        rule: see `Rule`.
+        boxes: lists of boxes, `[*b, k, 4]` float32, the best first in each list.
+        areas: the areas of the boxes, `[*b, k]`.
+        rule: when one box suppresses another.
 
     Returns:
         `[*b, k]` bool.
@@ -115,7 +93,8 @@ def fast_suppressed(boxes: jax.Array, areas: jax.Array, rule: Rule) -> jax.Array
                 found = found | jnp.where(index > row, _suppresses(rule, own, other), 0)
             return found
 
-        # None where all rows come later than the tile. Boxes that only fill up the tile come last and suppress none.
+        # There are none where all rows come after the tile. Boxes that only fill up the tile come
+        # last and suppress none.
         rows = jnp.clip((tile + 1) * TILE - first, 0, FAST_ROWS)
         suppressed[group, part, lanes] = jax.lax.fori_loop(0, rows // UNROLL, turn, jnp.zeros((TILE,), jnp.int32))
 
@@ -123,7 +102,7 @@ def fast_suppressed(boxes: jax.Array, areas: jax.Array, rule: Rule) -> jax.Array
     found = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct((len(columns), parts, padded), jnp.int32),
-        # The last axis alone may be longer than 65,535.
+        # Only the last axis may be longer than 65,535.
         grid=(padded // TILE, parts, len(columns)),
         grid_names=("tile", "part", "group"),
         compiler_params=PARAMETERS,
@@ -132,16 +111,20 @@ def fast_suppressed(boxes: jax.Array, areas: jax.Array, rule: Rule) -> jax.Array
 
 
 def greedy_kept(boxes: jax.Array, areas: jax.Array, candidates: jax.Array, labels: jax.Array | None = None, *, rule: Rule) -> jax.Array:
-    """Exact greedy NMS: which boxes stay when each goes that an earlier one which stays suppresses.
+    """Which boxes stay when each one goes that an earlier one which stays suppresses.
 
-    Two kernels, as torchvision's: one compares all pairs and writes a bit for each, the other goes through the boxes in order.
+    This is exact greedy NMS.
+    There are two kernels, as in torchvision: one compares all pairs and writes a bit for each, the
+    other one goes through the boxes in order.
 
     Args:
-        boxes: `[*b, n, 4]` float32, lists of boxes, the best first in each; `n` up to `MOST_BOXES`.
-        areas: `[*b, n]`.
-        candidates: `[*b, n]` bool; the others do not stay.
-        labels: `[*b, n]` int32, up to 2^24; boxes suppress those of their label only. None: all.
-        rule: see `Rule`.
+        boxes: lists of boxes, `[*b, n, 4]` float32, the best first in each list; `n` is at most
+            `MOST_BOXES`.
+        areas: the areas of the boxes, `[*b, n]`.
+        candidates: the boxes that may stay, `[*b, n]` bool.
+        labels: `[*b, n]` int32, at most 2^24. Boxes suppress those with the same label only;
+            without labels they suppress all others.
+        rule: when one box suppresses another.
 
     Returns:
         `[*b, n]` bool.
@@ -158,9 +141,11 @@ def greedy_kept(boxes: jax.Array, areas: jax.Array, candidates: jax.Array, label
 
 
 def _compare(columns: jax.Array, rule: Rule) -> jax.Array:
-    """Bit i % 32 of `[list, i // 32, j]` int32: boxes i and j suppress each other, should one of them stay.
+    """Which boxes suppress each other, as the bits of int32 words.
 
-    Only where j's tile of 128 is not before i's; the rest of the array is undefined. A program has 32 i and 128 j.
+    Bit i % 32 of the word `[list, i // 32, j]` is that of boxes i and j.
+    Only those bits are defined where the tile of 128 boxes that j is in does not come before that
+    of i. A program compares 32 boxes i with 128 boxes j.
     """
     lists, fields, count = columns.shape
 
@@ -188,10 +173,11 @@ def _compare(columns: jax.Array, rule: Rule) -> jax.Array:
 
 
 def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
-    """Which candidates (`[list, n]` int32, 1 or 0) stay, likewise. A program goes through a list, 128 boxes at a time.
+    """Which candidates stay; they and the answer are int32 `[list, n]`, 1 or 0.
 
-    First those that stayed before suppress all 128 at once. Then the 128 settle among themselves, one after the other, in
-    four words of bits that all threads have.
+    A program goes through a list, 128 boxes at a time. First the boxes that stayed so far suppress
+    all 128 at once. Then the 128 settle among themselves, one after the other, in four words of
+    bits that every thread holds.
     """
     lists, count = candidates.shape
     words = _round_up(count // WORD, TILE)
@@ -204,7 +190,7 @@ def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
 
         def block(tile, carry):
             lanes = pl.ds(tile * TILE, TILE)
-            # Asked for early, used late.
+            # Memory is asked early for what is used late.
             rows, candidate = masks[group, pl.ds(tile * WORDS, WORDS), lanes], candidates[group, lanes]
 
             def pull(turn, removed):
@@ -212,11 +198,12 @@ def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
                     removed = removed | (masks[group, word, lanes] & kept[word])
                 return removed
 
-            # Some words of the last turn come later: nothing is kept there yet.
+            # Some words of the last turn come after the tile, where nothing is kept yet.
             removed = jax.lax.fori_loop(0, (tile * WORDS + GROUP - 1) // GROUP, pull, jnp.zeros((TILE,), jnp.int32))
             near[...] = rows
             free[...] = jnp.where(removed == 0, candidate, 0)
-            # A bit for each box, 0 once a box that stays suppresses it. Boxes that are settled lose theirs, too.
+            # Each box has a bit, which is 0 once a box that stays suppresses it. Settled boxes lose
+            # theirs, too.
             live = (jnp.int32(-1),) * WORDS
             own = removed
             for word in range(WORDS):
@@ -224,9 +211,11 @@ def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
                 def turn(bit, state, word=word):
                     keep, *live = state
                     box = word * WORD + bit
-                    # All bits where the box stays, or none: its bit goes to the sign, and back.
+                    # All bits are set where the box stays, and none where it goes: its bit moves to
+                    # the sign and back.
                     alive = live[0] << (WORD - 1 - bit) >> (WORD - 1)
-                    # Steps wait for each other from `alive` to `live`. Products are made before: compilers leave them there.
+                    # Steps wait for each other from `alive` to `live`. The products do not depend
+                    # on that, and compilers leave them where they stand.
                     goes = [near[other, box] * free[box] for other in range(word, WORDS)]
                     return keep | (free[box] << bit & alive), *(old & ~(new & alive) for old, new in zip(live, goes, strict=True))
 

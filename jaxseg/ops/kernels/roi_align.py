@@ -1,12 +1,16 @@
-"""RoIAlign and its gradient on NVIDIA GPUs (Mosaic GPU), in one launch each for all levels of a pyramid and all images.
+"""RoIAlign and its gradient on NVIDIA GPUs (Mosaic GPU).
 
-XLA computes what bilinear sampling needs as weights per axis: a cell is a sum of pixels, each with the weight of its row times
-that of its column. A program is one group of 128 threads that share the channels of a pixel, so that a load is one piece of
-memory, and follow the same RoI. Sums are float32.
+Each is one launch for all levels of a pyramid and all images.
 
-Sizes of tiles and groups are reasoned and not measured: what one turn of a loop loads is under way together, and what a program
-holds leaves a multiprocessor's registers to several of them. Rows and columns of cells share an index: through more than four the
-compiler does not see that a load is aligned, and splits it.
+XLA computes what bilinear sampling needs as weights for each axis: a cell is a sum of pixels, each
+with the weight of its row times that of its column. A program is one group of 128 threads that
+follow the same RoI and share the channels of a pixel, so that a load is one piece of memory. Sums
+are float32.
+
+The sizes of tiles and groups follow from reasoning and have not been measured: the loads of one
+turn of a loop are under way together, and what a program holds leaves room in a multiprocessor's
+registers for several programs. Rows and columns of cells share one index, because with more than
+four indices the compiler does not see that a load is aligned, and splits it.
 """
 
 import functools
@@ -21,19 +25,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-# Channels come in multiples of the threads of a program, and a program takes no more than so many.
-LANES, MOST_CHANNELS = 128, 256
-# Rows and columns of pixels in one turn of the loops over a cell.
+# A program takes no more channels than this.
+MOST_CHANNELS = 256
+# The rows and columns of pixels in one turn of the loops over a cell.
 PIXEL_ROWS, PIXEL_COLUMNS = 2, 4
-# Side of a tile of the gradient, in pixels; rows and columns of cells in one turn of the loops over a RoI's part in it.
+# The side of a tile of the gradient in pixels, and the rows and columns of cells in one turn of the
+# loops over the part that a RoI has in it.
 TILE, CELL_ROWS, CELL_COLUMNS = 4, 2, 4
+# The bits of a word, one for each RoI.
 WORD = 32
-# No program reads what another or itself has written: its threads need not wait for each other.
+# No program reads what it or another one has written, so its threads need not wait for each other.
 PARAMETERS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup, unsafe_no_auto_barriers=True)
 
 
 def _groups(touched: Array, size: int) -> Array:
-    """For a loop over the last axis in groups of so many: the first entry that is touched, and the turns to the last, `[..., 2]`."""
+    """The first touched entry, and the turns of a loop from there to the last one, `[..., 2]`.
+
+    Args:
+        touched: whether an entry is touched, `[..., n]` bool.
+        size: the number of entries in one turn.
+    """
     entries = jnp.arange(touched.shape[-1], dtype=jnp.int32)
     first = jnp.where(touched, entries, touched.shape[-1]).min(-1)
     end = jnp.where(touched, entries + 1, 0).max(-1)
@@ -41,25 +52,26 @@ def _groups(touched: Array, size: int) -> Array:
 
 
 def _longer(table: Array, count: int, axis: int = -1) -> Array:
-    """Zeros behind the table, for a last group that ends past it."""
+    """The table with zeros behind it, for a last group that ends past it."""
     padding = [(0, 0)] * table.ndim
     padding[axis] = (0, count)
     return jnp.pad(table, padding)
 
 
 def _in_chunks(array: Array) -> Array:
-    """`[..., C]` as `[..., chunks, channels of a program]`."""
+    """An array `[..., C]` as `[..., chunks, channels of a program]`."""
     return array.reshape(*array.shape[:-1], -1, math.gcd(array.shape[-1], MOST_CHANNELS))
 
 
 def _weighted_sum(weights: Sequence[Any], values: Sequence[Any], start: Any = None) -> Any:
-    """Of scalars times arrays, each term added in one instruction."""
+    """The sum of scalars times arrays, where one instruction adds each term."""
     for weight, value in zip(weights, values, strict=True):
         start = weight * value if start is None else start + weight * value
     return start
 
 
 def _on_own_level(own: Any, levels: Sequence[Any], function: Callable[[Any], Any]) -> Any:
+    """The function's result for the level with the index `own`, which is data."""
     return jax.lax.switch(own, [functools.partial(function, level) for level in levels])
 
 
@@ -67,13 +79,14 @@ def pool_samples(features: Sequence[Array], levels: Array, rows: tuple[Array, Ar
     """RoIs as sums over the pixels that their samples touch.
 
     Args:
-        features: the levels, `[B, h, w, C]`; C is a multiple of 128.
-        levels: which of them each RoI is pooled from, `[B, R]`.
-        rows: for each row of cells the pixels along y, and their weights, `[B, R, P, K]`. The program has K x K sums: K is small.
-        columns: for each column of cells the pixels along x, and their weights.
+        features: the levels of the pyramid, `[B, h, w, C]` each; C is a multiple of 128.
+        levels: the index of the level that each RoI is pooled from, `[B, R]`.
+        rows: for each row of cells the pixels along y and their weights, `[B, R, P, K]` each. The
+            program has K x K sums, so K should be small.
+        columns: for each column of cells the pixels along x and their weights.
 
     Returns:
-        `[B, R, P, P, C]`, of the type of the features.
+        The pooled RoIs, `[B, R, P, P, C]`, in the type of the features.
     """
     cells, taps = rows[0].shape[2], range(rows[0].shape[-1])
 
@@ -103,13 +116,14 @@ def pool_pixels(features: Sequence[Array], levels: Array, rows: Array, columns: 
     """RoIs as sums over all pixels under them, for any number of samples.
 
     Args:
-        features: the levels, `[B, h, w, C]`; C is a multiple of 128.
-        levels: which of them each RoI is pooled from, `[B, R]`.
-        rows: for each row of cells the weights of the rows of pixels, `[B, R, P, H]`. H is at least the largest level's height.
+        features: the levels of the pyramid, `[B, h, w, C]` each; C is a multiple of 128.
+        levels: the index of the level that each RoI is pooled from, `[B, R]`.
+        rows: for each row of cells the weights of the rows of pixels, `[B, R, P, H]`; H is at least
+            the height of the largest level.
         columns: for each column of cells the weights of the columns of pixels, `[B, R, P, W]`.
 
     Returns:
-        `[B, R, P, P, C]`, of the type of the features.
+        The pooled RoIs, `[B, R, P, P, C]`, in the type of the features.
     """
     row_groups, column_groups = _groups(rows > 0, PIXEL_ROWS), _groups(columns > 0, PIXEL_COLUMNS)
     rows, columns = _longer(rows, PIXEL_ROWS - 1), _longer(columns, PIXEL_COLUMNS - 1)
@@ -157,7 +171,10 @@ GRID = ("image", "chunk", "roi", "row")
 
 
 def _pool(body: Callable[..., None], features: Sequence[Array], levels: Array, tables: Sequence[Array]) -> Array:
-    """Runs `body(levels, *tables, *features, pooled)` for each row of cells of each RoI, and each chunk of channels."""
+    """Runs `body` for each row of cells of each RoI and each chunk of channels.
+
+    It is called with the references `levels, *tables, *features, pooled`.
+    """
     cells, channels = tables[0].shape[2], features[0].shape[-1]
     features = [_in_chunks(feature) for feature in features]
     *_, chunks, size = features[0].shape
@@ -171,21 +188,21 @@ def _pool(body: Callable[..., None], features: Sequence[Array], levels: Array, t
     return pooled.reshape(*levels.shape, cells, cells, channels)
 
 
-def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: Sequence[tuple[int, int]]) -> tuple[Array, ...]:
+def spread(gradient: Array, levels: Array, rows: Array, columns: Array, *, sizes: Sequence[tuple[int, int]]) -> tuple[Array, ...]:
     """The gradient of the features: each pixel's weights in the cells, times the cells' gradients.
 
-    A program owns a tile of pixels and goes through the RoIs that touch it, in their order. Nothing is added by two programs:
-    there are no atomics, and every run gives the same bits.
+    A program owns a tile of pixels and goes through the RoIs that touch it, in their order. No two
+    programs add to the same pixel: there are no atomics, and every run gives the same bits.
 
     Args:
-        gradient: of the pooled RoIs, `[B, R, P, P, C]`; C is a multiple of 128.
-        levels: see `pool_pixels`, as `rows` and `columns`.
-        rows: see there.
-        columns: see there.
-        sizes: height and width of each level.
+        gradient: the gradient of the pooled RoIs, `[B, R, P, P, C]`; C is a multiple of 128.
+        levels: see `pool_pixels`.
+        rows: see `pool_pixels`.
+        columns: see `pool_pixels`.
+        sizes: the height and width of each level.
 
     Returns:
-        For each level `[B, h, w, C]`, of the type of `gradient`.
+        For each level `[B, h, w, C]`, in the type of `gradient`.
     """
     images, _, cells, _, channels = gradient.shape
     rows, columns = _in_tiles(rows), _in_tiles(columns)
@@ -195,7 +212,7 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: S
     rows, columns = _longer(rows, CELL_ROWS - 1, 2), _longer(columns, CELL_COLUMNS - 1, 2)
     tiles = _tiles(sizes)
     words = _rois_of_tiles(levels, row_groups[..., 1] > 0, column_groups[..., 1] > 0, tiles)
-    # Most words are empty, and a program would wait for each.
+    # Most words are empty, and a program would wait for each of them.
     used_words = _packed(words != 0)
     gradient = _in_chunks(gradient.reshape(*levels.shape, cells * cells, channels))
     *_, chunks, size = gradient.shape
@@ -261,7 +278,7 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, sizes: S
 
 
 def _tiles(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Level, row and column of each tile, `[tiles, 3]`."""
+    """The level, row and column of each tile, `[tiles, 3]`."""
     return np.array(
         [(level, *tile) for level, (height, width) in enumerate(sizes) for tile in np.ndindex(-(-height // TILE), -(-width // TILE))],
         np.int32,
@@ -269,19 +286,23 @@ def _tiles(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def _in_tiles(weights: Array) -> Array:
-    """`[B, R, P, H]` as `[B, R, P, tiles, pixels of a tile]`: the weights of a tile's pixels are one load."""
+    """Weights `[B, R, P, H]` as `[B, R, P, tiles, pixels of a tile]`: one load brings a tile's."""
     weights = _longer(weights, -weights.shape[-1] % TILE)
     return weights.reshape(*weights.shape[:-1], -1, TILE)
 
 
 def _rois_of_tiles(levels: Array, in_rows: Array, in_columns: Array, tiles: np.ndarray) -> Array:
-    """Which RoIs touch each tile, `_packed`."""
+    """Which RoIs touch each tile, as bits (see `_packed`)."""
     level, row, column = tiles.T
     return _packed(in_rows[..., row] & in_columns[..., column] & (levels[..., None] == level))
 
 
 def _packed(flags: Array) -> Array:
-    """`[B, n, tiles]` as the bits of `[B, words, tiles]`, the first the highest: leading zeros count what is not set."""
+    """Flags `[B, n, tiles]` as the bits of words `[B, words, tiles]`.
+
+    The first flag is the highest bit, so that the leading zeros of a word count the flags that are
+    not set.
+    """
     flags = _longer(flags, -flags.shape[1] % WORD, 1)
     flags = flags.reshape(flags.shape[0], -1, WORD, flags.shape[-1])
     bits = jnp.uint32(1) << jnp.arange(WORD - 1, -1, -1, dtype=jnp.uint32)
@@ -289,7 +310,7 @@ def _packed(flags: Array) -> Array:
 
 
 def _for_each_bit(word: Any, function: Callable[[Any, Any], Any], carry: Any) -> Any:
-    """`function(index, carry)` for each bit that is set, the highest first."""
+    """Calls `function(index, carry)` for each bit that is set, the highest first."""
 
     def visit(state):
         word, carry = state

@@ -1,4 +1,4 @@
-"""What the readers and writers of weights share: their error, and files that are whole or not there."""
+"""The error of the readers and writers of weights, and the writing of whole files."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ from jaxseg.errors import UserError
 
 
 class WeightsError(UserError):
-    """Weights that cannot be read, or that do not fit the model; the message says what is wrong and what would be right."""
+    """Weights cannot be read or do not fit the model; the message says why and what to do."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new binary file, which takes the place of `path` when it is complete.
+    """Opens a new binary file, which replaces `path` when it is complete.
 
     Raises:
-        WeightsError: where it cannot be written.
+        WeightsError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,10 @@
-"""The instructions of the pickles that hold weights, carried out by a machine that runs nothing and stays small.
+"""A safe interpreter for the pickles that hold weights.
 
-A pickle is a program for a machine with a stack and a memo. Python's machine trusts the lengths and numbers in it, so that nine bytes
-can take gigabytes. This one knows the instructions that writers of weights use, makes plain containers, and calls only what it is
-given for a name. It takes about 100 bytes for an instruction and at most three times the bytes of the pickle beside.
+A pickle is a program for a machine with a stack and a memo. Python's machine trusts the lengths and
+numbers in it, so that nine bytes can allocate gigabytes. This one knows only the instructions that
+writers of weights use, makes plain containers, and calls only the functions that its caller
+provides. It takes about 100 bytes of memory for each instruction, and in addition at most three
+times the size of the pickle.
 """
 
 import codecs
@@ -16,28 +18,30 @@ import numpy as np
 
 from jaxseg.weights.formats.files import WeightsError
 
-# A state dict has about 40 for each tensor.
+# A state dict has about 40 instructions for each tensor.
 MAX_INSTRUCTIONS = 500_000
-# Bytes of texts whose characters take two or four bytes each in memory; names of weights are shorter than this together.
+# The largest size in bytes of all texts whose characters take two or four bytes each in memory. All
+# names of weights together are shorter.
 _MAX_WIDE = 2**20
-# What writers of weights hand to a function is mostly its own; short texts such as "latin1" are handed over many times.
-_MAX_AGAIN = 2**20
+# The largest total length of texts that are passed to functions more than once, as short texts such
+# as "latin1" are.
+_MAX_REPEATED_TEXT = 2**20
 _MAX_ARGUMENTS = 16
-# A line that holds a number or a name; and the bytes of a whole number.
+# The largest lengths in bytes of a line with a number or a name, and of a whole number.
 _SHORT_LINE = 256
 _MAX_NUMBER = 255
-# Whole numbers above it can be chosen so that all of them have the same hash, which makes a dictionary slow.
+# Larger whole numbers can be chosen so that all have the same hash, which makes a dictionary slow.
 _MAX_KEY = 2**60
-# An escaped character that Latin-1 does not have.
+# An escaped character that is not in Latin-1.
 _WIDE_ESCAPE = re.compile(rb"\\(?:u(?!00)|U)")
 
 
 class Malformed(Exception):
-    """A pickle that is no program of a writer of weights."""
+    """A pickle does something that no writer of weights does."""
 
 
 class Function:
-    """What a pickle may call; it cannot change it."""
+    """A function that a pickle may call and cannot change."""
 
     __slots__ = ("call",)
 
@@ -46,7 +50,7 @@ class Function:
 
 
 class Stateful:
-    """What a pickle may give a state."""
+    """The base class of objects whose state a pickle may set."""
 
     __slots__ = ()
 
@@ -55,25 +59,25 @@ class Stateful:
 
 
 def checked_key(key: Any) -> Any:
-    """A key of a dictionary that is found quickly, which tuples of tuples are not."""
+    """Returns a key of a dictionary, and refuses keys whose hash can be slow, such as tuples."""
     if type(key) not in (str, bytes, int, float, bool, type(None)) or (type(key) is int and abs(key) >= _MAX_KEY):
         raise Malformed("a key of a dictionary that is neither text nor a small number")
     return key
 
 
 class Machine:
-    """Carries out one pickle.
+    """An interpreter for one pickle.
 
     Args:
-        file: stands at the pickle, and behind it afterwards.
-        find: gives what a module and a name stand for.
-        refer: gives what a reference to something outside the pickle stands for.
-        encoding: of Python 2's texts, "utf-8" or "latin1".
-        limit: of instructions.
+        file: a file whose position is at the pickle, and after it afterwards.
+        find: a function that returns what a module and a name stand for.
+        refer: a function that returns what a reference to something outside the pickle stands for.
+        encoding: the encoding of Python 2's texts, "utf-8" or "latin1".
+        limit: the largest number of instructions.
     """
 
     def __init__(
-        self, file: BinaryIO, find: Callable[[str, str], Any], refer: Callable[[Any], Any], encoding: str, limit: int = MAX_INSTRUCTIONS
+        self, file: BinaryIO, find: Callable[[str, str], Any], refer: Callable[[Any], Any], *, encoding: str, limit: int = MAX_INSTRUCTIONS
     ):
         self.find, self.refer, self.encoding, self.limit = find, refer, encoding, limit
         self.stack: list[Any] = []
@@ -83,10 +87,10 @@ class Machine:
         self._file, begin = file, file.tell()
         self._size = self._left = file.seek(0, 2) - begin
         file.seek(begin)
-        self._wide = self._handed_text = self._handed_items = 0
+        self._wide = self._passed_text = self._passed_items = 0
 
     def run(self) -> Any:
-        """What the pickle makes."""
+        """Runs the pickle and returns the object that it makes."""
         while (code := self.take(1)) != pickle.STOP:
             self.instructions += 1
             if self.instructions > self.limit:
@@ -104,7 +108,7 @@ class Machine:
     # ---- Arguments in the file ----
 
     def take(self, count: int) -> bytes:
-        """The next bytes, never more than there are."""
+        """Reads the next bytes, and refuses to read more than there are."""
         data = self._file.read(count) if count <= self._left else b""
         if len(data) != count:
             raise Malformed("a pickle that ends too early")
@@ -112,7 +116,7 @@ class Machine:
         return data
 
     def line(self, limit: int | None = None) -> bytes:
-        """The next line, without its end."""
+        """Reads the next line, without its end."""
         data = self._file.readline(self._left if limit is None else min(limit, self._left))
         if not data.endswith(b"\n"):
             raise Malformed("a pickle with a line that does not end")
@@ -120,26 +124,29 @@ class Machine:
         return data[:-1]
 
     def number(self, code: str) -> Any:
-        """A number of a fixed size."""
+        """Reads a number with the format `code` of `struct`."""
         return struct.unpack(code, self.take(struct.calcsize(code)))[0]
 
     def data(self, code: str) -> bytes:
-        """Bytes behind their count, which is a number of this type."""
+        """Reads bytes that follow their count, which has the format `code` of `struct`."""
         return self.take(self.number(code))
 
     def text(self, data: bytes, encoding: str) -> str:
-        """Text whose memory is bounded: UTF-8 for characters of one byte has no byte above C3."""
+        """Decodes a text of bounded size in memory.
+
+        In UTF-8, characters that take one byte in memory have no byte above C3.
+        """
         if encoding == "utf-8" and not data.isascii() and np.frombuffer(data, np.uint8).max() > 0xC3:
-            self._widen(data)
+            self._count_wide(data)
         return str(data, encoding)
 
     def escaped_text(self, data: bytes) -> str:
-        """Text of a line, with escapes for what does not fit in one."""
+        """Decodes the text of a line, in which some characters are escaped."""
         if _WIDE_ESCAPE.search(data):
-            self._widen(data)
+            self._count_wide(data)
         return str(data, "raw-unicode-escape")
 
-    def _widen(self, data: bytes) -> None:
+    def _count_wide(self, data: bytes) -> None:
         self._wide += len(data)
         if self._wide > _MAX_WIDE:
             raise Malformed("over a megabyte of text that is not Latin-1")
@@ -147,14 +154,14 @@ class Machine:
     # ---- Stack and memo ----
 
     def since_mark(self) -> list[Any]:
-        """What lies on the stack above the last mark; both are taken away."""
+        """Removes the last mark and the values above it from the stack, and returns the values."""
         mark = self.marks.pop()
         items = self.stack[mark:]
         del self.stack[mark:]
         return items
 
     def row(self, count: int) -> tuple[Any, ...]:
-        """A tuple of the last so many values."""
+        """Removes the last `count` values from the stack and returns them as a tuple."""
         items = tuple(self.stack[-count:])
         if len(items) != count:
             raise Malformed("a tuple of too few values")
@@ -162,7 +169,10 @@ class Machine:
         return items
 
     def remember(self, index: int) -> None:
-        """Numbers in the memo count up, so that none is above the count of instructions."""
+        """Stores the last value in the memo.
+
+        Indices in the memo count up, so that none exceeds the number of instructions so far.
+        """
         if not 0 <= index <= self.instructions:
             raise Malformed("a pickle that remembers something under a number too high")
         self.memo[index] = self.stack[-1]
@@ -180,7 +190,7 @@ class Machine:
     # ---- Names and calls ----
 
     def name(self) -> Any:
-        """What the two names on the stack stand for."""
+        """Returns what the module and the name on the stack stand for."""
         module, name = self.row(2)
         if not isinstance(module, str) or not isinstance(name, str):
             raise Malformed("a name that is no text")
@@ -190,36 +200,39 @@ class Machine:
         function, arguments = self.row(2)
         if type(function) is not Function or type(arguments) is not tuple or len(arguments) > _MAX_ARGUMENTS:
             raise Malformed("a call of something that is no function")
-        self._hand_over(arguments)
+        self._limit_arguments(arguments)
         return function.call(*arguments)
 
     def set_state(self) -> None:
         target, state = self.row(2)
         if not isinstance(target, Stateful):
             raise Malformed("a state of something that has none")
-        self._hand_over((state,))
+        self._limit_arguments((state,))
         target.set_state(state)
         self.stack.append(target)
 
-    def _hand_over(self, values: Iterable[Any]) -> None:
-        """Functions copy what they are given, so all of it together may not be larger than all that the pickle has made."""
+    def _limit_arguments(self, values: Iterable[Any]) -> None:
+        """Limits the arguments of all calls together to the size of what the pickle has made.
+
+        The limit is needed because functions copy their arguments.
+        """
         for value in values:
             self._count(value)
             if isinstance(value, tuple | list):
                 for item in value:
-                    self._handed_text += len(item) if type(item) is str else 0
-        if self._handed_text > self._size - self._left + _MAX_AGAIN:
+                    self._passed_text += len(item) if type(item) is str else 0
+        if self._passed_text > self._size - self._left + _MAX_REPEATED_TEXT:
             raise Malformed("the same text for many arrays")
 
     def _count(self, value: Any) -> None:
-        self._handed_text += len(value) if type(value) is str else 0
-        self._handed_items += len(value) if isinstance(value, tuple | list | dict) else 0
-        if self._handed_items > self.instructions:
+        self._passed_text += len(value) if type(value) is str else 0
+        self._passed_items += len(value) if isinstance(value, tuple | list | dict) else 0
+        if self._passed_items > self.instructions:
             raise Malformed("the same values for many containers")
 
 
 def dictionary(items: list[Any]) -> dict[Any, Any]:
-    """Keys and values in turns as a dictionary."""
+    """Makes a dictionary from a list in which keys and values alternate."""
     return {checked_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
 
 
@@ -229,8 +242,8 @@ def _short_number(machine: Machine, code: str) -> int:
     return int.from_bytes(machine.take(count), "little", signed=True)
 
 
-def _written_number(machine: Machine) -> int | bool:
-    """A number in decimals; those of two digits that begin with 0 are truth values."""
+def _decimal_number(machine: Machine) -> int | bool:
+    """Reads a decimal number; 00 and 01 are false and true."""
     line = machine.line(_SHORT_LINE)
     return {b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line.removesuffix(b"L"))
 
@@ -242,13 +255,13 @@ def _quoted(machine: Machine) -> str:
     return machine.text(codecs.escape_decode(line[1:-1])[0], machine.encoding)  # type: ignore[attr-defined]
 
 
-def _named(machine: Machine) -> Any:
+def _global(machine: Machine) -> Any:
     module, name = (str(machine.line(_SHORT_LINE), "utf-8") for _ in range(2))
     return machine.find(module, name)
 
 
 def _frame(machine: Machine) -> None:
-    """A hint how far to read ahead, which this machine does not."""
+    """Skips the length of a frame, which only helps to read ahead."""
     machine.number("<Q")
 
 
@@ -257,13 +270,14 @@ def _start(machine: Machine) -> None:
         raise Malformed(f"a pickle of protocol {protocol}")
 
 
-# What puts a value on the stack. Counts are without a sign, where Python's may be negative: those are too high for any file.
+# The instructions that put a value on the stack. Counts are read without a sign, so that negative
+# ones are larger than any file.
 _VALUES: dict[bytes, Callable[[Machine], Any]] = {
     pickle.NONE: lambda machine: None,
     pickle.NEWTRUE: lambda machine: True,
     pickle.NEWFALSE: lambda machine: False,
-    pickle.INT: _written_number,
-    pickle.LONG: _written_number,
+    pickle.INT: _decimal_number,
+    pickle.LONG: _decimal_number,
     pickle.BININT: lambda machine: machine.number("<i"),
     pickle.BININT1: lambda machine: machine.number("<B"),
     pickle.BININT2: lambda machine: machine.number("<H"),
@@ -294,12 +308,12 @@ _VALUES: dict[bytes, Callable[[Machine], Any]] = {
     pickle.GET: lambda machine: machine.memo[int(machine.line(_SHORT_LINE))],
     pickle.BINGET: lambda machine: machine.memo[machine.number("<B")],
     pickle.LONG_BINGET: lambda machine: machine.memo[machine.number("<I")],
-    pickle.GLOBAL: _named,
+    pickle.GLOBAL: _global,
     pickle.STACK_GLOBAL: Machine.name,
     pickle.REDUCE: Machine.call,
     pickle.BINPERSID: lambda machine: machine.refer(machine.stack.pop()),
 }
-# What changes something else.
+# The instructions that do something else.
 _ACTIONS: dict[bytes, Callable[[Machine], None]] = {
     pickle.PROTO: _start,
     pickle.FRAME: _frame,

@@ -1,4 +1,8 @@
-"""PyTorch's two containers, without PyTorch: the zip archive (since 1.6) and the stream of pickles before it; a writer of the former."""
+"""Reading and writing PyTorch's files without PyTorch.
+
+There are two containers: the zip archive of PyTorch 1.6 and later, which is also written here, and
+the stream of pickles of earlier versions.
+"""
 
 import contextlib
 import io
@@ -6,7 +10,7 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,21 +21,27 @@ from jaxseg.weights.formats.files import WeightsError, replacing
 from jaxseg.weights.formats.pickle_machine import MAX_INSTRUCTIONS, Malformed
 from jaxseg.weights.formats.unpickle import TORCH_DTYPES, TORCH_STORAGES, Storage, plain, unpickle
 
-# The first object of the stream, as protocol 2 pickles it.
+# The first object of the stream, pickled with protocol 2.
 LEGACY_START = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _ALIGNMENT = 64
-# Of a zip archive's directory, which has about 100 bytes for each entry; in memory it takes 20 times as many.
+# The largest directory of a zip archive in bytes. It has about 100 bytes for each entry, and takes
+# 20 times as much memory.
 _MAX_DIRECTORY = 2**20
 _PART = 2**18
-# Bytes that an archive may unpack to beside four times its own; and what an instruction of a pickle takes in memory at most.
+# The number of bytes that an archive may unpack to in addition to four times its own size, and the
+# largest amount of memory that an instruction of a pickle takes.
 _MAX_UNPACKED = 76_000_000
 _PER_INSTRUCTION = 128
-# Instructions of the small pickles in a stream: its head, and the list of its storages.
-_FEW, _SOME = 1000, MAX_INSTRUCTIONS // 5
+# The largest numbers of instructions of the small pickles in a stream, which are its head and the
+# list of its storages.
+_MAX_HEAD, _MAX_LIST = 1000, MAX_INSTRUCTIONS // 5
 
 
-class _Frugal(io.BufferedReader):
-    """A file of which as much is read at a time as a directory may have, whatever the archive says of itself."""
+class _BoundedReader(io.BufferedReader):
+    """A file that refuses to read more at a time than a zip directory may have.
+
+    The archive itself says how long its directory is, and may lie.
+    """
 
     def read(self, size: int | None = -1, /) -> bytes:
         left = max(os.fstat(self.fileno()).st_size - self.tell(), 0)
@@ -43,12 +53,12 @@ class _Frugal(io.BufferedReader):
 
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip archive whose entries can be read.
+    """Opens a zip archive whose entries can be read.
 
     Raises:
-        WeightsError: in a sentence that begins with "it".
+        WeightsError: the archive cannot be read; the message is a sentence that begins with "it".
     """
-    with _Frugal(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
+    with _BoundedReader(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if any(info.flag_bits & 1 for info in entries):
             raise WeightsError("it is encrypted; unpack it with its password and pack it without.")
@@ -62,8 +72,12 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 def check_unpacked(path: Path, size: int) -> None:
     """Refuses an archive that would take much more memory than its file.
 
+    Args:
+        path: the file.
+        size: the amount of memory in bytes.
+
     Raises:
-        WeightsError: in a sentence that begins with "it".
+        WeightsError: it would; the message is a sentence that begins with "it".
     """
     packed = path.stat().st_size
     if size > 4 * packed + _MAX_UNPACKED:
@@ -73,10 +87,10 @@ def check_unpacked(path: Path, size: int) -> None:
 
 
 def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    """The bytes of an entry, compressed or not.
+    """Reads the bytes of an entry, whether it is compressed or not.
 
     Raises:
-        WeightsError: there are fewer than the archive says.
+        WeightsError: there are fewer bytes than the archive says.
     """
     made = np.empty(info.file_size, np.uint8)
     with archive.open(info) as stream:
@@ -87,14 +101,16 @@ def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def read_zip(path: Path, archive: zipfile.ZipFile) -> Any:
-    """The object that `torch.save` wrote; its tensors are views of the file, which is mapped into memory.
+    """Reads the object that `torch.save` wrote.
+
+    Its tensors are views of the file, which is mapped into memory.
 
     Args:
-        path: of the file.
+        path: the file.
         archive: the same file, opened.
 
     Raises:
-        WeightsError: in a sentence that begins with "it".
+        WeightsError: the file cannot be read; the message is a sentence that begins with "it".
     """
     entries = {info.filename: info for info in archive.infolist()}
     root = next(name.removesuffix("data.pkl") for name in entries if name.split("/")[1:] == ["data.pkl"])
@@ -103,13 +119,13 @@ def read_zip(path: Path, archive: zipfile.ZipFile) -> Any:
         raise WeightsError("it was written on a big-endian machine; save it on a little-endian one.")
     program = entries.pop(f"{root}data.pkl")
     compressed = sum(info.file_size for info in entries.values() if info.compress_type != zipfile.ZIP_STORED)
-    # The pickle itself, and up to three times as much of what it makes.
+    # The pickle takes its own size, and the values that it makes take up to three times as much.
     check_unpacked(path, compressed + 4 * program.file_size + _PER_INSTRUCTION * min(program.file_size, MAX_INSTRUCTIONS))
     mapped = np.asarray(np.memmap(path, np.uint8, "r"))
     storages: dict[str, Storage] = {}
 
     def storage(key: str, dtype: np.dtype, count: int) -> Storage:
-        found = _described(storages, key, dtype, count)
+        found = _storage_of(storages, key, dtype, count)
         if found.values is None:
             info = entries.get(f"{root}data/{key}")
             if info is None or info.file_size < count * dtype.itemsize:
@@ -121,8 +137,8 @@ def read_zip(path: Path, archive: zipfile.ZipFile) -> Any:
     return unpickle(io.BytesIO(unpacked(archive, program).data), storage)
 
 
-def _described(storages: dict[str, Storage], key: str, dtype: np.dtype, count: int) -> Storage:
-    """The storage under a key, which always has the same type and size."""
+def _storage_of(storages: dict[str, Storage], key: str, dtype: np.dtype, count: int) -> Storage:
+    """Returns the storage with a key, which must always have the same type and size."""
     found = storages.setdefault(key, Storage(dtype, count))
     if (found.dtype, found.count) != (dtype, count):
         raise Malformed("a storage of two types or sizes")
@@ -130,7 +146,7 @@ def _described(storages: dict[str, Storage], key: str, dtype: np.dtype, count: i
 
 
 def _stored(mapped: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
-    """The bytes of an entry that is not compressed, where they lie in the file."""
+    """Returns the bytes of an uncompressed entry as a view of the file."""
     begin = max(info.header_offset, 0)
     header = bytes(mapped[begin : begin + 30])
     name, extra = struct.unpack("<HH", header[26:30]) if len(header) == 30 and header[:4] == b"PK\x03\x04" else (0, mapped.size)
@@ -141,26 +157,28 @@ def _stored(mapped: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def read_legacy(path: Path) -> Any:
-    """The object in a stream of pickles followed by the storages' bytes; its tensors are views of the file.
+    """Reads the object in a stream of pickles, which the bytes of the storages follow.
+
+    Its tensors are views of the file.
 
     Raises:
-        WeightsError: in a sentence that begins with "it".
+        WeightsError: the file cannot be read; the message is a sentence that begins with "it".
     """
     storages: dict[str, Storage] = {}
 
     def storage(key: str, dtype: np.dtype, count: int) -> Storage:
-        return _described(storages, key, dtype, count)
+        return _storage_of(storages, key, dtype, count)
 
     with path.open("rb") as file:
-        unpickle(file, limit=_FEW)
-        version = unpickle(file, limit=_FEW)
+        unpickle(file, limit=_MAX_HEAD)
+        version = unpickle(file, limit=_MAX_HEAD)
         if version != 1001:
-            raise WeightsError(f"it is a PyTorch stream of version {shortened(version)}; 1001 is the one there is.")
-        system = unpickle(file, limit=_FEW)
+            raise WeightsError(f"it is a PyTorch stream of version {shortened(version)}; only version 1001 exists.")
+        system = unpickle(file, limit=_MAX_HEAD)
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise WeightsError("it was written on a big-endian machine; save it on a little-endian one.")
         tree = unpickle(file, storage)
-        keys = unpickle(file, limit=_SOME)
+        keys = unpickle(file, limit=_MAX_LIST)
         position = file.tell()
     mapped = np.asarray(np.memmap(path, np.uint8, "r"))
     for key in keys if isinstance(keys, list) else []:
@@ -176,10 +194,12 @@ def read_legacy(path: Path) -> Any:
 
 
 def write_zip(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a state dict as `torch.save` does, for `torch.load` of PyTorch 1.6 or newer, `weights_only` included.
+    """Writes a state dict as `torch.save` does.
+
+    `torch.load` of PyTorch 1.6 and later reads it, also with `weights_only`.
 
     Raises:
-        WeightsError: where the file cannot be written, or an array has a type that PyTorch does not.
+        WeightsError: the file cannot be written, or PyTorch does not have the type of an array.
     """
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:  # type: ignore[type-var]
         _add(archive, file, "archive/data.pkl", state_dict_pickle(arrays))
@@ -190,7 +210,7 @@ def write_zip(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: bytes) -> None:
-    """An entry whose bytes begin at a multiple of 64, as PyTorch places them to map files."""
+    """Adds an entry whose bytes begin at a multiple of 64, which PyTorch needs to map files."""
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     begin = file.seek(0, os.SEEK_END) + 30 + len(name) + 4
     padding = -begin % _ALIGNMENT
@@ -199,7 +219,10 @@ def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: bytes) -> No
 
 
 def state_dict_pickle(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The pickle that describes the tensors. Its instructions are spelled out, for Python's pickler wants the real functions."""
+    """Returns the pickle that describes the tensors.
+
+    Its instructions are written out here, because Python's pickler needs PyTorch's own functions.
+    """
     names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     storages = {dtype: name for name, dtype in TORCH_STORAGES.items()}
 
@@ -209,7 +232,7 @@ def state_dict_pickle(arrays: Mapping[str, np.ndarray]) -> bytes:
     def whole(value: int) -> bytes:
         return pickle.BININT + struct.pack("<i", value)
 
-    def row(*values: bytes) -> bytes:
+    def row(values: Iterable[bytes]) -> bytes:
         return pickle.MARK + b"".join(values) + pickle.TUPLE
 
     def name_of(module: str, name: str) -> bytes:
@@ -221,7 +244,9 @@ def state_dict_pickle(arrays: Mapping[str, np.ndarray]) -> bytes:
         if value.dtype not in names:
             raise WeightsError(f"{name} is an array of {value.dtype}, which PyTorch does not have.")
         strides = [int(np.prod(value.shape[axis + 1 :])) for axis in range(value.ndim)]
-        storage = row(text("storage"), name_of("torch", storages[names[value.dtype]]), text(str(key)), text("cpu"), whole(value.size))
-        tensor = row(storage + pickle.BINPERSID, whole(0), row(*map(whole, value.shape)), row(*map(whole, strides)), pickle.NEWFALSE, empty)
+        kind = name_of("torch", storages[names[value.dtype]])
+        storage = row([text("storage"), kind, text(str(key)), text("cpu"), whole(value.size)])
+        shape = [row(map(whole, value.shape)), row(map(whole, strides))]
+        tensor = row([storage + pickle.BINPERSID, whole(0), *shape, pickle.NEWFALSE, empty])
         parts += [text(name), name_of("torch._utils", "_rebuild_tensor_v2"), tensor, pickle.REDUCE]
     return b"".join([*parts, pickle.SETITEMS, pickle.STOP])

@@ -1,4 +1,4 @@
-"""Files of weights, whoever wrote them, as a flat mapping from their own names to arrays."""
+"""Reading files of weights in any known format, as a flat mapping from names to arrays."""
 
 import io
 import math
@@ -17,30 +17,34 @@ from jaxseg.weights.formats.files import WeightsError
 from jaxseg.weights.formats.safetensors import read_safetensors
 from jaxseg.weights.formats.unpickle import Array, Malformed, Tensor, plain, reason, sizes, unpickle
 
-# Under which a file may keep the weights beside other things: trainers' checkpoints, the model zoos of detectron2 and Detectron.
+# The keys under which trainers' checkpoints and the model zoos of detectron2 and Detectron keep the
+# weights.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "blobs")
 _FORMATS = "a .pth or .pt of torch.save, a .pkl of a model zoo, .npz, .safetensors, or a run folder of train.py"
-# What lies under the name of a file of weights when a download went wrong.
+# The starts of files that a failed download leaves instead of weights.
 _IMPOSTORS = {
     b"<": "it is a web page, not weights; download it again, perhaps after signing in",
     b"version https://git-lfs": "it is a pointer of Git LFS, not weights; fetch it with `git lfs pull`",
 }
-# Characters in the head of an array, about 120 in NumPy's; and of a tensor's name.
+# The largest numbers of characters in the header of a .npy array (NumPy writes about 120) and in
+# the name of a tensor.
 _MAX_HEAD, _MAX_NAME = 1000, 500
 
 
 def read_weights(path: str | Path, *, step: str | int = "best") -> dict[str, np.ndarray]:
-    """The arrays of a file or run folder, by their names there. The format is told from the content, not from the name.
+    """Reads the arrays of a file or run folder, by their names in it.
 
-    Arrays of `.pth` and `.safetensors` files are views of the file, mapped into memory: take what is needed, and copy it.
-    Nothing that a pickle asks for is run, and no file, however it was made, takes more than four times its size and 100 MB of memory.
+    The content of a file decides its format, not its name. The arrays of `.pth` and `.safetensors`
+    files are views of the file, which is mapped into memory, and should be copied. No code in a
+    pickle is run, and no file, even a malicious one, takes more memory than four times its size and
+    100 MB.
 
     Args:
-        path: of a file in one of the formats of the README, or of a run folder.
-        step: of a run folder: "best", "latest" or a number.
+        path: a file in one of the formats of the README, or a run folder.
+        step: the checkpoint of a run folder: "best", "latest" or a number.
 
     Raises:
-        WeightsError: it cannot be read; one sentence with the path.
+        WeightsError: the file cannot be read; the message is one sentence with the path.
         CheckpointError: there is no such checkpoint in the run folder.
     """
     path = Path(path)
@@ -56,7 +60,7 @@ def read_weights(path: str | Path, *, step: str | int = "best") -> dict[str, np.
         raise WeightsError(f"{path} cannot be loaded: it is damaged and describes {error}.") from None
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror or error}).") from None
-    # What is damaged raises what the module that reads it likes.
+    # The libraries raise many kinds of exceptions for damaged files.
     except Exception as error:
         raise WeightsError(f"{path} cannot be loaded: it is cut short or damaged ({reason(error)}).") from None
 
@@ -76,7 +80,7 @@ def _read(path: Path) -> Any:
         for start, sentence in _IMPOSTORS.items():
             if head.lstrip().startswith(start):
                 raise WeightsError(f"{sentence}.")
-        # The zoo's files were pickled by Python 2.
+        # Detectron's files were pickled by Python 2.
         if head[:1] == pickle.PROTO or path.suffix in (".pkl", ".pickle"):
             return unpickle(file, encoding="latin1")
     raise WeightsError(f"it is none of the formats that are read; give {_FORMATS}.")
@@ -94,7 +98,7 @@ def _read_archive(path: Path) -> Any:
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    """An entry of a .npz. NumPy reads the head only, for it trusts the sizes there."""
+    """Reads an entry of a .npz; NumPy only reads its header, because it trusts the sizes there."""
     data = pytorch.unpacked(archive, info)
     head = io.BytesIO(data[: 2 * _MAX_HEAD].data)
     if np.lib.format.read_magic(head) != (1, 0):
@@ -109,7 +113,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _arrays(tree: Any) -> dict[str, np.ndarray]:
-    """The arrays of what a file holds, which may be wrapped in a checkpoint of other things, too."""
+    """Returns the arrays of a file's content, in which weights may be one of several entries."""
     if isinstance(tree, Mapping):
         tree = next((tree[key] for key in _WRAPPERS if isinstance(tree.get(key), Mapping)), tree)
     if not isinstance(tree, Mapping) or not tree:

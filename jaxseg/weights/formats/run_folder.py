@@ -1,9 +1,9 @@
-"""The variables in a run folder of train.py: which checkpoints there are, which detects best, and what one holds.
+"""Reading the variables from a run folder of train.py.
 
-A run folder holds `config.json`, `checkpoints/<step>/` and `evaluations.json` (AP by step: of masks, or of boxes where
-the detector has no masks). A checkpoint has the items
-`variables` and `ema`, which are all that detecting needs, and others for going on with training; and `checksums.json`, for a disk
-or a copy may change a bit that nothing else would notice.
+A run folder holds `config.json`, `checkpoints/<step>/` and `evaluations.json` (the AP by step, of
+masks or, if the detector has none, of boxes). A checkpoint has the items `variables` and `ema`,
+which suffice to run the detector, and others that resuming the training needs. Its
+`checksums.json` reveals files that a disk or a copy has damaged.
 """
 
 import json
@@ -23,27 +23,29 @@ CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 EVALUATIONS = "evaluations.json"
 CHECKSUMS = "checksums.json"
-# Bytes of a file that are looked at together.
+# The number of bytes of a file that are read at a time.
 _PORTION = 1 << 20
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be used; the message names the folder and what would be right."""
+    """A checkpoint cannot be used; the message names the folder and says what to do."""
 
 
 class DamagedError(Exception):
-    """A file of a checkpoint is not what was saved."""
+    """A file of a checkpoint differs from what was saved."""
 
 
 def write_checksums(checkpoint: Path) -> None:
-    """Notes the CRC-32 of every file of a checkpoint's items, in a file of the checkpoint."""
+    """Writes the CRC-32 of every file of a checkpoint's items into the checkpoint."""
     files = sorted(path for path in checkpoint.glob("*/**/*") if path.is_file())
     sums = {path.relative_to(checkpoint).as_posix(): _checksum(path) for path in files}
     (checkpoint / CHECKSUMS).write_text(json.dumps(sums, indent=1))
 
 
 def check_files(checkpoint: Path, items: Sequence[str]) -> None:
-    """Compares the files of some items with the checksums; checkpoints from before there were any pass.
+    """Compares the files of some items with their checksums.
+
+    Old checkpoints, which have no checksums, pass.
 
     Raises:
         DamagedError: a file is missing or differs.
@@ -66,15 +68,18 @@ def _checksum(path: Path) -> int:
 
 
 def best_step(steps: Sequence[int], average_precision: Mapping[int, float]) -> int | None:
-    """The step with the highest AP, the later one of equals; None where none of them was evaluated."""
+    """Returns the step with the highest AP, or None if no step was evaluated.
+
+    Of several steps with the same AP, this is the last.
+    """
     return max((step for step in steps if step in average_precision), key=lambda step: (average_precision[step], step), default=None)
 
 
 def read_evaluations(run_folder: Path) -> dict[int, float]:
-    """AP by step, as far as the run was evaluated.
+    """Returns the AP of each step at which the run was evaluated.
 
     Raises:
-        CheckpointError: the file that holds them is damaged.
+        CheckpointError: the file with the values is damaged.
     """
     path = run_folder / EVALUATIONS
     values = read_json(path, CheckpointError) if path.is_file() else {}
@@ -87,19 +92,20 @@ def read_evaluations(run_folder: Path) -> dict[int, float]:
 
 
 def read_run(run_folder: str | Path, step: str | int = "best") -> dict[str, Any]:
-    """The variables of a run, to detect with: the averaged parameters if the run kept them.
+    """Reads the variables of a run for evaluation: the averaged parameters, if the run kept them.
 
     Args:
-        run_folder: what `train` was given as its work folder.
-        step: "best" by AP (the latest, where nothing was evaluated), "latest", or a number of steps (text will do).
+        run_folder: the run folder, which is the work folder of `train`.
+        step: "best" for the highest AP (or the latest, if the run was not evaluated), "latest", or
+            the number of a step, which may be text.
 
     Returns:
-        `{"params": ..., "batch_stats": ...}` in NumPy arrays.
+        `{"params": ..., "batch_stats": ...}` as NumPy arrays.
 
     Raises:
-        CheckpointError: where there is no such checkpoint, or it cannot be read.
+        CheckpointError: there is no such checkpoint, or it cannot be read.
     """
-    # Orbax takes a while to import, and a file of weights needs none of it.
+    # Orbax takes long to import, and reading a file of weights does not need it.
     import orbax.checkpoint as ocp
 
     run_folder = Path(run_folder).absolute()
@@ -118,7 +124,7 @@ def read_run(run_folder: str | Path, step: str | int = "best") -> dict[str, Any]
     def read(item: str) -> Any:
         check_files(chosen, [item])
         saved = handler.metadata(chosen / item).tree
-        # A template of NumPy arrays makes each process read for itself, whatever devices wrote.
+        # With a template of NumPy arrays, each process reads by itself, whichever devices wrote it.
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
         return handler.restore(chosen / item, args=ocp.args.StandardRestore(template))
 
@@ -126,7 +132,7 @@ def read_run(run_folder: str | Path, step: str | int = "best") -> dict[str, Any]
         variables = dict(read("variables"))
         if (chosen / "ema").is_dir():
             variables["params"] = read("ema")
-    # The storage below Orbax raises what it likes for a file that is cut short.
+    # The storage library under Orbax raises many kinds of exceptions for a truncated file.
     except Exception as error:
         others = [str(number) for number in steps if number != names[str(step)]]
         remedy = f"--step takes another, of {', '.join(others)}" if others else "there is no other one"
@@ -135,7 +141,7 @@ def read_run(run_folder: str | Path, step: str | int = "best") -> dict[str, Any]
 
 
 def why(error: Exception) -> str:
-    """What an error of the storage says, in a few words: the full disk, where there is one in its many lines."""
+    """Returns a short text of a storage error; a full disk is recognised in its many lines."""
     text = str(error)
     if "No space left on device" in text:
         return "there is no space left on the disk"

@@ -1,6 +1,7 @@
-"""The safetensors format: the length of a JSON header, the header with types, shapes and places, the numbers.
+"""Reading and writing the safetensors format.
 
-It is this small, so it is read here, mapped into memory, and the package is not needed.
+A file consists of the length of a JSON header, the header with the types, shapes and positions of
+the arrays, and the numbers. The format is so simple that its package is not needed.
 """
 
 import json
@@ -31,15 +32,16 @@ _DTYPES: dict[str, np.dtype] = {
 }
 
 
-# Of a header, which has about 120 bytes for each tensor; as Python objects it can take 40 times as many.
+# The largest header in bytes. It has about 120 bytes for each tensor, and the Python objects can
+# take 40 times as much memory.
 _MAX_HEADER = 2**21
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file, views of it.
+    """Reads the arrays of a file, as views of it.
 
     Raises:
-        WeightsError: in a sentence that begins with "it".
+        WeightsError: the file cannot be read; the message is a sentence that begins with "it".
     """
     mapped = np.asarray(np.memmap(path, np.uint8, "r"))
     try:
@@ -55,7 +57,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _split(mapped: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    """The header and the numbers behind it."""
+    """Returns the header and the bytes after it."""
     length = int.from_bytes(bytes(mapped[:8]), "little")
     if length > mapped.size - 8:
         raise WeightsError("it is cut short or damaged: its header does not end.")
@@ -65,7 +67,7 @@ def _split(mapped: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, which has each name once."""
+    """Returns a JSON object, and refuses one that has a name twice."""
     made = dict(pairs)
     if len(made) < len(pairs):
         raise WeightsError("it is damaged: a name is in its header twice.")
@@ -80,10 +82,10 @@ def _array(name: str, entry: Any, numbers: np.ndarray) -> np.ndarray:
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays under their names.
+    """Writes arrays with their names.
 
     Raises:
-        WeightsError: where the file cannot be written.
+        WeightsError: the file cannot be written.
     """
     names = {dtype: name for name, dtype in _DTYPES.items()}
     header, position = {}, 0

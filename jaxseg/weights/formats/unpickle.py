@@ -1,8 +1,9 @@
-"""Unpickling that can run nothing: tensors, NumPy arrays and plain containers; every other global is refused by its name.
+"""Safe unpickling of tensors, NumPy arrays and plain containers.
 
-A pickle is a program that calls what it names. Here each name it may use leads to a stand-in of this file, which only
-keeps what it is given: sizes, bytes, keys of storages. A pickle can give a state to arrays and types alone, and PyTorch's and
-NumPy's own classes, whose C code trusts its input, never meet it.
+A pickle is a program that calls functions by their names. Here each permitted name stands for a
+function or class of this file, which only keeps its arguments: sizes, bytes, keys of storages. All
+other names are refused. Only arrays and types accept a state. PyTorch's and NumPy's own classes,
+whose C code trusts its input, are never called.
 """
 
 import math
@@ -17,7 +18,7 @@ from jaxseg.errors import shortened
 from jaxseg.weights.formats.files import WeightsError
 from jaxseg.weights.formats.pickle_machine import MAX_INSTRUCTIONS, Function, Machine, Malformed, Stateful, checked_key
 
-# What PyTorch calls them, little-endian as every machine of today writes them.
+# The types by PyTorch's names, little-endian as all machines of today write them.
 TORCH_DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype("<f4"),
     "float64": np.dtype("<f8"),
@@ -43,18 +44,18 @@ TORCH_STORAGES = {
     "BoolStorage": "bool",
 }
 _NUMPY_CODE = re.compile(r"[<>=|]?(?:f[248]|[iu][1248]|b1)")
-# As many as NumPy had until its version 2.
+# The limit of NumPy before version 2.
 _MAX_AXES = 32
-# More numbers, of at most 8 bytes each, no machine can address.
+# No machine can address more numbers of 8 bytes.
 _MAX_NUMBERS = 2**60
-# So many numbers a tensor may have by repeating those of its storage.
+# The size of a tensor up to which it may have more numbers than its storage, by repeating them.
 _MAX_REPEATED = 2**20
-# Characters of a file that a sentence repeats.
+# The largest number of characters of a file that a message quotes.
 _MAX_LENGTH = 200
 
 
 class Storage:
-    """A row of numbers that tensors share; the reader of the container fills `values`."""
+    """A sequence of numbers that tensors share; the reader of the container sets `values`."""
 
     __slots__ = ("count", "dtype", "values")
 
@@ -64,7 +65,7 @@ class Storage:
 
 
 class View:
-    """What a tensor looks at: a storage, from its beginning but in files of PyTorch 0.3 and before."""
+    """A storage and an offset in it, which is not 0 only in files of PyTorch 0.3 and before."""
 
     __slots__ = ("offset", "storage")
 
@@ -73,7 +74,7 @@ class View:
 
 
 class Tensor:
-    """A view of a storage, as PyTorch's files describe one; `array` looks at the numbers."""
+    """A view of a storage, as PyTorch's files describe it; `array` returns the numbers."""
 
     __slots__ = ("_offset", "_shape", "_storage", "_strides")
 
@@ -86,7 +87,7 @@ class Tensor:
             raise Malformed("a tensor with more sizes than strides")
 
     def array(self) -> np.ndarray:
-        """The tensor, read-only and without a copy."""
+        """Returns the tensor as a read-only view of its storage."""
         values = self._storage.values
         if values is None:
             raise Malformed("a tensor whose storage is not there")
@@ -95,13 +96,13 @@ class Tensor:
         last = self._offset + sum((size - 1) * stride for size, stride in zip(self._shape, self._strides, strict=True))
         if last >= values.size or math.prod(self._shape) > max(values.size, _MAX_REPEATED):
             raise Malformed("a tensor that reaches beyond its storage")
-        # Along an axis of size 1 the stride can be any number, even one that NumPy cannot hold.
+        # Along an axis of size 1 the stride can be any number, even one too large for NumPy.
         strides = [stride * values.itemsize if size > 1 else 0 for size, stride in zip(self._shape, self._strides, strict=True)]
         return np.lib.stride_tricks.as_strided(values[self._offset :], self._shape, strides, writeable=False)
 
 
 class Array(Stateful):
-    """A NumPy array; empty until its state comes."""
+    """A NumPy array, which has no values until its state is set."""
 
     __slots__ = ("_value",)
 
@@ -119,14 +120,14 @@ class Array(Stateful):
         return made
 
     def array(self) -> np.ndarray:
-        """The array, read-only."""
+        """Returns the array, which is read-only."""
         if self._value is None:
             raise Malformed("an array without values")
         return self._value
 
 
 class _Dtype(Stateful):
-    """A type of numbers; NumPy's tells its byte order in a state."""
+    """A type of numbers; the state of NumPy's types is their byte order."""
 
     __slots__ = ("value",)
 
@@ -144,7 +145,7 @@ class _Dtype(Stateful):
 
 
 class _Dict(dict, Stateful):
-    """PyTorch's ordered dictionaries have attributes; nobody needs them."""
+    """An ordered dictionary of PyTorch, whose attributes are ignored."""
 
     __slots__ = ()
 
@@ -153,7 +154,7 @@ class _Dict(dict, Stateful):
 
     @classmethod
     def of_items(cls, items: Any = ()) -> "_Dict":
-        """Python 2 lists the items of an ordered dictionary as pairs, and a counter has a plain dictionary."""
+        """Makes it from pairs, as Python 2 pickles it, or from the dictionary of a counter."""
         if isinstance(items, dict):
             return cls(items)
         return cls((checked_key(key), value) for key, value in items)
@@ -166,10 +167,10 @@ def _whole(value: Any) -> int:
 
 
 def wholes(values: Any) -> tuple[int, ...]:
-    """Sizes, strides or offsets.
+    """Checks sizes, strides or offsets and returns them as a tuple.
 
     Raises:
-        Malformed: they are something else than whole numbers, or too many.
+        Malformed: they are not whole numbers, or there are too many.
     """
     if not isinstance(values, tuple | list) or len(values) > _MAX_AXES:
         raise Malformed(f"sizes that are no list of at most {_MAX_AXES} numbers")
@@ -177,10 +178,10 @@ def wholes(values: Any) -> tuple[int, ...]:
 
 
 def sizes(values: Any) -> tuple[int, ...]:
-    """The shape of an array that NumPy can make.
+    """Checks the shape of an array and returns it as a tuple.
 
     Raises:
-        Malformed: they are something else than whole numbers, too many or too large.
+        Malformed: the sizes are not whole numbers, too many or too large.
     """
     shape = wholes(values)
     if math.prod(max(size, 1) for size in shape) >= _MAX_NUMBERS:
@@ -207,18 +208,18 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _Dict.of_items,
-    # Milestones of PyTorch's schedules, beside the weights.
+    # Checkpoints hold the milestones of PyTorch's schedules as a counter.
     "collections.Counter": _Dict.of_items,
     "torch._utils._rebuild_tensor": Tensor,
     "torch._utils._rebuild_tensor_v2": Tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch.Size": sizes,
-    # Bytes, as a pickle of protocol 2 writes them; none at all in the second way.
+    # Pickles of protocol 2 write bytes in the first way, and empty bytes in the second.
     "_codecs.encode": _encode,
     "__builtin__.bytes": lambda: b"",
     "numpy.ndarray": Array,
     "numpy.dtype": _Dtype.of_numpy,
-    # NumPy 2 has moved them.
+    # NumPy 2 has moved these from `core` to `_core`.
     **{
         f"numpy.{core}.{name}": function
         for core in ("core", "_core")
@@ -232,7 +233,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def _find(module: str, name: str) -> Any:
-    """What a name in a pickle stands for."""
+    """Returns the function or type that a name in a pickle stands for."""
     whole = f"{module}.{name}"
     if whole in _FUNCTIONS:
         return Function(_FUNCTIONS[whole])
@@ -245,12 +246,12 @@ def _find(module: str, name: str) -> Any:
 
 
 def plain(name: str) -> str:
-    """A name from a file as a sentence can have it."""
+    """Returns a name from a file in a form that fits into a message."""
     return name if name.isprintable() and len(name) <= _MAX_LENGTH else shortened(name)
 
 
 def reason(error: Exception) -> str:
-    """What an exception says, as a sentence can have it."""
+    """Returns the text of an exception in a form that fits into a message."""
     return plain(" ".join(str(error).split())[:_MAX_LENGTH]) or type(error).__name__
 
 
@@ -260,16 +261,21 @@ def unpickle(
     encoding: str = "utf-8",
     limit: int = MAX_INSTRUCTIONS,
 ) -> Any:
-    """The next pickle of a file: plain containers with `Tensor` and `Array` in them.
+    """Reads the next pickle of a file.
 
     Args:
-        file: stands behind the pickle afterwards.
-        storage: gives the storage with a key, a type and a count of numbers; None where there are none outside the pickle.
-        encoding: of Python 2's text.
-        limit: of instructions in the pickle.
+        file: the file, whose position is after the pickle afterwards.
+        storage: a function that returns the storage with a key, a type and a count of numbers; None
+            if no storage lies outside the pickle.
+        encoding: the encoding of Python 2's text.
+        limit: the largest number of instructions in the pickle.
+
+    Returns:
+        Plain containers, in which tensors and arrays are `Tensor` and `Array`.
 
     Raises:
-        WeightsError: it asks for something else, cannot be read, or is cut short. The sentence begins with "it".
+        WeightsError: the pickle needs another function, cannot be read, or is truncated; the
+            message is a sentence that begins with "it".
     """
 
     def refer(identifier: Any) -> View:
@@ -282,9 +288,9 @@ def unpickle(
         return View(found, _whole(view[0][1]) if view and view[0] is not None else 0)
 
     try:
-        return Machine(file, _find, refer, encoding, limit).run()
+        return Machine(file, _find, refer, encoding=encoding, limit=limit).run()
     except WeightsError:
         raise
-    # A pickle that is cut short or made up raises whatever its instructions run into.
+    # A truncated or invented pickle can raise any kind of exception.
     except Exception as error:
         raise WeightsError(f"it is cut short or damaged, or no file of weights ({reason(error)}).") from None

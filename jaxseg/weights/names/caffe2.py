@@ -1,7 +1,7 @@
-"""Caffe2's names beside ours: MSRA's ResNet classifiers, from which R-CNNs learn, and the detectors of Detectron.
+"""Caffe2's names, in MSRA's ResNet classifiers and in the detectors of Detectron.
 
-Two files of MSRA's go by one name: Detectron's, whose batch norms are a scale and a bias, and detectron2's, with running
-statistics. In both, stems take BGR in 0..255.
+Two of MSRA's files have the same name: Detectron's, whose batch norms are a scale and a bias, and
+detectron2's, with running statistics. In both, the input of the stem is BGR in 0..255.
 """
 
 import re
@@ -20,7 +20,8 @@ LEAVES = {
     ("batch_stats", "mean"): "_running_mean",
     ("batch_stats", "var"): "_running_var",
 }
-# The classifier; biases of convolutions that batch norm follows, which are zero; the optimizer's momenta.
+# The classifier, the biases of convolutions before a batch norm (which are zero), and the
+# optimizer's momenta.
 UNNEEDED = re.compile(r"^(fc1000|pred)_[wb]$|^(conv1|res\d_\d+_branch\d[abc]?)_b$|_momentum$")
 RENAMED = ((re.compile(r"_bn_gamma$"), "_bn_s"), (re.compile(r"_bn_beta$"), "_bn_b"))
 
@@ -38,15 +39,15 @@ HEADS = {
 
 
 def detector_modules(config: RcnnConfig) -> Iterator[tuple[str, str]]:
-    """Pairs of our module path and Detectron's, for every module that holds parameters."""
+    """Yields pairs of our module path and Detectron's, for every module with parameters."""
     yield from names_resnet.CAFFE2.modules(config)
     for level, blocks in enumerate(config.backbone.stage_sizes, 2):
-        # A stage's output is called after its last block.
+        # The output of a stage is named after its last block.
         output = f"res{level}_{blocks - 1}_sum"
         yield f"fpn/lateral{level}", f"fpn_inner_{output}{'' if level == 5 else '_lateral'}"
         yield f"fpn/output{level}", f"fpn_{output}"
     for ours, theirs in HEADS.items():
-        # The levels share the weights that are called after P2.
+        # All levels share weights that are named after P2.
         yield ours, theirs.format(fpn2="_fpn2" if config.neck == "fpn" else "")
     for i in range(1, config.roi.mask_convolutions + 1):
         yield f"mask_head/conv{i}", f"_[mask]_fcn{i}"

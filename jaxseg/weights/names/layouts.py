@@ -1,4 +1,4 @@
-"""How others lay out the numbers of a parameter, beside how we do: each layout goes both ways."""
+"""Conversions between other projects' layouts of a parameter and ours, in both directions."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,33 +10,46 @@ Rearrange = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What to do with another project's array to have ours, and the way back.
+    """A conversion from another project's layout of an array to ours, and back.
 
-    Neither asks whether the shape is a model's: an array of another shape comes out as one, and the loader says so.
+    It does not check that the array's shape is the model's; the loader compares shapes afterwards.
     """
 
     to_ours: Rearrange
     to_theirs: Rearrange
 
 
-# `[out, in, h, w]` as Flax has it, `[h, w, in, out]`.
+# PyTorch's `[out, in, h, w]` to Flax's `[h, w, in, out]`.
 CONVOLUTION = Layout(lambda kernel: kernel.transpose(2, 3, 1, 0), lambda kernel: kernel.transpose(3, 2, 0, 1))
-# `[in, out, h, w]`, not flipped: `out[2y+i, 2x+j] = x[y, x] @ kernel[i, j]` where windows do not overlap.
+# PyTorch's `[in, out, h, w]` to `[h, w, in, out]`. The kernel is not flipped, because the windows
+# do not overlap: `out[2y+i, 2x+j] = x[y, x] @ kernel[i, j]`.
 TRANSPOSED_CONVOLUTION = Layout(lambda kernel: kernel.transpose(2, 3, 0, 1), lambda kernel: kernel.transpose(2, 3, 0, 1))
 DENSE = Layout(lambda kernel: kernel.T, lambda kernel: kernel.T)
-# A stem that takes blue first.
+# The kernel of a stem whose input channels are blue, green and red.
 BGR = Layout(lambda kernel: kernel[:, ::-1], lambda kernel: kernel[:, ::-1])
-# Logits that begin with the background, which is our last.
+# Class logits whose first row is the background's; in ours, it is the last.
 BACKGROUND_FIRST = Layout(lambda rows: np.roll(rows, -1, 0), lambda rows: np.roll(rows, 1, 0))
 
 
 def without_background(rows: int) -> Layout:
-    """Outputs that begin with so many rows for the background, which nobody looks at. Back there they are zeros."""
+    """Returns the layout of outputs that begin with unused rows for the background.
+
+    The way back fills these rows with zeros.
+
+    Args:
+        rows: the number of rows for the background.
+    """
     return Layout(lambda values: values[rows:], lambda values: np.concatenate([np.zeros((rows, *values.shape[1:]), values.dtype), values]))
 
 
 def flattened(size: int) -> Layout:
-    """A dense layer's kernel `[out, in]` over regions of `size` by `size` cells that were flattened channels first, ours last."""
+    """Returns the layout of a dense kernel `[out, in]` over flattened regions.
+
+    The other project flattens a region with its channels first, and we with its channels last.
+
+    Args:
+        size: the side of a region in cells.
+    """
     cells = size * size
 
     def regroup(kernel: np.ndarray, groups: int) -> np.ndarray:
@@ -55,7 +68,14 @@ def flattened(size: int) -> Layout:
 
 
 def anchors_by_size(sizes: int, ratios: int) -> Layout:
-    """Outputs of each anchor, in the order of size and then aspect ratio; ours are in the order of aspect ratio and then size."""
+    """Returns the layout of outputs for the anchors of a cell, in the order size, aspect ratio.
+
+    Ours are in the order aspect ratio, size.
+
+    Args:
+        sizes: the number of sizes.
+        ratios: the number of aspect ratios.
+    """
 
     def swap(values: np.ndarray, outer: int, inner: int) -> np.ndarray:
         if values.shape[0] % (outer * inner):

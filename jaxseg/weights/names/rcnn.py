@@ -1,6 +1,6 @@
-"""The names and layouts of torchvision's, detectron2's, mmdetection's and maskrcnn-benchmark's detectors beside ours.
+"""Names and layouts of the R-CNNs of torchvision, detectron2, mmdetection and maskrcnn-benchmark.
 
-A table may name more modules than a config's model has: no feature pyramid with C4, no masks in Faster R-CNN.
+A table may name modules that a model does not have, such as the mask head of a Faster R-CNN.
 """
 
 import re
@@ -16,9 +16,9 @@ from jaxseg.weights.names import resnet as names_resnet
 from jaxseg.weights.names.layouts import BACKGROUND_FIRST, BGR, Layout, anchors_by_size, flattened, without_background
 from jaxseg.weights.names.rules import NameTable
 
-# Conventions without which a detector's weights mean something else.
+# The conventions without which a detector's weights do not work.
 ESSENTIAL = ("resize", "pixel_offset", "cell_anchors", "anchor_strides", "roi_aligned")
-# Training on several devices, each with a copy, writes this in front.
+# The prefix that PyTorch's data-parallel training adds to names.
 PARALLEL = (re.compile(r"^module\."), "")
 PYRAMID = range(2, 6)
 
@@ -33,7 +33,7 @@ TORCHVISION_HEADS = {
     "mask_head/deconv": "roi_heads.mask_predictor.conv5_mask",
     "mask_head/output": "roi_heads.mask_predictor.mask_fcn_logits",
 }
-# Published files are older than the `Conv2dNormActivation` around some convolutions.
+# Published files are older than the `Conv2dNormActivation` that now contains some convolutions.
 TORCHVISION_RENAMED = (
     PARALLEL,
     (re.compile(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$"), r"\1.0.\2"),
@@ -83,7 +83,7 @@ MASKRCNN_BENCHMARK_UNNEEDED = {
 
 
 def torchvision(config: RcnnConfig) -> Iterator[tuple[str, str]]:
-    """Pairs of our module path and torchvision's, for every module that holds parameters."""
+    """Yields pairs of our module path and torchvision's, for every module with parameters."""
     yield from names_resnet.TORCHVISION.modules(config, "backbone.body.")
     for level in PYRAMID:
         yield f"fpn/lateral{level}", f"backbone.fpn.inner_blocks.{level - 2}.0"
@@ -94,7 +94,7 @@ def torchvision(config: RcnnConfig) -> Iterator[tuple[str, str]]:
 
 
 def detectron2(config: RcnnConfig) -> Iterator[tuple[str, str]]:
-    """The same for detectron2."""
+    """Yields the same pairs for detectron2."""
     body = "backbone.bottom_up." if config.neck == "fpn" else "backbone."
     yield from names_resnet.DETECTRON2.modules(config, body, "roi_heads.")
     for level in PYRAMID:
@@ -106,7 +106,7 @@ def detectron2(config: RcnnConfig) -> Iterator[tuple[str, str]]:
 
 
 def mmdetection(config: RcnnConfig) -> Iterator[tuple[str, str]]:
-    """The same for mmdetection 2."""
+    """Yields the same pairs for mmdetection 2."""
     yield from names_resnet.TORCHVISION.modules(config, "backbone.", "roi_head.shared_head.")
     for level in PYRAMID:
         yield f"fpn/lateral{level}", f"neck.lateral_convs.{level - 2}.conv"
@@ -117,7 +117,7 @@ def mmdetection(config: RcnnConfig) -> Iterator[tuple[str, str]]:
 
 
 def maskrcnn_benchmark(config: RcnnConfig) -> Iterator[tuple[str, str]]:
-    """The same for maskrcnn-benchmark."""
+    """Yields the same pairs for maskrcnn-benchmark."""
     yield from maskrcnn_benchmark_pyramid(config)
     for i in range(1, config.roi.mask_convolutions + 1):
         yield f"mask_head/conv{i}", f"roi_heads.mask.feature_extractor.mask_fcn{i}"
@@ -125,7 +125,7 @@ def maskrcnn_benchmark(config: RcnnConfig) -> Iterator[tuple[str, str]]:
 
 
 def maskrcnn_benchmark_pyramid(config: AnchoredConfig) -> Iterator[tuple[str, str]]:
-    """The same for the backbone and the feature pyramid of any detector of maskrcnn-benchmark."""
+    """Yields the pairs of the backbone and feature pyramid of maskrcnn-benchmark's detectors."""
     yield from names_resnet.MASKRCNN_BENCHMARK.modules(config, "backbone.body.", "roi_heads.box.feature_extractor.head.")
     for level in PYRAMID:
         yield f"fpn/lateral{level}", f"backbone.fpn.fpn_inner{level - 1}"
@@ -133,7 +133,7 @@ def maskrcnn_benchmark_pyramid(config: AnchoredConfig) -> Iterator[tuple[str, st
 
 
 def background_first(config: RcnnConfig) -> dict[str, Layout]:
-    """Layouts of detectors whose first class is the background."""
+    """Returns the layouts of detectors whose first class is the background."""
     return _flat_regions(config) | {
         "box_predictor/class": BACKGROUND_FIRST,
         "box_predictor/box": without_background(4),
@@ -146,7 +146,11 @@ def _flat_regions(config: RcnnConfig) -> dict[str, Layout]:
 
 
 def stem(config: AnchoredConfig) -> dict[str, Layout]:
-    """Weights that began as MSRA's have their strides in the 1x1, and take BGR; those that began as torchvision's, neither."""
+    """Returns the layout of the stem, whose input is BGR in weights that started from MSRA's.
+
+    Those weights also have the strides of blocks on the first 1x1 convolution, which tells them
+    from weights that started from torchvision's.
+    """
     return {"backbone/conv1/kernel": BGR} if config.backbone.stride_in_1x1 else {}
 
 
@@ -156,11 +160,12 @@ def _anchors_by_size(config: RcnnConfig) -> dict[str, Layout]:
 
 
 def agreements(conventions: Conventions, *, stride_in_1x1: bool | None = None) -> dict[str, object]:
-    """What a configuration must say for weights that were trained with these conventions.
+    """Returns the values that a configuration must have for weights with these conventions.
 
     Args:
-        conventions: of the code base.
-        stride_in_1x1: where the strides of the ResNet's blocks are; None where there are both kinds.
+        conventions: the conventions that the weights were trained with.
+        stride_in_1x1: whether the strides of the ResNet's blocks are on the first 1x1 convolution;
+            None if the project has both kinds.
     """
     required: dict[str, object] = {f"conventions.{name}": getattr(conventions, name) for name in ESSENTIAL}
     return required if stride_in_1x1 is None else required | {"backbone.stride_in_1x1": stride_in_1x1}

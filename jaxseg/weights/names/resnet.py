@@ -1,4 +1,4 @@
-"""ResNets beside ours, as each project names their modules."""
+"""The names of a ResNet's modules in each project."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -10,13 +10,14 @@ _PROJECTION = {"shortcut": "downsample.0", "bn_shortcut": "downsample.1"}
 
 @dataclasses.dataclass(frozen=True)
 class ResNetNames:
-    """How one project calls a ResNet's modules.
+    """One project's names of a ResNet's modules.
 
     Attributes:
-        stem: by our names.
-        stage: a pattern with the number of the `stage`, of the `block` in it, and the `module` of that.
-        first: number of the stage that ends in C2.
-        block: a block's modules, by our names.
+        stem: their names of the stem's modules, by ours.
+        stage: a pattern of the name of a module in a block, with the fields `stage`, `block` and
+            `module`.
+        first: their number of the stage that ends in C2.
+        block: their names of a block's modules, by ours.
     """
 
     stem: Mapping[str, str]
@@ -25,12 +26,12 @@ class ResNetNames:
     block: Mapping[str, str]
 
     def modules(self, config: BackboneModelConfig, body: str = "", head: str = "") -> Iterator[tuple[str, str]]:
-        """Pairs of our module path and theirs; `body` and `head` come before theirs.
+        """Yields pairs of our module path and theirs.
 
         Args:
-            config: of a model.
-            body: where they keep the backbone.
-            head: where they keep the last stage, if it is the head of a C4 model.
+            config: the model's configuration.
+            body: the prefix of their names of the backbone's modules.
+            head: the prefix of those of the last stage, if it is the head of a C4 model.
         """
         if config.backbone.name != "resnet":
             return
@@ -61,7 +62,7 @@ DETECTRON2 = ResNetNames(
     | {f"bn{i}": f"conv{i}.norm" for i in (1, 2, 3)}
     | {"shortcut": "shortcut", "bn_shortcut": "shortcut.norm"},
 )
-# Caffe2's, of MSRA's classifiers and of Detectron.
+# The Caffe2 names in MSRA's classifiers and in Detectron.
 CAFFE2 = ResNetNames(
     {"conv1": "conv1", "bn1": "res_conv1_bn"},
     "res{stage}_{block}_{module}",

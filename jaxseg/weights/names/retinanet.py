@@ -1,4 +1,4 @@
-"""The names of maskrcnn-benchmark's RetinaNet beside ours."""
+"""The names in maskrcnn-benchmark's RetinaNet."""
 
 import re
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ HEADS = {
 
 
 def modules(config: RetinaNetConfig) -> Iterator[tuple[str, str]]:
-    """Pairs of our module path and the original's, for every module that holds parameters."""
+    """Yields pairs of our module path and the original's, for every module with parameters."""
     yield from maskrcnn_benchmark_pyramid(config)
     for i in range(config.head_convolutions):
-        # A ReLU stands between two of them.
+        # In the original, a ReLU follows each convolution in the list, so the index counts by two.
         yield f"head/class_conv{i + 1}", f"rpn.head.cls_tower.{2 * i}"
         yield f"head/box_conv{i + 1}", f"rpn.head.bbox_tower.{2 * i}"
     yield from HEADS.items()

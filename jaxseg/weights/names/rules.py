@@ -1,4 +1,4 @@
-"""How one project's files name and lay out what our models hold: the rules that every table of names comes with."""
+"""The name table, which says how one kind of file names and lays out a detector's variables."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import numpy as np
 from jaxseg.config import ModelConfig
 from jaxseg.weights.names.layouts import CONVOLUTION, DENSE, TRANSPOSED_CONVOLUTION, Layout
 
-# Our leaf, with the collection it lives in, beside what others write behind a module's name.
+# The suffix of a module's name in PyTorch, by our collection and the name of the variable in it.
 TORCH_LEAVES = {
     ("params", "kernel"): ".weight",
     ("params", "scale"): ".weight",
@@ -19,30 +19,34 @@ TORCH_LEAVES = {
     ("batch_stats", "mean"): ".running_mean",
     ("batch_stats", "var"): ".running_var",
 }
-# Of a batch norm that is a scale and a bias only.
+# The statistics of a batch norm that is only a scale and a bias.
 IDENTITY_STATISTICS = {"mean": 0.0, "var": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class NameTable:
-    """A kind of file.
+    """The names and layouts of one kind of file.
 
     Attributes:
-        title: what messages call it.
+        title: the name of this kind of file in messages.
         models: the class of configurations whose detectors such a file can hold.
-        modules: for such a configuration, pairs of our module path and theirs, for every module that holds parameters, and more where other models have
-            some; None where names and layouts are ours.
-        leaves: what stands behind a module's name.
-        layouts: of parameters that are laid out otherwise, by our path without its collection, whole modules included. Kernels
-            are turned besides: theirs are `[out, in, h, w]`, `[out, in]`, and `[in, out, h, w]` in transposed convolutions.
-        part: of our variables; "" is all of them, "backbone" the ResNet or Darknet.
-        optional: our modules that a file need not have; they start fresh then.
-        folds_statistics: batch norms may come as a scale and a bias only.
-        unneeded: entries of files that no model here has.
-        renamed: older names, as a pattern, and what they are called now.
+        modules: for such a configuration, pairs of our module path and theirs, for every module
+            with parameters. It may yield modules that the model does not have. None means that
+            names and layouts are ours.
+        leaves: the suffixes of a module's name, by our collection and the name of the variable.
+        layouts: for such a configuration, the layouts of parameters or whole modules that are
+            arranged differently, by our path without its collection. Kernels are transposed in
+            addition: theirs are `[out, in, h, w]`, `[out, in]`, and `[in, out, h, w]` in
+            transposed convolutions.
+        part: the part of our variables that the file holds; "" is all of them, and "backbone" is
+            the ResNet or Darknet.
+        optional: our modules that may be missing; they are initialized instead.
+        folds_statistics: whether batch norms may consist only of a scale and a bias.
+        unneeded: a pattern of entries that none of our models has.
+        renamed: patterns of older names, with the current names.
         agreements: values of a model's configuration, by their dotted keys, that the weights were
-            trained with and that they would mean something else without.
-        counts_batches: batch norms count their batches.
+            trained with and without which they do not work.
+        counts_batches: whether batch norms count their batches.
     """
 
     title: str
@@ -59,7 +63,12 @@ class NameTable:
     counts_batches: bool = False
 
     def names(self, config: ModelConfig, paths: Iterable[str]) -> dict[str, str]:
-        """Their name of each of our paths (`params/head/box/kernel`), as far as such a file has it."""
+        """Returns their name for each of our paths that such a file has.
+
+        Args:
+            config: the model's configuration.
+            paths: our paths, for example `params/head/box/kernel`.
+        """
         if self.modules is None:
             return {path: path for path in paths}
         theirs = dict(self.modules(config)) if self.describes(config) else {}
@@ -71,47 +80,50 @@ class NameTable:
         return names
 
     def current_name(self, name: str) -> str:
-        """What an entry is called today."""
+        """Returns the current name of an entry that may have an older one."""
         for pattern, now in self.renamed:
             name = pattern.sub(now, name)
         return name
 
     def needs(self, name: str) -> bool:
-        """False for entries that are known to be superfluous."""
+        """Whether an entry has to be used, unless it is known to be superfluous."""
         return self.unneeded is None or not self.unneeded.search(name)
 
     def default(self, path: str) -> float | None:
-        """What a parameter is where a file has no entry for it; None where it must have one."""
+        """Returns the value of a variable that a file has no entry for, or None if it needs one."""
         return IDENTITY_STATISTICS.get(_parts(path)[2]) if self.folds_statistics else None
 
     def describes(self, config: ModelConfig) -> bool:
-        """Whether such a file can hold the weights of this kind of detector, whatever its conventions."""
+        """Whether such a file can hold this kind of detector, whatever its conventions."""
         return isinstance(config, self.models)
 
     def disagreements(self, config: ModelConfig) -> list[str]:
-        """Where a configuration describes another detector than the weights learned to be, each in a few words."""
+        """Lists in words the values in which a configuration differs from that of the weights."""
         ours = {key: functools.reduce(getattr, key.split("."), config) for key in self.agreements}
         pairs = [(key, value, ours[key]) for key, value in self.agreements.items()]
         return [f"model.{key} is {value!r} there and {own!r} here" for key, value, own in pairs if value != own]
 
     def to_ours(self, config: ModelConfig, path: str, value: np.ndarray) -> np.ndarray:
-        """An entry in our layout; a view of it where that will do."""
+        """Converts an entry to our layout; the result is a view if possible."""
         for layout in self._layouts(config, path, value.ndim):
             value = layout.to_ours(value)
         return value
 
     def to_theirs(self, config: ModelConfig, path: str, value: np.ndarray) -> np.ndarray:
-        """The inverse of `to_ours`; what that dropped is zero."""
+        """Converts a variable to their layout; rows that `to_ours` drops are filled with zeros."""
         for layout in reversed(self._layouts(config, path, value.ndim)):
             value = layout.to_theirs(value)
         return value
 
     def their_shape(self, config: ModelConfig, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that a parameter of ours has in such a file."""
+        """Returns the shape that one of our variables has in such a file."""
         return self.to_theirs(config, path, np.broadcast_to(np.float32(0), shape)).shape
 
     def _layouts(self, config: ModelConfig, path: str, rank: int) -> list[Layout]:
-        """From theirs to ours. An entry of a rank that no parameter has is left to whoever compares shapes."""
+        """Returns the layouts to apply in turn, from theirs to ours.
+
+        An entry of a rank that no parameter has is not rearranged; the loader reports its shape.
+        """
         _, module, leaf = _parts(path)
         special = self.layouts(config) if self.layouts else {}
         found = [special[module]] if rank and module in special else []
@@ -124,7 +136,7 @@ class NameTable:
 
 
 def _parts(path: str) -> tuple[str, str, str]:
-    """Collection, module and leaf."""
+    """Splits a path into its collection, its module and the variable's name."""
     collection, _, rest = path.partition("/")
     module, _, leaf = rest.rpartition("/")
     return collection, module, leaf

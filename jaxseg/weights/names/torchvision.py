@@ -1,7 +1,8 @@
-"""torchvision's ResNet classifiers beside our backbone, and dbolya/yolact's ImageNet files, which have the same names.
+"""The names in torchvision's ResNet classifiers and in the ImageNet files of dbolya/yolact.
 
-Those files are `resnet50-19c8e357.pth`, torchvision's own, and `resnet101_reducedfc.pth`. The mean and the deviation of the pixels
-that they learned with are ours, within half a grey level.
+The latter have the same names; they are `resnet50-19c8e357.pth`, torchvision's own file, and
+`resnet101_reducedfc.pth`. They were trained with our mean and standard deviation of the pixels, to
+within half a grey level.
 """
 
 import re
@@ -10,7 +11,7 @@ from jaxseg.models import BackboneModelConfig
 from jaxseg.weights.names import resnet as names_resnet
 from jaxseg.weights.names.rules import NameTable
 
-# The classifier, and counters of batch norm.
+# The classifier, and the counters of batch norms.
 UNNEEDED = re.compile(r"^fc\.|\.num_batches_tracked$")
 
 RESNET = NameTable(

@@ -1,7 +1,7 @@
-"""dbolya/yolact's names beside ours: its detectors, and the ImageNet file of its Darknet-53.
+"""dbolya/yolact's names, in its detectors and in the ImageNet file of its Darknet-53.
 
-A row ends where a module's own parameters begin (`weight`, `bias`, ... there; `kernel`, `scale`, ... here), which
-`jaxseg.weights.names.rules` pairs.
+The tables pair names of modules. `jaxseg.weights.names.rules` pairs the names of their parameters:
+`weight`, `bias` and so on there; `kernel`, `scale` and so on here.
 """
 
 import re
@@ -11,7 +11,7 @@ from jaxseg.models import BackboneModelConfig, YolactConfig
 from jaxseg.weights.names import resnet as names_resnet
 from jaxseg.weights.names.rules import NameTable
 
-# The prediction head's four convolutions; the pyramid's own lists run from P5 down to P3.
+# The lists of the original's pyramid run from P5 down to P3.
 SHARED = {
     "head/trunk": "prediction_layers.0.upfeature.0",
     "head/box": "prediction_layers.0.bbox_layer",
@@ -34,20 +34,20 @@ SHARED = {
 }
 DARKNET_UNIT = {"conv": "0", "bn": "1"}
 
-# Entries that the original's loader drops, or that its modules count with and do not use.
+# Entries that the original's loader drops or that have no effect.
 UNNEEDED = {
     "counters of batch norm": r"\.num_batches_tracked$",
     "the backbone's second copy, until October 2018": r"^backbone\.layer\d",
     "levels above P7, of version 1.0": r"^fpn\.downsample_layers\.([2-9]|\d\d+)\.",
 }
-# Names of early files.
+# Names in early files.
 RENAMED = {
     "the head's convolution, before it could have several": (r"^(prediction_layers\.0\.upfeature)\.(weight|bias)$", r"\1.0.\2"),
 }
 
 
 def modules(config: YolactConfig) -> Iterator[tuple[str, str]]:
-    """Pairs of our module path and the original's, for every module that holds parameters."""
+    """Yields pairs of our module path and the original's, for every module with parameters."""
     yield from SHARED.items()
     yield from names_resnet.YOLACT.modules(config, "backbone.")
     for ours, theirs in darknet_modules(config):
@@ -55,7 +55,7 @@ def modules(config: YolactConfig) -> Iterator[tuple[str, str]]:
 
 
 def darknet_modules(config: BackboneModelConfig) -> Iterator[tuple[str, str]]:
-    """The same for a Darknet alone, as `darknet53.pth` has it."""
+    """Yields the same pairs for a Darknet alone, as in `darknet53.pth`."""
     if config.backbone.name != "darknet":
         return
     units = {"stem": "_preconv"}
@@ -73,7 +73,7 @@ DETECTOR = NameTable(
     "a detector of dbolya/yolact",
     YolactConfig,
     modules,
-    # Files made for inference are without it.
+    # Files that were made for inference do not have it.
     optional=("semantic_head",),
     unneeded=re.compile("|".join(UNNEEDED.values())),
     renamed=tuple((re.compile(old), new) for old, new in RENAMED.values()),
