@@ -45,7 +45,7 @@ def _collectives(program: Any, operands: tuple[Any, ...]) -> tuple[set[str], lis
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_devices_tell_each_other_sums_in_training_and_nothing_in_detection(name):
-    """By itself, XLA would gather all scores to sort them, and synchronise each iteration of NMS."""
+    """By itself, XLA would gather all scores to sort them, and synchronise each NMS iteration."""
     assert len(jax.devices()) > 1
     kinds, in_loops = _collectives(*_train_step(CONFIGS[name]))
     assert kinds == {"all-reduce"}
@@ -60,7 +60,7 @@ def test_devices_tell_each_other_sums_in_training_and_nothing_in_detection(name)
         ("yolact", _detection, 1),
         # There are two kernels of exact NMS for proposals, two for detections, and RoIAlign for
         # boxes and for masks.
-        ("mask_rcnn", _detection, 6),
+        pytest.param("mask_rcnn", _detection, 6, marks=pytest.mark.slow),
         # There are two kernels for proposals, and RoIAlign for boxes and for masks, forward and
         # backward.
         ("mask_rcnn", _train_step, 6),

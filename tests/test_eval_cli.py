@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory) -> Path:
-    """Makes a run of the tiny YOLACT with checkpoints 1 and 2, and 4 validation images of shapes."""
+    """Makes a run of the tiny YOLACT with 4 validation images of shapes and two checkpoints."""
     root = tmp_path_factory.mktemp("eval_cli")
     write_shapes(root / "data", train=2, val=4, size=64)
     config = override(tiny_yolact.CONFIG, {"data.root": str(root / "data"), "eval.batch_size": 2})

@@ -73,7 +73,7 @@ def test_cmyk_becomes_rgb(tmp_path):
 
 
 def turned_jpeg(height: int, width: int) -> bytes:
-    """Makes a JPEG with a black left half, whose EXIF data ask for a clockwise turn by 90 degrees."""
+    """Makes a JPEG with a black left half, whose EXIF data ask for a clockwise quarter turn."""
     image = np.full((height, width, 3), 255, np.uint8)
     image[:, : width // 2] = 0
     data = cv2.imencode(".jpg", image)[1].tobytes()

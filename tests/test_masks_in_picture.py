@@ -143,7 +143,7 @@ def test_a_mask_over_a_box_that_reaches_outside_is_cut_and_not_squeezed():
 
 
 def test_masks_of_boxes_that_end_in_their_last_pixel():
-    """maskrcnn-benchmark stretches masks over such boxes; sampled masks cover the last pixel, too."""
+    """maskrcnn-benchmark stretches masks over such boxes; sampled masks include the last pixel."""
     full = np.ones((2, 28, 28), np.float32)
     boxes = [[10, 20, 37, 47], [50, 50, 50, 50]]
     _, masks = in_picture(boxes, placed((100, 100), (100, 100), pixel_offset=1.0), soft=full)

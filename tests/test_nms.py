@@ -109,6 +109,11 @@ def test_exact_nms_of_nothing():
     assert exact_nms(np.zeros((0, 4), np.float32), jnp.zeros(0), np.zeros(0, bool), iou_threshold=0.5).shape == (0,)
 
 
+def test_exact_nms_of_a_batch_without_images():
+    keep = jax.vmap(lambda b, s: exact_nms(b, s, s > 0, iou_threshold=0.5))(jnp.zeros((0, 5, 4)), jnp.zeros((0, 5)))
+    assert keep.shape == (0, 5)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("percent", [30, 50, 70])
 def test_exact_nms_keeps_what_the_originals_keep(golden, rule, percent):

@@ -215,7 +215,13 @@ def test_each_device_suppresses_its_own_images(interpreted: None, two_devices: M
     assert "s32[4,16,128]" not in compiled
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+# One of each operation; the others differ in their sizes.
+SHORT = ("fast_80x200", "cross_yolact550", "proposals_detect", "detections_rcnn")
+
+
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, id=shape.name, marks=[] if shape.name in SHORT else pytest.mark.slow) for shape in SHAPES]
+)
 def test_lowers_for_cuda_at_real_shapes(shape: NmsShape) -> None:
     """There is one kernel for Fast NMS and there are two for the others, whatever the batch.
 

@@ -296,7 +296,7 @@ def test_samples_equal_the_originals(golden, case):
 
 @pytest.mark.parametrize("size", [3, 20, 300])
 def test_samples_are_the_best_of_each_label(size):
-    """Positives are sampled up to their limit, and the rest are negatives, however few there are."""
+    """Positives are sampled up to their limit; the rest are negatives, however few there are."""
     rng = np.random.default_rng(size)
     count, share = 16, 4
     sampler = Sampler(count, share / count)
@@ -350,7 +350,7 @@ def test_smooth_l1_of_literal_distances():
 
 
 def test_focal_loss_is_its_definition():
-    """It agrees with maskrcnn-benchmark's formula where float32 suffices, and with optax everywhere.
+    """It is maskrcnn-benchmark's formula where float32 suffices, and optax's everywhere.
 
     Extreme logits have finite gradients.
     """

@@ -1,4 +1,4 @@
-"""A detector outside of the package works like jaxseg's own detectors, without changes to jaxseg."""
+"""A detector from outside of jaxseg works like its own ones, without changes to jaxseg."""
 
 import json
 from pathlib import Path

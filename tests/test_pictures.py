@@ -1,4 +1,4 @@
-"""Picture files are written whole and without a word, or there is an error that names them and nothing is left."""
+"""Picture files are written completely, or an error names the file and nothing is left of it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Placed pictures: boxes and mirrors as the originals have them, and masks over boxes."""
+"""Pictures that keep their proportions: boxes, mirroring as in the originals, and box masks."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def spec(rule="opencv", pixel_offset=0.0, mask_size=(32, 32), shorter_sides=(96,
 
 
 def sample() -> Sample:
-    """A bright ellipse, a crowd, and a thin object on a dark picture of 90 x 120."""
+    """Makes a dark picture of 90 x 120 with a bright ellipse, a crowd region and a thin object."""
     masks = np.zeros((3, 90, 120), np.uint8)
     cv2.ellipse(masks[0], (40, 45), (30, 15), 25, 0, 360, 1, -1)
     masks[1, 60:90, 80:120] = 1
@@ -65,7 +65,7 @@ def test_mirrored_boxes_are_the_originals(original, pixel_offset):
 
 
 def test_boxes_are_scaled_by_each_side_and_mirrored_after_that():
-    """As in maskrcnn-benchmark: x2 = (4 + 6 - 1) * 2 = 18, and its mirror is 200 - 18 - 1."""
+    """As in maskrcnn-benchmark, x2 = (4 + 6 - 1) * 2 = 18, and its mirror is 200 - 18 - 1."""
     box = np.array([(4, 10, 10, 20)], np.float32)
     np.testing.assert_allclose(view((50, 100), (150, 200), False, 1).boxes_in_input(box), [(8, 30, 18, 57)])
     np.testing.assert_allclose(view((50, 100), (150, 200), True, 1).boxes_in_input(box), [(181, 30, 191, 57)])
@@ -73,7 +73,7 @@ def test_boxes_are_scaled_by_each_side_and_mirrored_after_that():
 
 
 def test_boxes_are_clipped_to_the_picture():
-    """To W and H, or to the last pixel."""
+    """They are clipped to W and H, or to the last pixel."""
     box = np.array([(-5, -5, 130, 95)], np.float32)
     np.testing.assert_array_equal(view((90, 120), (90, 120)).boxes_in_input(box), [(0, 0, 120, 90)])
     np.testing.assert_array_equal(view((90, 120), (90, 120), pixel_offset=1).boxes_in_input(box), [(0, 0, 119, 89)])
@@ -83,12 +83,12 @@ def test_boxes_are_clipped_to_the_picture():
     ("x", "width", "pixel_offset", "usable"),
     [
         (10.13, 1.0, 0, True),
-        (10.13, 0.99, 0, False),  # mmdetection: under a pixel
-        (10.13, 1.0, 1, False),  # maskrcnn-benchmark: ends where it starts
+        (10.13, 0.99, 0, False),  # mmdetection drops boxes with a side of less than a pixel.
+        (10.13, 1.0, 1, False),  # In maskrcnn-benchmark, this box ends where it starts.
         (10.13, 1.5, 1, True),
         (119.5, 3.0, 0, True),
-        (120.0, 3.0, 0, False),  # nothing of it in the picture
-        (119.0, 3.0, 1, False),  # the last column alone
+        (120.0, 3.0, 0, False),  # This box is outside of the picture.
+        (119.0, 3.0, 1, False),  # This box covers only the last column.
     ],
 )
 def test_objects_without_area_go(x, width, pixel_offset, usable):
@@ -137,7 +137,7 @@ def test_steps_that_belong_to_a_stretched_input_are_refused(step):
 
 
 def ellipse(scale: float) -> tuple[np.ndarray, tuple[float, ...]]:
-    """A mask, and its box with corners between the pixels."""
+    """Makes the mask of an ellipse, and its box with corners between the pixels."""
     mask = np.zeros((420, 420), np.uint8)
     cv2.ellipse(mask, (210, 210), (int(16 * scale), int(9 * scale)), 30, 0, 360, 1, -1)
     x, y, width, height = cv2.boundingRect(mask)
@@ -145,7 +145,7 @@ def ellipse(scale: float) -> tuple[np.ndarray, tuple[float, ...]]:
 
 
 def positions(frame: tuple[float, ...], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of `count` points along each side."""
+    """Returns the rows and the columns of `count` points along each side of a frame."""
     x1, y1, x2, y2 = frame
     where = (np.arange(count) + 0.5) / count
     return y1 + where * (y2 - y1), x1 + where * (x2 - x1)
@@ -153,7 +153,7 @@ def positions(frame: tuple[float, ...], count: int) -> tuple[np.ndarray, np.ndar
 
 @pytest.mark.parametrize("scale", [4.0, 11.0])
 def test_large_objects_have_the_cells_that_they_cover_half_of(scale):
-    """Against 1024 points a cell; cells that are nearly half covered may differ."""
+    """The reference has 1024 points per cell; cells that are nearly half covered may differ."""
     mask, frame = ellipse(scale)
     (crop,) = crop_masks(mask[None], np.array([0]), np.array([frame]), (32, 32))
     rows, columns = (np.floor(points).astype(int) for points in positions(frame, 32 * 32))
@@ -170,7 +170,7 @@ def test_small_objects_are_interpolated(scale):
     rows, columns = positions(frame, 32)
     x, y = np.meshgrid((columns - 0.5).astype(np.float32), (rows - 0.5).astype(np.float32))
     between = cv2.remap(mask.astype(np.float32), x, y, cv2.INTER_LINEAR)
-    # OpenCV knows 32 places between two pixels.
+    # OpenCV interpolates at 32 positions between two pixels.
     clear = np.abs(between - 0.5) > 1 / 16
     assert clear.mean() > 0.8
     np.testing.assert_array_equal(crop[clear], between[clear] > 0.5)
@@ -192,7 +192,7 @@ def test_beyond_the_picture_its_edge_goes_on():
 
 
 def test_a_crop_costs_nothing_for_the_picture_and_little_for_the_object():
-    """Of a mask of 2.5 gigabytes an object takes what its own lines take."""
+    """For an object in a mask of 2.5 gigabytes, only the object's own rows take memory."""
     row = np.zeros(50_000, np.uint8)
     row[20_000:20_150] = 1
     mask = np.broadcast_to(row, (1, 50_000, 50_000))
@@ -210,11 +210,11 @@ def test_a_crop_costs_nothing_for_the_picture_and_little_for_the_object():
 @pytest.mark.parametrize("pixel_offset", [0, 1])
 @pytest.mark.parametrize("rule", ["opencv", "pillow_truncated"])
 def test_targets_put_each_mask_over_its_box_in_the_input(rule, pixel_offset, mirror):
-    """A crop spread over its box, to the end of the last pixel, is the mask in the input."""
+    """A crop that is resized to its box, with the last pixel included, is the mask in the input."""
     source = sample()
     placed = view((90, 120), (128, 170), mirror, pixel_offset, rule, mask_size=(64, 64))
     targets = to_targets(source, placed, placed.spec, 6)
-    # The object of one row is none where boxes end in their last pixel.
+    # If boxes end in their last pixel, the object of one row has no area.
     assert targets.valid.tolist() == [True, True, pixel_offset == 0, False, False, False]
     assert targets.crowd.tolist()[:2] == [False, True]
     assert targets.classes.tolist()[:2] == [2, 0]
@@ -227,7 +227,7 @@ def test_targets_put_each_mask_over_its_box_in_the_input(rule, pixel_offset, mir
         cells = ((ys - y1) / (y2 - y1) * 64, (xs - x1) / (x2 - x1) * 64)
         spread = inside & (crop[tuple(np.clip(np.floor(cell), 0, 63).astype(int) for cell in cells)] > 0)
         assert overlap(spread, (seen.masks[row] > 0) & inside) > 0.96
-    # The crowd fills its box, of which the frame leaves out less than a pixel on one side.
+    # The crowd fills its box; the frame leaves out less than a pixel of the box on one side.
     assert overlap(inside, seen.masks[1] > 0) > 0.95
     bright = seen.image[..., 0] > 120
     assert overlap(bright, seen.masks[0] > 0) > 0.95
@@ -238,7 +238,7 @@ def test_frames_of_masks_are_the_annotated_boxes():
     for mirror in (False, True):
         placed = view((50, 100), (150, 200), mirror)
         np.testing.assert_allclose(placed.mask_frames(placed.boxes_in_input(boxes)), boxes)
-    # Two network pixels a pixel: the box's last pixel is half a pixel of the picture.
+    # At a scale of 2, the last pixel of the box is half a pixel of the picture.
     placed = view((50, 100), (100, 200), pixel_offset=1)
     np.testing.assert_allclose(placed.mask_frames(placed.boxes_in_input(boxes[:1])), [(4, 10, 9.5, 19.5)])
 
@@ -255,18 +255,18 @@ def test_a_detector_without_masks_gets_none():
 
 def test_a_full_image_keeps_its_largest_objects():
     targets = whole_targets(spec(), 2)
-    # Ordinary objects before the crowd.
+    # Ordinary objects are kept before the crowd.
     assert targets.classes.tolist() == [2, 1]
     assert targets.valid.all()
 
 
 def region_target(values: np.ndarray) -> np.ndarray:
-    """28 x 28 cells that at least half belong to the object, of 8 x 8 points each."""
+    """Returns 28 x 28 cells from 8 x 8 points each, with 1 if at least half belong to the object."""
     return values.reshape(28, 8, 28, 8).mean((1, 3)) >= 0.5
 
 
 def test_targets_from_crops_agree_with_polygons_as_well_as_bitmaps_do(coco_mini):
-    """Originals draw polygons in each region, or interpolate the picture's bitmap there."""
+    """The originals draw polygons over each region, or interpolate the picture's bitmap there."""
     content = json.loads((coco_mini / "annotations" / "instances_train2017.json").read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     rng = np.random.default_rng(0)

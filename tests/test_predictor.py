@@ -1,4 +1,4 @@
-"""`Predictor`: pictures of any sizes, options, and pictures that cannot be used."""
+"""`Predictor`: pictures of any size, options, and pictures that cannot be used."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from jaxseg.models import RcnnConfig, build_model
 from jaxseg.pictures import write_picture
 from jaxseg.predictor import ImageError, Predictor, as_json
 
-# Edges on whole cells of the network image.
+# The edges of the rectangles are at whole cells of the network's input.
 PICTURES = [
     (SIZE, SIZE, (4, 8, 20, 24), 255),
     (2 * SIZE, SIZE, (8, 0, 16, 16), 100),
@@ -48,7 +48,7 @@ def check(prediction, height, width, box, brightness):
     assert prediction.masks.dtype == bool
     assert prediction.masks.shape == (2, height, width)
     expected = picture(height, width, box, 255)[:, :, 0] > 0
-    # Interpolation may round the corners.
+    # Interpolation may round off the corners.
     assert (prediction.masks[0] != expected).sum() <= 12
 
 
@@ -70,7 +70,8 @@ def test_few_batch_sizes_are_compiled(detector):
     assert detector.traces == 3, "batches of 1, 2 and 4"
 
 
-# In inputs of 32 x 96 and 96 x 32 at a scale of 1, 1/2 or 1/4, so that edges stay on whole pixels.
+# The inputs are 32 x 96 and 96 x 32, and the scale is 1, 1/2 or 1/4, so that edges stay at whole
+# pixels.
 WIDE = [
     (SIZE, 2 * SIZE, (8, 4, 60, 28), 255),
     (4 * SIZE, 12 * SIZE, (64, 16, 300, 100), 100),
@@ -83,7 +84,7 @@ TALL = (4 * SIZE, 2 * SIZE, (4, 8, 60, 120), 100)
 def test_pictures_in_inputs_of_two_shapes_come_back_in_order(use_detector, mask_frame):
     detector = use_detector(PaddedDetector(mask_frame))
     predictor = Predictor(CONFIG, VARIABLES, batch_size=2)
-    # A few tall ones, alone and side by side, among wide ones.
+    # There are a few tall pictures among wide ones, alone and in succession.
     kinds = [TALL if i in (0, 9, 10, 19) else WIDE[i % 3] for i in range(21)]
     asked = []
 
@@ -126,7 +127,7 @@ def test_another_rule_of_nms_is_for_yolact_only(use_detector):
 
 
 def test_masks_resized_on_the_device_are_those_of_the_host(detector):
-    """What GPUs and TPUs do, on the CPU."""
+    """The CPU runs the program that GPUs and TPUs use."""
     host, device = Predictor(CONFIG, VARIABLES), Predictor(CONFIG, VARIABLES)
     device._masks_on_device = True
     pictures = [picture(*arguments) for arguments in PICTURES]
@@ -139,11 +140,11 @@ def test_masks_resized_on_the_device_are_those_of_the_host(detector):
 
 
 def test_pictures_that_do_not_fill_the_input_get_their_masks_on_the_host(use_detector):
-    """The device's resize knows only masks that the picture covers in full."""
+    """The resize on the device requires pictures that fill the input."""
     use_detector(PaddedDetector("image"))
     host, device = Predictor(CONFIG, VARIABLES), Predictor(CONFIG, VARIABLES)
     device._masks_on_device = True
-    # In its input of 32 x 96 the second one has 32 x 48 pixels.
+    # The second picture has 32 x 48 pixels in its input of 32 x 96.
     for height, width in ((64, 192), (64, 96)):
         image = picture(height, width, (20, 16, 60, 48), 255)
         expected, found = host(image), device(image)
@@ -244,7 +245,7 @@ def test_full_masks_that_no_machine_holds_are_refused_with_the_remedy(detector, 
 
 
 def test_run_lengths_of_a_very_large_picture_take_little_memory():
-    """20000 x 20000 pixels, where 100 full masks are 40 GB."""
+    """In a picture of 20000 x 20000 pixels, 100 full masks would take 40 GB."""
     size, soft = (20_000, 20_000), np.zeros((100, 138, 138), np.float32)
     soft[:, 10:13, 20:24] = 1
     tracemalloc.start()
@@ -252,7 +253,7 @@ def test_run_lengths_of_a_very_large_picture_take_little_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6
-    # Cells 10 to 12 and 20 to 23; the edge runs half-way between a cell of 1 and one of 0.
+    # The object covers cells 10 to 12 and 20 to 23; edges are half-way between cells of 1 and of 0.
     cell = 20_000 / 138
     np.testing.assert_allclose(coco_mask.toBbox(rles[0]), [20 * cell, 10 * cell, 4 * cell, 3 * cell], atol=2)
     assert rles[0] == rles[-1]
@@ -319,7 +320,10 @@ def test_objects_as_json(detector):
 
 
 def test_a_real_detector_gets_what_the_evaluation_transform_makes():
-    """A tiny YOLACT: the predictor's answer is `detect` on the stretched float32 picture, at the picture's scale."""
+    """The predictor of a tiny YOLACT returns the results of `detect` at the picture's scale.
+
+    The input of `detect` is the stretched picture in float32.
+    """
     model, variables = build_model(tiny_yolact.CONFIG), tiny_yolact.variables()
     image = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     rows, columns = ((np.clip((np.arange(64) + 0.5) * side / 64 - 0.5, 0, side - 1)) for side in image.shape[:2])
@@ -339,7 +343,10 @@ def test_a_real_detector_gets_what_the_evaluation_transform_makes():
 
 @pytest.mark.slow
 def test_mask_rcnn_from_picture_to_masks_is_torchvisions(golden):
-    """The whole way, the resize included: 100 objects of each of two pictures, as a set, for adjacent scores are 2e-5 apart."""
+    """All steps, with the resize, find the same 100 objects in each of two pictures.
+
+    They are compared as sets, because adjacent scores differ by only 2e-5.
+    """
     run = load_rcnn(golden, "tv_maskrcnn")
     for i, prediction in enumerate(Predictor(run.config, run.variables)(run.pictures())):
         expected = {key: run.golden[f"det_{key}{i}"] for key in ("boxes", "scores", "labels")}

@@ -1,4 +1,4 @@
-"""What `import jaxseg` offers: the names, their arguments, and how long a user waits for them."""
+"""The public names of `import jaxseg`, their arguments, and the time that the import takes."""
 
 import inspect
 import subprocess
@@ -26,7 +26,7 @@ HEAVY = ("orbax", "grain", "tensorflow_datasets", "tensorboardX", "pandas", "mat
 
 
 def arguments(name: str) -> list[str]:
-    """The names of the arguments; a star marks those that are given by name only."""
+    """Returns the names of the arguments; a star precedes those that must be given by name."""
     parameters = inspect.signature(getattr(jaxseg, name)).parameters.values()
     return [f"*{p.name}" if p.kind is p.KEYWORD_ONLY else p.name for p in parameters]
 

@@ -1,4 +1,4 @@
-"""Whole R-CNN detectors with rebuilt weights against what the four originals computed."""
+"""Whole R-CNN detectors with rebuilt weights, compared with the results of the four originals."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from jaxseg.models.rcnn.network import Rcnn
 from jaxseg.structures import Detections
 from jaxseg.weights.names.registry import recognise
 
-# One run of each original takes part in the short tests.
+# The short tests use one run of each original.
 SHORT = ("tv_fasterrcnn", "d2_maskrcnn", "mmdet_fasterrcnn", "mrb_maskrcnn")
 ALL_RUNS = [pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow) for name in RUNS]
 
@@ -64,7 +64,7 @@ def assert_same_rpn_outputs(run: RcnnRun, levels: list[np.ndarray], logits: list
 
 
 def unmatched(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> int:
-    """How many of their rows have no row of ours nearby, each of ours serving once."""
+    """Counts the rows of theirs without a row of ours nearby, where each of ours is used once."""
     free, missing = np.ones(len(ours), bool), 0
     for row in theirs:
         distance = np.where(free, np.abs(ours - row).max(1, initial=0), np.inf)
@@ -85,10 +85,13 @@ def assert_same_proposals(run: RcnnRun, proposals: np.ndarray, valid: np.ndarray
 
 
 def assert_same_detections(run: RcnnRun, detections: Detections) -> None:
-    """The same set, boxes within 0.05 px, scores within 1e-3."""
+    """Compares detections as sets, with boxes within 0.05 pixels and scores within 1e-3."""
 
     def rows(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """One tolerance for all: a score's 1e-3 is a box's 0.05, and another class is far away."""
+        """Scales all values to one tolerance: a score's 1e-3 equals a box's 0.05 pixels.
+
+        Different classes are farther apart than the tolerance.
+        """
         return np.concatenate([boxes, scores[:, None] * 50, classes[:, None] * 1000], 1)
 
     for i in (0, 1):
@@ -101,7 +104,7 @@ def assert_same_detections(run: RcnnRun, detections: Detections) -> None:
 
 
 def assert_same_masks(run: RcnnRun, detections: Detections) -> None:
-    """Compares probabilities of 28 x 28 cells, or masks in the picture, which mmdetection gives."""
+    """Compares the probabilities of 28 x 28 cells or, for mmdetection, the masks in the picture."""
     for i in (0, 1):
         name = run.masks_name(i)
         expected = run.golden[name]
@@ -118,18 +121,18 @@ def assert_same_masks(run: RcnnRun, detections: Detections) -> None:
             np.testing.assert_allclose(cells, expected, atol=1e-3)
 
 
-# The figures of docs/differences.md.
+# These are the figures of docs/differences.md.
 COST_OF_CROPS = {"tv": 1e-3, "mmdet": 1e-4, "mrb": 1.3e-3, "d2": 2.8e-3}
 
 
 @pytest.mark.parametrize("name", ALL_RUNS)
 def test_what_is_learned_is_the_originals(golden: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compares all losses and gradients, from pixels on, with the originals' samples.
+    """Compares all losses and gradients, starting from pixels, with the originals' samples.
 
-    The originals' mask targets stand in for ours. With ours, which are cut from bits over each
-    object's box, the loss of masks differs by the stated cost, and no other loss does.
+    The originals' mask targets replace ours. With ours, which are sampled from bits over each
+    object's box, the mask loss differs by the stated cost, and no other loss does.
     """
-    # The originals found at most 39 positives, so a lower share changes no sample and costs less.
+    # The originals found at most 39 positives, so a lower fraction changes no sample and is faster.
     run = load_rcnn(golden, name, **{"model.roi.positive_fraction": 0.125})
     batch = run.batch()
     monkeypatch.setattr(jax.random, "uniform", first_come)
@@ -157,7 +160,7 @@ def test_what_is_learned_is_the_originals(golden: Path, name: str, monkeypatch: 
 
 
 def assert_same_gradients(run: RcnnRun, gradients: dict[str, Any]) -> None:
-    """Compares the norms of every gradient that the golden has."""
+    """Compares the norms of all gradients that the golden contains."""
     paths = flax.traverse_util.flatten_dict({"params": gradients}, sep="/")
     origin = recognise(run.state_dict, run.config.model, paths)
     names = {their: ours for ours, their in origin.names(run.config.model, paths).items()}

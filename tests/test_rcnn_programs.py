@@ -1,4 +1,4 @@
-"""How many programs a run of Mask R-CNN compiles over real pictures of all shapes."""
+"""The number of programs that a run of Mask R-CNN compiles for real pictures of all shapes."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from jaxseg.training import loop
 
 @pytest.mark.slow
 def test_an_epoch_of_all_pictures_compiles_two_programs_a_phase(coco_mini: Path, tmp_path):
-    """Landscapes and portraits, with an evaluation halfway and one at the end."""
+    """There are landscapes and portraits, an evaluation half-way and another one at the end."""
     config = load_config("configs/mask_rcnn_r50_fpn_1x.py", TINY | {"data.root": str(coco_mini), "train.evaluate_every": 10})
     with compiled_programs() as names:
         metrics = loop.train(config, tmp_path / "run")

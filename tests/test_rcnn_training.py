@@ -1,4 +1,7 @@
-"""Three SGD steps of mmdetection's Faster R-CNN and maskrcnn-benchmark's Mask R-CNN: losses, rates, and what became of parameters."""
+"""Three SGD steps of mmdetection's Faster R-CNN and of maskrcnn-benchmark's Mask R-CNN.
+
+The losses, the learning rates and the parameters are compared.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +26,7 @@ TRAJECTORIES = {
     "traj_mmdet": ("mmdet_fasterrcnn", names_rcnn.MMDETECTION),
     "traj_mrb": ("mrb_maskrcnn", names_rcnn.MASKRCNN_BENCHMARK),
 }
-# Its first values are of the background's mask, which we have not.
+# The first values of this parameter belong to the mask of the background, which ours lacks.
 LEFT_OUT = "roi_heads.mask.predictor.mask_fcn_logits.weight"
 
 
@@ -35,7 +38,7 @@ def test_three_steps_go_the_originals_way(golden: Path, monkeypatch, name):
     run = load_rcnn(golden, model_name)
     monkeypatch.setattr(roi_heads, "box_mask_targets", original_mask_targets(run))
     trajectory = load_arrays(golden / "two_stage" / f"{name}.npz")
-    # The number of images does not matter to the first steps.
+    # The number of images has no effect on the first steps.
     train = dataclasses.replace(in_steps(run.config.train, images=100_000), learning_rate=float(trajectory["base_lr"]))
     mesh = jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
     trained = jaxseg.models.trainable(run.config, run.variables["params"])

@@ -1,6 +1,6 @@
-"""R-CNN without a pyramid, ResNets of other norms and depths, against the originals' own models, built tiny.
+"""R-CNN without a pyramid, and ResNets of other norms and depths, compared with tiny originals.
 
-See `tiny_detectors` for where the numbers come from.
+`tiny_detectors` explains the origin of the numbers.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from jaxseg.models.rcnn.network import Rcnn
 from jaxseg.weights.names import rcnn as names_rcnn
 from jaxseg.weights.names import retinanet as names_retinanet
 
-# Enough samples for all candidates, so that no random choice is left.
+# There are samples for all candidates, so that nothing is chosen at random.
 TINY = {
     "model.num_classes": 4,
     "model.backbone.width": 8,
@@ -40,7 +40,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def c4() -> tuple[dict[str, np.ndarray], Config, Rcnn, dict[str, Any]]:
-    """maskrcnn-benchmark's Mask R-CNN on C4: its numbers, our config and model, and its weights."""
+    """maskrcnn-benchmark's Mask R-CNN on C4: numbers, our configuration, our model and weights."""
     original = load("c4")
     config = override(jaxseg.load_config("configs/mask_rcnn_r50_c4_1x.py"), TINY | {"model.backbone.stage_sizes": (1, 1, 1, 3)})
     return original, config, jaxseg.build_model(config), jaxseg.load_weights(state_dict(original), config)
@@ -48,7 +48,7 @@ def c4() -> tuple[dict[str, np.ndarray], Config, Rcnn, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def dilated_c5() -> tuple[dict[str, np.ndarray], Config, Rcnn, dict[str, Any]]:
-    """detectron2's Mask R-CNN on a dilated C5, likewise."""
+    """The same of detectron2's Mask R-CNN on a dilated C5."""
     original = load("dc5")
     changes = {"model.backbone.stage_sizes": (1, 1, 1, 2), "model.roi.box_features": 16, "model.roi.mask_convolutions": 2}
     config = override(jaxseg.load_config("configs/mask_rcnn_r50_dc5_3x_detectron2.py"), TINY | changes)
@@ -56,13 +56,16 @@ def dilated_c5() -> tuple[dict[str, np.ndarray], Config, Rcnn, dict[str, Any]]:
 
 
 def look(model: Rcnn, images: jax.Array, sizes: jax.Array) -> dict[str, Any]:
-    """All that detection computes."""
+    """Computes all intermediate and final results of detection."""
     levels = model.pyramid(images, sizes, train=False)
     return {"levels": levels, "outputs": model(images, sizes), "detections": model.detect(images, sizes)}
 
 
 def test_c4_detects(c4: Any) -> None:
-    """Regions of 14 x 14 cells, C5 to 7 x 7 over all of them, its mean to classes and boxes, its map to masks of 14 x 14 cells."""
+    """C5 turns regions of 14 x 14 cells into maps of 7 x 7.
+
+    The mean of a map gives classes and boxes, and the map itself gives masks of 14 x 14 cells.
+    """
     original, _, model, variables = c4
     found = jax.jit(lambda v, *x: model.apply(v, *x, method=look))(variables, *inputs(original))
     outputs = found["outputs"]
@@ -83,7 +86,10 @@ def test_c4_detects(c4: Any) -> None:
 
 
 def test_c4_learns(c4: Any) -> None:
-    """In training the masks' map is the positive regions' share of the boxes'; all convolutions of C5 learn, its norms do not."""
+    """In training, the mask head uses the maps of the positive regions that the box head computed.
+
+    All convolutions of C5 learn, and its norms do not.
+    """
     original, config, model, variables = c4
     losses, gradient = gradients(model, variables, training_batch(original, mask_crop=16))
     for ours, theirs in (
@@ -100,14 +106,14 @@ def test_c4_learns(c4: Any) -> None:
 
 
 def test_dilated_c5_detects(dilated_c5: Any) -> None:
-    """C5 has C4's resolution in all its blocks; proposals, regions and masks come from it."""
+    """All blocks of C5 have C4's resolution; proposals, regions and masks are made from C5."""
     original, _, model, variables = dilated_c5
     found = jax.jit(lambda v, *x: model.apply(v, *x, method=look))(variables, *inputs(original))
     outputs = found["outputs"]
     (level,) = found["levels"]
     assert level.shape == (2, 96 // 16, 128 // 16, 32 * 8)
     np.testing.assert_allclose(np.moveaxis(level, -1, 1)[:, ::8], original["c5"], rtol=1e-4, atol=1e-4)
-    # Their anchors are in the order of size, then aspect ratio.
+    # The original's anchors are ordered by size, then by aspect ratio.
     objectness = original["objectness"].reshape(2, 3, 3, 6, 8).transpose(0, 3, 4, 2, 1)
     np.testing.assert_allclose(outputs.objectness, objectness.reshape(2, -1), rtol=1e-4, atol=1e-4)
     for i in (0, 1):
@@ -129,7 +135,10 @@ def test_dilated_c5_learns(dilated_c5: Any) -> None:
 
 
 def test_group_norm() -> None:
-    """A RetinaNet of maskrcnn-benchmark whose ResNet has group norm: its pyramid, losses, and gradients, those of the norms, too."""
+    """A RetinaNet of maskrcnn-benchmark with group norm agrees in its pyramid and losses.
+
+    Its gradients agree, too, with those of the norms.
+    """
     original = load("group_norm")
     changes = {
         "model.num_classes": 4,
@@ -156,7 +165,10 @@ def test_group_norm() -> None:
 
 
 def test_resnet_152() -> None:
-    """As many parameters as torchvision's resnet152 (60,192,808) without its classifier (2,049,000)."""
+    """The number of parameters is that of torchvision's resnet152 without its classifier.
+
+    These are 60,192,808 and 2,049,000.
+    """
     config = override(jaxseg.load_config("configs/mask_rcnn_r50_fpn_1x.py"), {"model.backbone.stage_sizes": RESNET152.stage_sizes})
     variables = jax.eval_shape(lambda: jaxseg.init_variables(jaxseg.build_model(config), config))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["backbone"])) == 60_192_808 - 2_049_000

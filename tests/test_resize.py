@@ -1,4 +1,4 @@
-"""Sizes and pixels of placed pictures, as the originals make them, and which input they get."""
+"""The sizes and the pixels of resized pictures, as in the originals, and the choice of the input."""
 
 import itertools
 from pathlib import Path
@@ -13,7 +13,8 @@ from jaxseg.structures import InputSpec, Resize
 
 RULES = {"mrb": "pillow_truncated", "d2": "pillow", "mmdet": "opencv", "tv": "float"}
 INPUT_SIZES = ((800, 1344), (1344, 800))
-# The originals' sizes of pictures of height and width `hw`, and RGB pixels, rows 7, 27, ... of 200.
+# The originals' sizes for pictures of height and width `hw`, and RGB pixels of rows 7, 27, ... of
+# 200.
 GOLDEN = dict(np.load(Path(__file__).parent / "data" / "two_stage" / "input.npz"))
 
 
@@ -31,17 +32,17 @@ def test_sizes_are_the_originals(original):
 @pytest.mark.parametrize(
     ("rule", "size", "expected"),
     [
-        # 1066.67: maskrcnn-benchmark and torchvision cut, the others round.
+        # The exact width is 1066.67; maskrcnn-benchmark and torchvision truncate, the others round.
         ("pillow_truncated", (480, 640), (800, 1066)),
         ("float", (480, 640), (800, 1066)),
         ("pillow", (480, 640), (800, 1067)),
         ("opencv", (480, 640), (800, 1067)),
-        # The longer side decides: 599.85, and 600 / 500 * 1111 = 1333.2.
+        # The longer side limits the size: 599.85, and 600 / 500 * 1111 = 1333.2.
         ("pillow_truncated", (1111, 500), (1333, 600)),
         ("float", (1111, 500), (1333, 599)),
         ("pillow", (1111, 500), (1333, 600)),
         ("opencv", (1111, 500), (1333, 600)),
-        # A stripe does not vanish. maskrcnn-benchmark rounds the shorter side first.
+        # A stripe keeps one pixel. maskrcnn-benchmark rounds the shorter side first.
         ("opencv", (1, 4000), (1, 1333)),
         ("float", (1, 4000), (1, 1333)),
         ("pillow_truncated", (10, 900), (15, 1350)),
@@ -58,13 +59,13 @@ def test_pixels_are_the_originals(original):
 
 
 def test_pixels_in_floating_point_are_torchvisions():
-    """torchvision normalises before it resizes, which makes no difference."""
+    """torchvision normalises before it resizes, which does not change the result."""
     pixels = resize_pixels(GOLDEN["px_in"], (200, 278), "float")
     np.testing.assert_allclose(pixels[7::20] / 255, GOLDEN["px_tv"], atol=1e-5)
 
 
 def test_shrinking_averages_only_with_pillow():
-    """Of stripes of one pixel, Pillow makes grey, and OpenCV samples two neighbours."""
+    """Pillow turns stripes of one pixel into grey, while OpenCV reads two neighbouring pixels."""
     image = np.zeros((64, 64, 3), np.uint8)
     image[:, ::4] = 255
     assert np.ptp(resize_pixels(image, (16, 16), "pillow")[2:-2, 2:-2].astype(int)) <= 1
@@ -81,7 +82,7 @@ def test_landscapes_and_portraits_have_inputs_of_their_own(size, input_size):
 
 
 def drawn_sizes(rule: PlacedRule, picture_size: tuple[int, int]) -> tuple[set, set]:
-    """The inputs, and the sizes of the picture within them, of twenty draws."""
+    """Returns the input sizes, and the sizes of the picture within them, of twenty draws."""
     nothing = {"boxes": np.zeros((0, 4), np.float32), "crowd": np.zeros(0, bool)}
     views = [rule.draw(np.random.default_rng(seed), picture_size, **nothing, augment=MIRROR_ONLY) for seed in range(20)]
     return {view.input_size for view in views}, {view.image_size for view in views}
@@ -90,7 +91,7 @@ def drawn_sizes(rule: PlacedRule, picture_size: tuple[int, int]) -> tuple[set, s
 def test_the_smallest_input_that_holds_the_largest_side_is_taken():
     several = rule_of(input_sizes=((800, 1344), (800, 1088), (1344, 800), (1344, 1344)), shorter_sides=(640, 800))
     assert several.input_size((480, 640)) == (800, 1088)
-    # At 640 it would fit into less, but its batch does not depend on what is drawn.
+    # At 640 a smaller input would suffice, but the picture's batch must not depend on the draw.
     assert drawn_sizes(several, (427, 640)) == ({(800, 1344)}, {(640, 959), (800, 1199)})
 
 

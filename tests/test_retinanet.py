@@ -1,4 +1,7 @@
-"""RetinaNet against maskrcnn-benchmark's own model, built tiny; see `tiny_detectors` for where its numbers come from."""
+"""RetinaNet, compared with a tiny model of maskrcnn-benchmark.
+
+`tiny_detectors` explains the origin of the numbers.
+"""
 
 import dataclasses
 from typing import Any
@@ -47,13 +50,13 @@ def model(config: Config) -> RetinaNet:
 
 @pytest.fixture(scope="module")
 def variables(original: dict[str, np.ndarray], config: Config) -> dict[str, Any]:
-    """The original's weights by their own names."""
+    """Loads the original's weights by their own names."""
     return jaxseg.load_weights(state_dict(original), config)
 
 
 @pytest.fixture(scope="module")
 def found(original: dict[str, np.ndarray], model: RetinaNet, variables: dict[str, Any]) -> dict[str, Any]:
-    """All that detection computes on the two pictures."""
+    """Computes all intermediate and final results of detection on the two pictures."""
 
     def look(model: RetinaNet, images: jax.Array, sizes: jax.Array) -> dict[str, Any]:
         levels = model.pyramid(images, sizes, train=False)
@@ -63,13 +66,13 @@ def found(original: dict[str, np.ndarray], model: RetinaNet, variables: dict[str
 
 
 def test_the_pyramid(original: dict[str, np.ndarray], found: dict[str, Any]) -> None:
-    """P6 sees C5, P7 a ReLU of P6; the original's every fourth channel."""
+    """P6 is computed from C5, and P7 from a ReLU of P6; every fourth channel is compared."""
     for level, ours in zip(LEVELS, found["levels"], strict=True):
         np.testing.assert_allclose(np.moveaxis(ours, -1, 1)[:, ::4], original[f"p{level}"], rtol=1e-4, atol=1e-4)
 
 
 def test_the_head(original: dict[str, np.ndarray], found: dict[str, Any]) -> None:
-    """Channels are by anchor, then by class; the order of anchors is y, x, shape."""
+    """Channels are ordered by anchor, then by class; anchors are ordered by y, x and shape."""
     for level, logits, deltas in zip(LEVELS, *found["head"], strict=True):
         for name, ours in (("logits", logits[0]), ("deltas", deltas[0])):
             theirs = original[f"{name}{level}"]
@@ -78,12 +81,18 @@ def test_the_head(original: dict[str, np.ndarray], found: dict[str, Any]) -> Non
 
 
 def test_the_detections(original: dict[str, np.ndarray], found: dict[str, Any]) -> None:
-    """Scores above 0.05, the 100 best pairs of each level, suppression within a class at 0.4, the 40 best."""
+    """The score threshold is 0.05, each level has 100 candidates, and there are 40 detections.
+
+    The IoU threshold of suppression within a class is 0.4.
+    """
     assert check_detections(original, found["detections"]) == [40, 40]
 
 
 def test_the_losses_and_what_learns(original: dict[str, np.ndarray], config: Config, model: RetinaNet, variables: dict[str, Any]) -> None:
-    """Losses of a batch of two, and the gradient of their sum; the frozen stem and C2 and all batch norms have none."""
+    """The losses of a batch of two and the gradient of their sum agree with the original.
+
+    The frozen stem, the frozen C2 and all batch norms have no gradient.
+    """
     losses, gradient = gradients(model, variables, training_batch(original))
     assert losses.keys() == {"class", "box"}
     np.testing.assert_allclose(losses["class"], original["loss/loss_retina_cls"], rtol=1e-5)
@@ -92,7 +101,7 @@ def test_the_losses_and_what_learns(original: dict[str, np.ndarray], config: Con
 
 
 def test_images_that_fill_up_a_batch_do_not_count(original: dict[str, np.ndarray], model: RetinaNet, variables: dict[str, Any]) -> None:
-    """Neither their anchors nor they themselves, which the normaliser of the classes counts, too."""
+    """Neither their anchors nor the images themselves count in the normaliser of the class loss."""
     batch = training_batch(original)
     program = jax.jit(lambda b: model.apply(variables, b, train=True, method="losses"))
     alone = program(jax.tree.map(lambda x: np.stack([x[0], x[0]]), batch).replace(valid=np.array([True, False])))
@@ -104,7 +113,7 @@ def test_images_that_fill_up_a_batch_do_not_count(original: dict[str, np.ndarray
 
 
 def test_an_image_without_objects_teaches_the_background(config: Config) -> None:
-    """The original cannot train on it."""
+    """The original cannot train on such an image."""
     anchors = np.float32([[0, 0, 15, 15], [8, 8, 71, 71]])
     nothing = Targets(np.zeros((2, 4), np.float32), np.zeros(2, np.int32), np.zeros(2, bool), np.zeros(2, bool), None, None)
     logits = jnp.full((2, 4), 0.3)
@@ -115,7 +124,7 @@ def test_an_image_without_objects_teaches_the_background(config: Config) -> None
 
 
 def test_anchors_between_the_thresholds_teach_nothing_and_all_others_do(config: Config) -> None:
-    """The second anchor's IoU is 0.45; the third one reaches out of the picture and learns nevertheless."""
+    """The second anchor has an IoU of 0.45; the third extends beyond the picture, but learns."""
     anchors = np.float32([[0, 0, 19, 19], [0, 0, 8, 19], [-90, -90, 9, 9]])
     objects = Targets(np.float32([[0, 0, 19, 19]]), np.int32([2]), np.ones(1, bool), np.zeros(1, bool), None, None)
 
@@ -128,7 +137,11 @@ def test_anchors_between_the_thresholds_teach_nothing_and_all_others_do(config: 
 
 
 def test_the_default_anchors(original: dict[str, np.ndarray]) -> None:
-    """Whole numbers of the stride's window, then three octaves of sizes: the original's cells, to the last bit."""
+    """The anchors equal those of the original to the last bit.
+
+    A window of the stride's size is rounded to whole numbers first, and then scaled to three
+    octaves.
+    """
     model = RetinaNetConfig()
     assert model.conventions == dataclasses.replace(MASKRCNN_BENCHMARK, anchor_border=-1.0)
     for level, stride, sizes in zip(LEVELS, (8, 16, 32, 64, 128), model.anchor_sizes, strict=True):
@@ -137,7 +150,10 @@ def test_the_default_anchors(original: dict[str, np.ndarray]) -> None:
 
 
 def test_mmdetections_anchors() -> None:
-    """Its RetinaNet's first cell, as it computed it: octaves 4, 4 * 2**(1/3), 4 * 2**(2/3) of stride 8."""
+    """The anchors of the first cell equal those that mmdetection's RetinaNet computed.
+
+    Their sizes are 4, 4 * 2**(1/3) and 4 * 2**(2/3) times the stride of 8.
+    """
     sizes = RetinaNetConfig().anchor_sizes[0]
     cells = cell_anchors(sizes, (0.5, 1.0, 2.0), stride=8, rule="exact")
     np.testing.assert_allclose(cells[:, 2], [22.627417, 28.508759, 35.918785, 16, 20.158737, 25.398417, 11.313708, 14.254379, 17.959393])
@@ -145,7 +161,7 @@ def test_mmdetections_anchors() -> None:
 
 
 def test_a_fresh_head() -> None:
-    """Classes start at a probability of 0.01, kernels small."""
+    """Initially, classes have a probability of 0.01, and kernels are small."""
     head = RetinaNetHead(channels=16, convolutions=4, num_anchors=9, num_classes=4, dtype=jnp.float32)
     params = head.init(jax.random.key(0), (jnp.zeros((1, 2, 2, 16)),))["params"]
     assert sorted(params) == sorted([f"{name}_conv{i}" for name in ("class", "box") for i in (1, 2, 3, 4)] + ["class", "box"])
@@ -156,7 +172,7 @@ def test_a_fresh_head() -> None:
 
 
 def test_the_input(model: RetinaNet) -> None:
-    """No masks; boxes end in their last pixel."""
+    """The detector requires no masks, and its boxes end in their last pixel."""
     spec = model.input_spec
     assert spec.input_sizes == ((96, 128),)
     assert (spec.mask_size, spec.semantic_size, spec.pixel_offset, spec.resize.rule) == (None, None, 1.0, "pillow_truncated")

@@ -73,7 +73,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("sampling_ratio", "aligned", "channels", "dtype"), CASES)
+@pytest.mark.parametrize(
+    ("sampling_ratio", "aligned", "channels", "dtype"),
+    [pytest.param(*case, marks=[] if i in (0, 4) else pytest.mark.slow) for i, case in enumerate(CASES)],
+)
 def test_forward_and_gradient(sampling_ratio: int, aligned: bool, channels: int, dtype: type, interpreted: None) -> None:
     """The kernel gives the sum over the samples, and the plain form's gradient."""
     features, size = pyramid(channels, dtype), 2
@@ -136,7 +139,12 @@ def test_a_batch_over_devices_stays_there(interpreted: None, two_devices: Mesh) 
     assert_near(program(*sharded), jax.jit(functools.partial(pool_and_gradient, "gather"))(*arguments), 2e-6)
 
 
-@pytest.mark.parametrize("shape", ROI_ALIGN_SHAPES, ids=lambda shape: shape.name)
+# These use every kernel; the others differ in sizes and conventions.
+SHORT = ("train_boxes", "train_masks_adaptive", "detect_boxes")
+LOWERED = [pytest.param(shape, id=shape.name, marks=[] if shape.name in SHORT else pytest.mark.slow) for shape in ROI_ALIGN_SHAPES]
+
+
+@pytest.mark.parametrize("shape", LOWERED)
 def test_lowers_for_cuda_at_real_shapes(shape: RoiAlignShape) -> None:
     dtype = jnp.float32 if shape.batch == 1 else jnp.bfloat16
     features = [jax.ShapeDtypeStruct((shape.batch, *size, shape.channels), dtype) for size in shape.level_sizes]

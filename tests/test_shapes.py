@@ -1,4 +1,4 @@
-"""The synthetic shapes: good COCO files, the same for the same seed, never half written."""
+"""The synthetic shapes: valid COCO files that depend only on the seed and are never incomplete."""
 
 import json
 import multiprocessing
@@ -60,7 +60,7 @@ def test_masks_are_the_visible_part_inside_their_box(root):
     overlaps = 0
     for sample in open_split(root):
         masks = sample.masks.astype(bool)
-        # Polygons cover a rim of pixels more than what was drawn; nothing is counted twice beyond that rim.
+        # Polygons cover a border of pixels more than the drawn shapes; masks overlap only there.
         shared = (masks.sum(axis=0) > 1).sum()
         assert shared <= 0.08 * masks.sum() + 8
         for mask, box in zip(masks, sample.boxes, strict=True):
@@ -76,7 +76,7 @@ def test_masks_are_the_visible_part_inside_their_box(root):
 
 
 def test_a_shape_differs_from_its_background(root):
-    """Learnable: the colour inside a mask is not that of the image around it."""
+    """The shapes can be learnt, because the colour inside a mask differs from that around it."""
     distances = []
     for sample in open_split(root):
         outside = sample.image[~sample.masks.any(axis=0)].mean(axis=0)
@@ -89,14 +89,14 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(root, tmp_pa
         write_shapes(tmp_path / name, train=3, val=0, size=96, seed=seed)
     first, again, other = ((folder / "train2017" / "000002.jpg").read_bytes() for folder in (root, tmp_path / "again", tmp_path / "other"))
     assert first == again != other
-    # Training and validation images differ, too.
+    # Training and validation images are also different.
     assert first != (root / "val2017" / "000002.jpg").read_bytes()
 
 
 def test_ensure_writes_once(tmp_path):
     ensure_shapes(tmp_path / "a" / "shapes", train=2, val=1, size=64)
     assert len(open_split(tmp_path / "a" / "shapes")) == 2
-    # No leftovers beside it.
+    # No temporary files are left beside the folder.
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["shapes"]
     ensure_shapes(tmp_path / "a" / "shapes", train=9, val=1, size=64)
     assert len(open_split(tmp_path / "a" / "shapes")) == 2

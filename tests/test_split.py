@@ -1,4 +1,7 @@
-"""The splitting of one instance file into two: nothing is lost, nothing is in both, and each mistake is one sentence."""
+"""The split of one instance file into two: nothing is lost, and nothing is in both files.
+
+Each error of the user is explained in one sentence.
+"""
 
 import json
 import os
@@ -14,7 +17,7 @@ IMAGES = 20
 
 @pytest.fixture
 def content() -> dict:
-    """Twenty images of two objects each; the category 9 has one object, 11 has none."""
+    """Returns twenty images of two objects each; category 9 has one object, and 11 has none."""
     images = [{"id": 100 - i, "file_name": f"{i}.jpg", "height": 10, "width": 10} for i in range(IMAGES)]
     annotations = [
         {"id": 2 * i + k, "image_id": 100 - i, "category_id": 3 + k, "bbox": [0, 0, 5, 5]} for i in range(IMAGES) for k in range(2)

@@ -1,4 +1,4 @@
-"""The stream of batches: complete, reproducible, resumable, never stopped by a bad image."""
+"""The stream of batches is complete, reproducible and resumable; no bad image stops it."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ def test_batches_have_the_shapes_of_the_spec():
 
 
 def test_an_image_at_550_pixels_stays_under_its_budget():
-    """At most 1.3 MB with 100 objects and 80 classes."""
+    """The budget is 1.3 MB with 100 objects and 80 classes."""
     spec = InputSpec(((550, 550),), (138, 138), (69, 69), 80)
     batch = next(
         training_iterator(override(Config(model=YolactConfig()), {"train.batch_size": 1, "data.workers": 0}), spec, dataset=FakeDataset())
@@ -71,7 +71,7 @@ def test_an_image_is_augmented_anew_in_every_epoch_and_by_every_seed():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_restored_state_continues_bit_for_bit(workers):
-    """Also through JSON, and with worker processes instead of the run's own process."""
+    """This also holds after conversion to JSON, and with worker processes."""
     reference = take(iterator(workers=0), 9)
     running = iterator(workers=workers)
     assert_equal([jax.tree.map(np.array, next(running)) for _ in range(4)], reference[:4])
@@ -92,7 +92,7 @@ def test_an_iterator_that_has_run_can_be_set_back():
 
 
 def test_processes_share_the_batches_of_one():
-    """Each makes its contiguous piece of each global batch, also after a restart."""
+    """Each process makes its contiguous part of each global batch, also after a restart."""
     reference = take(iterator(), 6)
     parts = [take(iterator(process_index=p, process_count=2), 3) for p in range(2)]
     joined = [jax.tree.map(lambda *rows: np.concatenate(rows), *pieces) for pieces in zip(*parts, strict=True)]
@@ -128,7 +128,7 @@ def test_broken_images_are_replaced_always_by_the_same_and_told_once(caplog):
     for batch, original in zip(batches, whole, strict=True):
         assert not np.isin(batch.indices, broken).any()
         kept = ~np.isin(original.indices, broken)
-        # What is not broken is as it would be anyway.
+        # The images that are not broken are unchanged.
         np.testing.assert_array_equal(batch.images[kept], original.images[kept])
     assert_equal(take(iterator(FakeDataset(broken=broken), batch_size=SIZE), 3), batches)
     assert sorted(source.broken_images) == list(broken)
@@ -184,7 +184,7 @@ def test_evaluation_of_some_images_leaves_out_broken_ones(caplog):
 
 
 def test_real_images_with_masks_and_crowds(coco_mini):
-    """Every mask lies in its box, which may grow by the reach of the two resizes."""
+    """Every mask lies in its box, apart from the few pixels that the two resizes can add."""
     config = override(Config(model=YolactConfig()), {"data.root": str(coco_mini), "data.workers": 0, "train.batch_size": 7})
     spec = InputSpec(((550, 550),), (138, 138), (69, 69), 80)
     crowds = 0

@@ -1,4 +1,4 @@
-"""Stretched pictures: the original's numbers, a literal reference, and what must always hold."""
+"""Stretched pictures: the original's numbers, a simple reference, and general properties."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ SPEC = InputSpec(input_sizes=(SIZE,), mask_size=(138, 138), semantic_size=(69, 6
 
 
 def golden_sample() -> Sample:
-    """The picture that the original's steps were recorded on; its last object is a crowd."""
+    """Returns the picture on which the original's steps were recorded; its last object is a crowd."""
     height, width = GOLDEN["image_bgr"].shape[:2]
     return Sample(
         image=np.ascontiguousarray(GOLDEN["image_bgr"][..., ::-1]),
@@ -51,7 +51,7 @@ def drawn(sample: Sample, seed: int, rule: StretchedRule, augment: AugmentConfig
 
 
 class OriginalDraws:
-    """Draws what the original drew from this seed, in its order, and says it in our terms."""
+    """Makes the original's draws for a seed in its order, and converts them to our settings."""
 
     def __init__(self, seed: int, sample: Sample):
         self.random = np.random.RandomState(seed)
@@ -115,7 +115,7 @@ def test_each_step_moves_boxes_and_pixels_as_the_original(step, case):
 
 @pytest.mark.parametrize("case", range(6))
 def test_colours_are_the_originals(case):
-    """RGB gives what the original's BGR gives, with contrast before the turn to HSV or after it."""
+    """RGB gives the same as the original's BGR, with contrast before or after HSV."""
     sample = golden_sample()
     image = apply_photometric(sample.image, OriginalDraws(100 + case, sample).photometric())
     np.testing.assert_allclose(image[::6, ::6, ::-1], GOLDEN[f"photometric{case}/image_stride6"], atol=1e-3)
@@ -124,7 +124,7 @@ def test_colours_are_the_originals(case):
 
 @pytest.mark.parametrize("case", range(12))
 def test_the_whole_augmentation_is_the_originals(case):
-    """Objects and mask bits are equal, boxes within 1e-6, pixels within float32's rounding."""
+    """Objects and mask bits are equal, boxes within 1e-6, and pixels within float32 rounding."""
     sample = golden_sample()
     draws = OriginalDraws(case, sample)
     photometric = draws.photometric()
@@ -143,9 +143,9 @@ def test_the_whole_augmentation_is_the_originals(case):
 
 
 def test_only_boxes_without_area_are_dropped():
-    """As in the original's training.
+    """This is the rule of the original's training.
 
-    Its evaluation drops boxes under 4 / 550 of the image's side; ours does not.
+    Its evaluation drops boxes under 4 / 550 of the image's side, but ours does not.
     """
     boxes = (GOLDEN["discard_boxes"] * 550).astype(np.float32)
     whole = StretchedRule(SPEC).whole(SIZE)
@@ -164,7 +164,7 @@ def test_evaluation_images_are_the_originals(golden, name):
 
 
 def test_photometric_changes_have_their_meaning():
-    """Literal answers on three pixels: pure red, grey, and a dark green."""
+    """The results for three pixels are known: pure red, grey, and a dark green."""
     pixels = np.array([[[200, 0, 0], [90, 90, 90], [20, 60, 40]]], np.uint8)
 
     def change(**kind: float) -> list[list[float]]:
@@ -205,7 +205,7 @@ def test_opencv_taps_of_a_doubling():
 
 
 def random_sample(rng: np.random.Generator, height: int, width: int, objects: int) -> Sample:
-    """Noise with ellipses that have holes; one in five is a crowd, but never the first."""
+    """Makes noise with ellipses that have holes; one in five is a crowd, but never the first."""
     masks = np.zeros((objects, height, width), np.uint8)
     for mask in masks:
         centre = (int(rng.integers(width)), int(rng.integers(height)))
@@ -226,7 +226,7 @@ def random_sample(rng: np.random.Generator, height: int, width: int, objects: in
 
 
 def literal_window(array: np.ndarray, window: Window, fill: np.ndarray | float) -> np.ndarray:
-    """The window's pixels, by making all of them."""
+    """Makes all pixels of a window, including those outside of the picture."""
     height, width = array.shape[:2]
     canvas = np.empty((window.height, window.width, *array.shape[2:]), array.dtype)
     canvas[:] = fill
@@ -239,7 +239,7 @@ def literal_window(array: np.ndarray, window: Window, fill: np.ndarray | float) 
 
 
 def opencv_resize(mask: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:
-    """A mask at network size as OpenCV resizes it."""
+    """Resizes a mask to the size of the network's input with OpenCV."""
     return cv2.resize(literal_window(mask, window, 0), size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
@@ -256,7 +256,7 @@ WINDOWS = [
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_windows_equal_the_literal_resize(window):
-    """Masks are bit for bit OpenCV's and then torch's; images agree within rounding."""
+    """Masks equal those of OpenCV and then torch bit for bit; images agree within rounding."""
     sample = random_sample(np.random.default_rng(0), 61, 97, 6)
     size, small, rows = (110, 90), (28, 23), np.arange(6)
     large = np.stack([opencv_resize(mask, window, size) for mask in sample.masks])
@@ -288,7 +288,7 @@ def test_binary_masks_of_a_halving():
 
 
 def test_targets_agree_with_the_sample_as_the_network_sees_it():
-    """Targets made from the picture hold the bits of those made from the sample in the input."""
+    """Targets from the picture have the same bits as those from the sample in the input."""
     sample = random_sample(np.random.default_rng(1), 120, 160, 7)
     rule = rule_of((128, 128), (32, 32), (16, 16))
     for seed in range(12):
@@ -302,7 +302,7 @@ def test_targets_agree_with_the_sample_as_the_network_sees_it():
 
 
 def test_targets_hold_what_their_docstring_says():
-    """Literal: an ordinary object and a crowd on a 16 x 16 image, at the same resolutions."""
+    """The image of 16 x 16 pixels has an ordinary object and a crowd; masks have its resolution."""
     masks = np.zeros((2, 16, 16), np.uint8)
     masks[0, 2:6, 4:9] = 1
     masks[1, 8:, :] = 1
@@ -344,14 +344,14 @@ def test_crops_hold_an_ordinary_object_and_stay_inside():
     rng = np.random.default_rng(0)
     crops = [draw_crop(rng, window, boxes, crowd) for _ in range(300)]
     cropped = [crop for crop in crops if crop != window]
-    # One mode in six crops nothing, and crops that find nothing draw the mode again.
+    # One mode in six does not crop, and if no crop is found the mode is drawn again.
     assert 30 < len(crops) - len(cropped) < 80
     for crop in cropped:
         assert crop.x1 >= window.x1
         assert crop.y1 >= window.y1
         assert crop.x2 <= window.x2
         assert crop.y2 <= window.y2
-        # Whole pixels move the aspect ratio a little.
+        # Rounding to whole pixels changes the aspect ratio a little.
         assert 0.48 <= crop.height / crop.width <= 2.05
         assert crop.holds(np.array([[25.0, 30.0], [145.0, 77.5]])).any()
 

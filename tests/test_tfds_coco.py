@@ -1,4 +1,4 @@
-"""The TFDS builder and its reader: what comes out is what the COCO files hold, bit for bit."""
+"""The TFDS builder and its reader, which return the content of the COCO files bit for bit."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from jaxseg.models import YolactConfig
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory) -> tuple[Config, Config]:
-    """The same dataset as COCO files and as shards; one image in each split has lost its objects."""
+    """Writes one dataset as COCO files and as shards; each split has an image without objects."""
     root = tmp_path_factory.mktemp("shapes")
     write_shapes(root, train=12, val=4, size=64)
     for split in ("train", "val"):

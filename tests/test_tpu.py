@@ -1,8 +1,8 @@
 """RoIAlign and NMS, compiled for chips of Cloud TPU v5e and v4. Nothing here runs on a TPU.
 
-What concerns one image has to stay on its device, to fit into memory, and to take the form of
-RoIAlign that XLA estimates to be faster. The tests need libtpu, the compiler, and are skipped where
-it is absent.
+The work for one image has to stay on its device, to fit into memory, and to use the form of
+RoIAlign that XLA estimates to be faster. The tests need the compiler, libtpu, and are skipped
+without it.
 """
 
 import functools
@@ -33,11 +33,11 @@ POOLING = {"sampling_ratio": 2, "aligned": False}
 
 @pytest.fixture(params=TOPOLOGIES)
 def slice_of_tpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mesh:
-    """A mesh of four chips to compile for."""
+    """Makes a mesh of four chips for the compiler."""
     from jax.experimental import topologies
 
-    # No chip is used, so there is nothing to ask of a cloud, and other processes of the tests may
-    # compile, too.
+    # No chip is used, so no metadata server needs to be queried, and other test processes can
+    # compile at the same time.
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     devices = topologies.get_topology_desc(request.param, platform="tpu").devices
@@ -45,7 +45,7 @@ def slice_of_tpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 def compiled(function: Callable[..., Any], mesh: Mesh, *arguments: Any) -> Any:
-    """The program for a batch that is split over the devices."""
+    """Compiles the program for a batch that is split over the devices."""
     split = NamedSharding(mesh, PartitionSpec("data"))
     return jax.jit(on_mesh(function, mesh), in_shardings=split, out_shardings=split).lower(*arguments).compile()
 
@@ -55,7 +55,7 @@ def assert_images_stay_apart(program: Any) -> None:
 
 
 def pooling(sizes: tuple[tuple[int, int], ...], channels: int, rois: int, cells: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """RoIAlign with its gradient, both bfloat16, and abstract arguments."""
+    """Returns RoIAlign with its gradient, both in bfloat16, and abstract arguments."""
     features = tuple(jax.ShapeDtypeStruct((IMAGES, *size, channels), jnp.bfloat16) for size in sizes)
     boxes = jax.ShapeDtypeStruct((IMAGES, rois, 4), jnp.float32)
     levels = jax.ShapeDtypeStruct((IMAGES, rois), jnp.int32)
@@ -84,9 +84,9 @@ def pooling(sizes: tuple[tuple[int, int], ...], channels: int, rois: int, cells:
 def test_the_form_for_a_tpu(
     monkeypatch: pytest.MonkeyPatch, sizes: tuple[tuple[int, int], ...], cells: int, sampling_ratio: int, form: str
 ) -> None:
-    """It is the products for small maps and C4, and the gather for a pyramid of 800 x 1344.
+    """It is matrix products for small maps and C4, and gathers for a pyramid of 800 x 1344.
 
-    Other backends have a rule of their own.
+    Other backends have another rule.
     """
     strides = tuple(4 * 2**level for level in range(len(sizes)))
     geometry = Geometry(sizes, strides, cells, sampling_ratio=sampling_ratio, aligned=False)
@@ -101,7 +101,7 @@ def test_roi_align_of_small_maps(slice_of_tpus: Mesh) -> None:
     function, arguments = pooling(((50, 84),), 128, 32, 7)
     program = compiled(function, slice_of_tpus, *arguments)
     assert_images_stay_apart(program)
-    # Nothing moves row by row.
+    # There are no gathers or scatters of single rows.
     assert not re.search(r"bf16\S+ gather\(| scatter\(", program.as_text())
     # Between the two products there are 2 x 32 RoIs of 7 x 84 pixels and 128 channels, 19 MB. They
     # stay in vector memory.

@@ -1,4 +1,4 @@
-"""`train.py` answers a user's mistakes in one sentence."""
+"""`train.py` explains each error of the user in one sentence."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One compiled training step: what it changes, what it leaves alone, and what it is compiled to."""
+"""One compiled training step: the state that it changes or keeps, and its compiled program."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from jaxseg.training.step import create_state, make_loss_step, make_train_step
 
 
 def tiny_step(**overrides):
-    """A compiled step, a state and a batch for it."""
+    """Returns a compiled step, with a state and a batch for it."""
     train = dataclasses.replace(CONFIG.train, **overrides)
     model, mesh = TinyDetector(), make_mesh()
     variables = init_tiny(model, CONFIG)
@@ -56,7 +56,7 @@ def test_the_average_follows_the_parameters():
     step, state, batch = tiny_step(ema_decay=0.5)
     start = np.asarray(state.params["head"]["kernel"])
     state, _ = step(state, batch())
-    # The first step's decay is 1/10, see `update_average`.
+    # In the first step, the decay of the average is 1/10; see `update_average`.
     expected = 0.1 * start + 0.9 * np.asarray(state.params["head"]["kernel"])
     np.testing.assert_allclose(state.ema_params["head"]["kernel"], expected, rtol=1e-6)
     assert state.evaluation_variables["params"] is state.ema_params
@@ -72,7 +72,10 @@ def test_validation_losses_leave_the_statistics_alone_and_repeat():
 
 @pytest.mark.parametrize(("frozen", "convolutions"), [("", 2), ("convolution", 1)])
 def test_gradients_of_frozen_parameters_are_not_compiled(frozen, convolutions):
-    """The image has no gradient: one convolution forward, and one for its kernel's where that learns."""
+    """There is one convolution in the forward pass, and one for the kernel's gradient if it learns.
+
+    The image has no gradient.
+    """
     model, mesh = TinyDetector(), make_mesh()
     variables = init_tiny(model, CONFIG)
     trained = {module: jax.tree.map(lambda _, learns=module != frozen: learns, leaves) for module, leaves in variables["params"].items()}

@@ -1,4 +1,4 @@
-"""Whole runs of a tiny detector: what they write, what a stop of any kind leaves, what a bad step does, what is refused."""
+"""Whole runs of a tiny detector: their files, interruptions, steps that fail, and user errors."""
 
 import itertools
 import json
@@ -35,7 +35,10 @@ STEPS = CONFIG.train.steps
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_once(tmp_path_factory) -> Iterator[None]:
-    """Most runs here have the same step: it is compiled for the first of them. (A run in its own process compiles for itself.)"""
+    """Shares the compiled step between runs, most of which have the same one.
+
+    A run in a separate process compiles its own step.
+    """
     options = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
         "jax_persistent_cache_min_compile_time_secs": 0,
@@ -44,7 +47,7 @@ def _compiled_once(tmp_path_factory) -> Iterator[None]:
     def use(options: dict) -> None:
         for name, value in options.items():
             jax.config.update(name, value)
-        # They count from the next program on.
+        # The settings take effect from the next program on.
         compilation_cache.reset_cache()
 
     before = {name: getattr(jax.config, name) for name in options}
@@ -55,7 +58,7 @@ def _compiled_once(tmp_path_factory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory) -> Path:
-    """A run that nothing disturbed."""
+    """Returns the folder of a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("straight")
     train_tiny(folder)
     return folder
@@ -67,7 +70,7 @@ def _log(caplog):
 
 
 class GroupNormDetector(TinyDetector):
-    """Has parameters only."""
+    """A detector that has parameters but no statistics."""
 
     def setup(self):
         super().setup()
@@ -139,7 +142,10 @@ def test_a_run_compiles_its_step_once_a_shape(tmp_path, portraits, programs):
 
 
 def test_times_leave_out_the_steps_that_compile(tmp_path, monkeypatch):
-    """The first of each shape, those that were on the devices when it was compiled, and what is waited for before a checkpoint."""
+    """Left out are the first step of each shape, and the steps on the devices when it is compiled.
+
+    The wait for the devices before a checkpoint is also left out.
+    """
     averaged = []
     add = MovingAverages.add
 
@@ -154,12 +160,12 @@ def test_times_leave_out_the_steps_that_compile(tmp_path, monkeypatch):
     assert averaged == [*first_shape, *second_shape, False, False, False, False]
 
 
-# ---- Going on ----
+# ---- Resuming ----
 
 
 @pytest.mark.parametrize("interrupted", [5, 8])
 def test_a_stopped_run_goes_on_bit_by_bit(straight, tmp_path, interrupted, caplog):
-    """Between two checkpoints, and with one just being written."""
+    """The run is stopped between two checkpoints, or while one is being written."""
     train_tiny(tmp_path, interrupted=interrupted)
     assert f"stopped at step {interrupted + 1} of {STEPS}" in caplog.text
     train_tiny(tmp_path)
@@ -270,14 +276,14 @@ def test_a_signal_saves_and_leaves_cleanly(straight, tmp_path, number):
 
 @pytest.mark.slow
 def test_kills_at_any_moment_change_nothing(tmp_path):
-    """Kill -9 while starting, stepping and saving, until a run comes through."""
+    """A run is killed during its start, its steps and its saves, until one reaches the end."""
     settings = ["delay=0.01", "train.steps=120", "train.checkpoint_every=3", "train.decay_steps=(60,)"]
     train_tiny(tmp_path / "straight", {"train.steps": 120, "train.checkpoint_every": 3, "train.decay_steps": (60,)})
     rng = random.Random(0)
     for attempt in itertools.count():
         process = run_in_own_process(tmp_path / "killed", *settings)
         if attempt < 4:
-            # Counted from a line of output, so that a slow machine is hit at the same moments.
+            # The delay starts at a line of the output, so that it does not depend on the machine.
             next(line for line in process.stdout if "starts from random weights" in line or "goes on from step" in line)
             time.sleep(rng.uniform(0, 1.5))
             process.kill()
@@ -290,13 +296,13 @@ def test_kills_at_any_moment_change_nothing(tmp_path):
     assert [line["step"] for line in records(tmp_path / "killed")] == list(range(1, 121))
 
 
-# ---- Evaluation on the way ----
+# ---- Evaluation during training ----
 
 
 class KnownValidation:
-    """Stands in for `Validation`: the mask AP of each step is given, and what was asked for is noted.
+    """A replacement for `Validation` with a given mask AP for each step, which records its calls.
 
-    The box AP says the opposite; without masks it is all there is.
+    The box AP has the opposite order; without masks it is the only AP.
     """
 
     mask_ap: ClassVar[dict[int, float]] = {4: 0.1, 8: 0.3, 12: 0.2}
@@ -353,7 +359,7 @@ def test_an_evaluation_whose_checkpoint_was_lost_is_made_again(tmp_path, validat
     assert [line["val/mask/AP"] for line in records(tmp_path) if "val/mask/AP" in line] == [0.1, 0.3, 0.2]
 
 
-# ---- The real parts ----
+# ---- Runs with the real parts ----
 
 REAL = {
     "data.workers": 1,
@@ -377,7 +383,7 @@ REAL = {
 
 @pytest.mark.slow
 def test_a_detector_on_shapes_goes_on_bit_by_bit_and_is_evaluated(tmp_path):
-    """The whole house: shapes on disk, worker processes, YOLACT, validation, checkpoints."""
+    """The run has shapes on disk, worker processes, YOLACT, validation and checkpoints."""
     ensure_shapes(tmp_path / "shapes", train=24, val=12)
     config = override(load_config("configs/demo_shapes.py"), REAL | {"data.root": str(tmp_path / "shapes")})
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
@@ -386,7 +392,7 @@ def test_a_detector_on_shapes_goes_on_bit_by_bit_and_is_evaluated(tmp_path):
     assert metrics["val/loss/total"] == pytest.approx(sum(metrics[f"val/loss/{name}"] for name in ("box", "class", "mask", "semantic")))
     assert sorted(path.name for path in (straight / "pictures").iterdir()) == ["0000004_1.jpg", "0000004_2.jpg"]
 
-    # As a kill leaves it, and without workers this time.
+    # This is the state after a kill; the resumed run has no workers.
     shutil.copytree(straight, stopped)
     shutil.rmtree(stopped / "checkpoints" / "4")
     loop.train(override(config, {"data.workers": 0}), stopped)

@@ -1,4 +1,4 @@
-"""What training tells: its records on disk, its lines, and the averages in them."""
+"""The metrics of training: the records on disk, the lines of the log, and the averages in them."""
 
 from tiny_training import records
 

@@ -1,4 +1,4 @@
-"""What ends a run before its time: signals, a closed terminal, lost data, a full disk, a second run in the folder."""
+"""Early ends of a run: signals, a closed terminal, lost data, a full disk, a second run."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ def _log(caplog):
 
 @pytest.fixture
 def _hangup_is_heard():
-    """Whoever runs the tests may have started them with nohup, which children inherit."""
+    """Restores the default action of SIGHUP, because nohup makes all children ignore it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -85,13 +85,13 @@ def test_worker_processes_end_with_a_run_that_is_killed(tmp_path):
     run.kill()
     run.communicate()
     assert wait_until(lambda: not any(map(alive, workers)))
-    # Another test's run may have made some meanwhile, and takes them away, too.
+    # The run of another test may create and remove such files at the same time.
     assert wait_until(lambda: not ours & set(os.listdir("/dev/shm")))
 
 
 @pytest.fixture
 def workers():
-    """Gives the worker processes that a test has started."""
+    """Returns a function that finds the worker processes that a test has started."""
     before = set(multiprocessing.active_children())
     return lambda: [process for process in multiprocessing.active_children() if process not in before]
 
@@ -118,7 +118,10 @@ def test_worker_processes_that_keep_dying_end_the_run_in_a_sentence(monkeypatch)
 
 
 def test_worker_processes_do_not_hear_what_their_group_is_sent(workers):
-    """Ctrl-C, a closed terminal or the end of a job reach all of a group, also workers that are just starting."""
+    """These signals reach the whole process group, including workers that are just starting.
+
+    They come from Ctrl-C, a closed terminal or the end of a job.
+    """
     running = iterator(workers=1)
     reference = take(iterator(workers=0), 6)
     batches = [next(running)]
@@ -135,7 +138,7 @@ def test_worker_processes_do_not_hear_what_their_group_is_sent(workers):
 
 @pytest.mark.usefixtures("_hangup_is_heard")
 def test_a_closed_terminal_saves_and_leaves(tmp_path):
-    """The terminal may say so twice."""
+    """The terminal may send the signal twice."""
     process = run_in_own_process(tmp_path, "delay=0.2")
     wait_for_step(process, 2)
     process.send_signal(signal.SIGHUP)
@@ -147,7 +150,7 @@ def test_a_closed_terminal_saves_and_leaves(tmp_path):
 
 
 def test_what_is_ignored_stays_ignored():
-    """As nohup starts a program."""
+    """nohup starts a program with such ignored signals."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Interruption() as interruption:
@@ -168,7 +171,7 @@ def test_work_that_changes_nothing_is_broken_off_at_once():
 
 
 class LongValidation:
-    """Sends itself Ctrl-C the first time, and takes longer than anybody waits; the second time it is done at once."""
+    """A validation that interrupts itself and then takes very long; its second call ends at once."""
 
     def __init__(self, seconds: float):
         self.seconds, self.asked = seconds, []
@@ -253,14 +256,14 @@ def test_a_second_run_in_the_folder_is_refused_while_the_first_lasts(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["train"]["learning_rate"] == CONFIG.train.learning_rate
     first.kill()
     first.communicate()
-    # What it left is in nobody's way.
+    # The file that the run left does not block another run.
     assert (tmp_path / "train.lock").exists()
     train_tiny(tmp_path)
     assert [record["step"] for record in records(tmp_path)] == list(range(1, STEPS + 1))
     assert not (tmp_path / "train.lock").exists()
 
 
-# ---- What a run tells ----
+# ---- The log of a run ----
 
 
 def test_compiling_is_told_and_so_are_the_first_losses(tmp_path, caplog):
@@ -289,7 +292,7 @@ def test_skipping_what_does_not_fit_is_for_the_weights_of_the_start_only(tmp_pat
 
 
 def test_times_are_those_of_steps(tmp_path):
-    """In a run of two shapes, too, and after a checkpoint: never nothing, and no compiling in them."""
+    """Times are never 0 and never include compilation, with two shapes and after a checkpoint."""
     train_tiny(tmp_path, {"train.checkpoint_every": 8}, delay=0.05, portraits=(1, 3, 4))
     times = [record["step_time"] for record in records(tmp_path) if "step_time" in record]
     assert len(times) >= 8

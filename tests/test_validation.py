@@ -1,4 +1,4 @@
-"""What a run looks at between steps, for a detector with inputs of two shapes, with and without masks."""
+"""The validation of a run, for a detector with two input shapes, with and without masks."""
 
 import cv2
 import jax
@@ -15,7 +15,7 @@ from jaxseg.training.validation import Validation
 
 
 class LearningDetector(PaddedDetector):
-    """With losses: of each image the sum of its boxes' sides."""
+    """A detector with a loss, which is the sum of the sides of the boxes of each image."""
 
     def apply(self, variables, batch, *arguments, method, **options):
         if method == "detect":
@@ -36,7 +36,8 @@ def test_validation_in_inputs_of_two_shapes(use_detector, tmp_path, caplog, mask
         metrics, pictures = validation(3, jax.tree.map(jnp.asarray, VARIABLES))
     assert metrics["val/box/AP"] == pytest.approx(1.0)
     assert ("val/mask/AP" in metrics) == (mask_frame is not None)
-    # Boxes of 16 x 18 at scales of 1 and, for the pictures of twice the width with more height, 1/2; and one image without.
+    # Boxes are 16 x 18 at a scale of 1. The scale is 1/2 for pictures of twice the width and more
+    # height. One image has no box.
     halved = [image.shape == (64, 64, 3) or image.shape == (96, 64, 3) for image in (dataset[i].image for i in range(7))]
     assert sum(halved) == 2
     assert metrics["val/loss/box"] == pytest.approx((5 * 34 + 2 * 17) / 8)

@@ -1,4 +1,4 @@
-"""Both kinds of views with both kinds of masks: into the network's input, and back."""
+"""Both kinds of views with both kinds of masks, from the picture to the input and back."""
 
 import dataclasses
 
@@ -18,7 +18,8 @@ from jaxseg.data.views.from_spec import view_rule
 from jaxseg.evaluation.detect import Selected, to_picture
 from jaxseg.structures import InputSpec, Resize
 
-# Landscapes and portraits. A mask has a cell for 4 x 4 pixels, a semantic mask for 8 x 8.
+# The inputs for landscapes and portraits. Masks have a cell for 4 x 4 pixels, semantic masks for
+# 8 x 8.
 INPUT_SIZES = ((128, 192), (192, 128))
 LETTERBOXED = InputSpec(INPUT_SIZES, (32, 48), (16, 24), 3, Resize("opencv", (96, 128), 192))
 STRETCHED = InputSpec(((160, 160),), (40, 40), (20, 20), 3)
@@ -29,12 +30,15 @@ SPECS = {
     "placed, masks over boxes": dataclasses.replace(LETTERBOXED, mask_size=(56, 56), mask_frame="box"),
 }
 PICTURE_SIZES = [(90, 121), (121, 90)]
-# Colours stay, so that bright objects can be found again.
+# Colours are not changed, so that bright objects can be recognised.
 STEPS = {"stretched": AugmentConfig(photometric=False), "placed": MIRROR_ONLY}
 
 
 def scene(picture_size: tuple[int, int] = (90, 121)) -> Sample:
-    """Bright ellipses on a dark picture; the second is a crowd, the third overlaps the first."""
+    """Makes a dark picture with bright ellipses.
+
+    The second is a crowd, and the third overlaps the first.
+    """
     masks = np.zeros((3, *picture_size), np.uint8)
     for mask, centre, axes in zip(masks, [(38, 40), (70, 70), (50, 45)], [(26, 14), (13, 17), (17, 20)], strict=True):
         cv2.ellipse(mask, centre, axes, 25, 0, 360, 1, -1)
@@ -44,7 +48,7 @@ def scene(picture_size: tuple[int, int] = (90, 121)) -> Sample:
 
 
 def views(name: str, picture: Sample, count: int = 8):
-    """The whole picture, and views that chance drew."""
+    """Yields the view of the whole picture, and random views."""
     rule, steps = view_rule(SPECS[name]), STEPS[name.split(",")[0]]
     drawn = [
         rule.draw(np.random.default_rng(seed), picture.picture_size, boxes=picture.boxes, crowd=picture.crowd, augment=steps)
@@ -63,7 +67,7 @@ def bits(packed: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def spread(cells: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Cells over a box as pixels of an image of this size, nothing outside."""
+    """Resizes cells over a box to pixels of an image of this size, which is 0 outside the box."""
     x1, y1, x2, y2 = box
     rows, columns = (np.arange(length) + 0.5 for length in size)
     inside = ((rows > y1) & (rows < y2))[:, None] & ((columns > x1) & (columns < x2))
@@ -72,18 +76,18 @@ def spread(cells: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndar
     return cells[row][:, column] & inside
 
 
-# ---- Into the input and back ----
+# ---- From the picture to the input and back ----
 
 
 @pytest.mark.parametrize("picture_size", PICTURE_SIZES)
 @pytest.mark.parametrize("name", SPECS)
 def test_boxes_come_back_from_the_input(name, picture_size):
-    """Boxes within what is seen come back as they were, and so does what their masks cover."""
+    """Boxes in the visible part return unchanged, and so do the frames of their masks."""
     picture = scene(picture_size)
     for view in views(name, picture):
         seen = view.boxes_in_input(picture.boxes)
         back = view.boxes_in_picture(seen)
-        # The input's corners are the border of what is seen.
+        # The corners of the image in the input are the border of the visible part.
         border = view.boxes_in_picture(np.array([[0, 0, *view.image_size[::-1]]], np.float32))[0]
         expected = np.clip(picture.boxes, np.tile(border[:2], 2), np.tile(border[2:], 2))
         assert back.dtype == np.float32
@@ -98,7 +102,7 @@ def test_boxes_that_end_in_their_last_pixel_come_back_so(mirror):
     boxes = scene().boxes
     seen = view.boxes_in_input(boxes)
     np.testing.assert_allclose(view.boxes_in_picture(seen), boxes - (0, 0, 1, 1), atol=1e-4)
-    # The last pixel of the input is less than one of the picture.
+    # The last pixel of the input is smaller than a pixel of the picture.
     last_pixel = np.array(view.picture_size[::-1]) / view.image_size[::-1]
     np.testing.assert_allclose(view.mask_frames(seen), np.concatenate([boxes[:, :2], boxes[:, 2:] - 1 + last_pixel], 1), atol=1e-4)
 
@@ -116,7 +120,7 @@ def test_pixels_boxes_and_masks_show_the_same(name):
         np.testing.assert_array_equal(seen.masks, view.masks_over_input(picture.masks, kept, view.input_size))
         for mask, (x1, y1, x2, y2) in zip(seen.masks, seen.boxes, strict=True):
             x, y, width, height = cv2.boundingRect(mask)
-            # A pixel of the picture can be several of the input.
+            # A pixel of the picture can cover several pixels of the input.
             np.testing.assert_allclose((x, y, x + width, y + height), (x1, y1, x2, y2), atol=8)
 
 
@@ -150,7 +154,7 @@ def test_targets_lie_where_the_network_sees_the_objects(name, picture_size):
             cells = bits(targets.masks[row], mask_size)
             box = frame if spec.mask_frame == "image" else targets.boxes[row]
             x1, y1, x2, y2 = targets.boxes[row]
-            # Of thin slices the cells are larger than the object.
+            # The cells are larger than an object of which only a thin slice is visible.
             if min(x2 - x1, y2 - y1) > 24:
                 assert overlap(spread(cells, box, view.input_size), mask) > 0.85
         semantic = bits(targets.semantic, semantic_size)
@@ -163,7 +167,7 @@ def test_targets_lie_where_the_network_sees_the_objects(name, picture_size):
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize(("picture_size", "input_size"), [((90, 121), (128, 192)), ((121, 90), (192, 128)), ((60, 200), (128, 192))])
 def test_letterboxed_masks_are_those_of_the_literal_input(picture_size, input_size, mirror):
-    """OpenCV's resize, zeros beside it, then torch's interpolation to the cells: bit for bit."""
+    """They equal OpenCV's resize, padding with zeros and torch's interpolation bit for bit."""
     picture = scene(picture_size)
     view = dataclasses.replace(view_rule(LETTERBOXED).whole(picture_size), mirror=mirror)
     assert view.input_size == input_size
@@ -178,13 +182,13 @@ def test_letterboxed_masks_are_those_of_the_literal_input(picture_size, input_si
     mask_size = tuple(side // 4 for side in input_size)
     semantic_size = tuple(side // 8 for side in input_size)
     np.testing.assert_array_equal(bits(targets.masks[:3], mask_size), resize_binary_masks(literal, mask_size))
-    # No loss learns from the crowd.
+    # The crowd is not in the semantic mask, because no loss learns from it.
     expected = resize_binary_masks(literal[[0, 2]], semantic_size).any(0)
     np.testing.assert_array_equal(bits(targets.semantic, semantic_size), [np.zeros_like(expected)] * 2 + [expected])
 
 
 def test_cells_that_mix_the_picture_with_its_padding():
-    """A white picture: a cell is set where more than half of what it looks at is picture."""
+    """For a mask over the whole picture, cells are set where the picture has more than half."""
     white = Sample(
         image=np.full((66, 192, 3), 255, np.uint8),
         boxes=np.array([[0, 0, 192, 66]], np.float32),
@@ -195,7 +199,7 @@ def test_cells_that_mix_the_picture_with_its_padding():
     )
     view = view_rule(LETTERBOXED).whole((66, 192))
     assert view.image_size == (66, 192)
-    # Row 16 of the cells looks at row 65, which is picture, and at row 66, which is not, alike.
+    # Row 16 of the cells depends equally on row 65, in the picture, and on row 66, in the padding.
     cells = bits(to_targets(white, view, LETTERBOXED, 1).masks[0], (32, 48))
     assert cells[:16].all()
     assert not cells[16:].any()
@@ -225,7 +229,7 @@ def test_a_stretched_picture_has_one_input_and_continuous_boxes():
 
 
 def test_batches_of_a_letterboxed_detector():
-    """Training and evaluation, landscapes and portraits, padding rows included."""
+    """There are training and evaluation batches of landscapes and portraits, with padding rows."""
     loader = TrainingLoader(FakeDataset(), LETTERBOXED, MIRROR_ONLY, 3)
     shapes = {}
     for input_size, images in loader.groups.by_input_size():
@@ -249,7 +253,7 @@ def test_batches_of_a_letterboxed_detector():
 @pytest.mark.parametrize("picture_size", PICTURE_SIZES)
 @pytest.mark.parametrize(("name", "frame"), [*((name, None) for name in SPECS), ("placed, masks over boxes", "integer_box")])
 def test_targets_that_are_detected_are_the_picture_s_objects(name, frame, picture_size):
-    """A detector that finds exactly what it was taught finds the annotated boxes and masks."""
+    """If a detector predicts its targets exactly, its results are the annotated boxes and masks."""
     picture, spec = scene(picture_size), SPECS[name]
     spec = dataclasses.replace(spec, mask_frame=frame or spec.mask_frame)
     view = view_rule(spec).whole(picture_size)
@@ -264,7 +268,7 @@ def test_targets_that_are_detected_are_the_picture_s_objects(name, frame, pictur
 
 @pytest.mark.parametrize("picture_size", PICTURE_SIZES)
 def test_letterboxed_masks_go_back_to_the_picture(picture_size):
-    """Against the definition: bilinear between the cells under each pixel's centre."""
+    """By definition, they are bilinear between the cells around each pixel's centre."""
     view = view_rule(LETTERBOXED).whole(picture_size)
     size = LETTERBOXED.mask_size_in(view.input_size)
     soft = np.random.default_rng(0).random((2, *size), dtype=np.float32)

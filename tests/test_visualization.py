@@ -1,4 +1,4 @@
-"""Drawings: what is where, in which colour, and that small and large pictures can be read."""
+"""Drawings: positions, colours, and labels that are legible in small and large pictures."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_a_box_is_an_outline_with_a_label_above():
 
 
 def test_labels_stay_inside_the_picture():
-    """Boxes at, and outside of, each edge: all of the plate can be seen."""
+    """The whole label is visible for boxes at each edge and outside of it."""
     for box in ([0, 0, 50, 50], [690, 0, 700, 600], [650, 590, 740, 640], [-500, -500, -300, -300], [1e9, 5, 2e9, 9]):
         drawn = draw(grey(600, 700), np.array([box]), np.array([0]), NAMES, scores=np.array([0.5]))
         assert (drawn == color_of(0)).all(-1).sum() > 300, box

@@ -1,4 +1,4 @@
-"""Weights as our variables: the originals' names, strictness, what starts fresh, files of our own, and the way back."""
+"""Loading weights as variables: the originals' names, strictness, new parameters, and export."""
 
 import logging
 import os
@@ -37,7 +37,7 @@ DARKNET = override(tiny_yolact.CONFIG, {"model.backbone": BackboneConfig(name="d
 
 
 def noise(config):
-    """Variables for a config, without compiling anything."""
+    """Makes variables of noise for a configuration, without compiling anything."""
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(lambda: init_variables(build_model(config), config))
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
@@ -50,13 +50,13 @@ def variables():
 
 @pytest.fixture(scope="module")
 def fresh():
-    """What a run of the tiny YOLACT from nothing starts with."""
+    """Returns the initial variables of a run of the tiny YOLACT without given weights."""
     return flat(init_variables(build_model(tiny_yolact.CONFIG), tiny_yolact.CONFIG, tiny_yolact.CONFIG.train.seed))
 
 
 @pytest.fixture
 def state(variables):
-    """The tiny YOLACT as dbolya/yolact would save it."""
+    """Returns the tiny YOLACT's state dictionary as dbolya/yolact would save it."""
     return export.state_dict(variables, tiny_yolact.CONFIG)
 
 
@@ -73,7 +73,7 @@ def assert_equal(ours, theirs) -> None:
 
 @pytest.fixture(autouse=True)
 def logging_as_before():
-    """The commands set up logging for their process."""
+    """Restores logging after a test, because the commands configure it for the whole process."""
     root, own = logging.getLogger(), logging.getLogger("jaxseg")
     before = root.handlers[:], root.level, own.level
     yield
@@ -87,7 +87,7 @@ def logging_as_before():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_pth_gives_what_its_arrays_give(golden, tmp_path, name):
-    """Every config of the originals' numbers; and weights of another seed."""
+    """This holds for every configuration with goldens, and for weights of another seed."""
     config = jaxseg.load_config(f"configs/{name}.py")
     state = yolact_weights(golden / "yolact" / RUNS[name])
     for key in ("backbone.conv1.weight", "prediction_layers.0.bbox_layer.bias"):
@@ -121,7 +121,7 @@ def test_outputs_through_a_pth_are_the_originals(golden, tmp_path):
 
 
 def test_old_names_and_surplus_entries_of_the_original(variables, state):
-    """Files of 2018 and of version 1.0, without batch norm's counters."""
+    """The files are those of 2018 and of version 1.0, without the counters of batch norm."""
     for key in ("weight", "bias"):
         state[f"prediction_layers.0.upfeature.{key}"] = state.pop(f"prediction_layers.0.upfeature.0.{key}")
     state = {key: value for key, value in state.items() if "num_batches" not in key}
@@ -141,7 +141,7 @@ def test_the_semantic_head_may_be_missing(variables, state, fresh, caplog):
 
 
 def torchvision_names(state) -> dict[str, np.ndarray]:
-    """The backbone of a YOLACT as torchvision would save the classifier that it came from."""
+    """Returns a YOLACT's backbone under the names of torchvision's classifier."""
     backbone = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     named = {re.sub(r"^layers\.(\d)", lambda match: f"layer{int(match[1]) + 1}", key): value for key, value in backbone.items()}
     assert "layer4.0.downsample.1.running_var" in named
@@ -154,7 +154,7 @@ def test_a_resnet_fills_the_backbone_and_the_rest_starts_fresh(variables, state,
 
 
 def test_torchvisions_names(golden):
-    """Those of a ResNet-50 inside one of torchvision's detectors."""
+    """The names are those of a ResNet-50 inside one of torchvision's detectors."""
     arrays = load_arrays(golden / "two_stage" / "tv_maskrcnn.npz")
     names = [*arrays["names"].tolist(), *(key.removeprefix("buf/") for key in arrays if key.startswith("buf/"))]
     theirs = {name.removeprefix("backbone.body.") for name in names if name.startswith("backbone.body.")}
@@ -211,7 +211,8 @@ def test_names_of_nobody_are_refused():
 def test_other_classes_start_the_head_fresh_when_asked(variables, state, caplog):
     config = override(tiny_yolact.CONFIG, {"model.num_classes": 2})
     with pytest.raises(
-        WeightsError, match=r"(?s)Different shapes.*conf_layer\.weight  \(30, 8, 3, 3\)  \(18, 8, 3, 3\).*--config\.init\.skip_mismatched=True"
+        WeightsError,
+        match=r"(?s)Different shapes.*conf_layer\.weight  \(30, 8, 3, 3\)  \(18, 8, 3, 3\).*--config\.init\.skip_mismatched=True",
     ):
         load_weights(state, config)
     loaded = flat(load_weights(state, override(config, {"init.skip_mismatched": True})))
@@ -227,7 +228,7 @@ def test_other_classes_start_the_head_fresh_when_asked(variables, state, caplog)
     assert told == {f"skipped {name}" for name in leaves}
 
 
-# ---- Our own files, and the way back ----
+# ---- Our own files, and the export ----
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +250,7 @@ def test_converted_weights_are_the_runs(run_folder, variables, tmp_path, name, c
 
 
 def test_there_and_back_is_exact(run_folder, variables, tmp_path):
-    """Our run to a PyTorch file, that to our format, that to a PyTorch file."""
+    """A run is exported to PyTorch, converted to our format, and exported to PyTorch again."""
     first, ours, second = tmp_path / "a.pth", tmp_path / "b.safetensors", tmp_path / "c.pth"
     config = str(run_folder / "config.json")
     assert export_torch.main([str(run_folder), str(first), "--step", "3"]) == 0
@@ -278,7 +279,7 @@ def test_what_cannot_be_converted_is_said_in_a_sentence(run_folder, tmp_path, mo
 
 
 def test_the_original_loads_what_is_exported(tmp_path):
-    """Strictly, in a process of its own; wants PyTorch and a checkout of dbolya/yolact."""
+    """It loads strictly in a separate process; this needs PyTorch and a clone of dbolya/yolact."""
     pytest.importorskip("torch", reason="wants PyTorch")
     checkout = Path(os.environ.get("JAXSEG_YOLACT", REPOSITORY.parent / "peer-yolact"))
     if not (checkout / "yolact.py").is_file():
@@ -306,7 +307,7 @@ print(float(model.prediction_layers[0].bbox_layer.weight[3, 2, 1, 0]))
     assert float(answer.stdout.split()[-1]) == variables["params"]["head"]["box"]["kernel"][1, 0, 2, 3]
 
 
-# ---- Scripts ----
+# ---- Commands ----
 
 
 def test_eval_draws_with_a_pth(run_folder, state, tmp_path):
@@ -332,7 +333,10 @@ def test_eval_refuses_a_backbone(run_folder, state, tmp_path):
 
 
 def test_training_starts_from_weights_and_goes_on_without(tmp_path, monkeypatch, caplog):
-    """A run from another run's folder; the next start goes on from its own checkpoint, and needs the weights no more."""
+    """A run starts from the folder of another run, and then resumes from its own checkpoint.
+
+    The resumed run no longer needs the weights.
+    """
     caplog.set_level(logging.INFO, "jaxseg")
     monkeypatch.setattr(load, "build_model", lambda config: tiny_training.TinyDetector())
     monkeypatch.setattr(load, "init_variables", tiny_training.init_tiny)

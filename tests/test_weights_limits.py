@@ -1,6 +1,7 @@
-"""Files of weights that are made to take all memory, time or stack: each is refused in a sentence, within bounds of its size.
+"""Malicious files of weights that would use up all memory, time or stack.
 
-Every file is read in a process of its own, a fork of one that has imported the package, so that its memory can be told.
+Each file is refused in one sentence, within limits of memory and time. It is read in a separate
+process, a fork of one that has imported the package, so that its memory can be measured.
 """
 
 import functools
@@ -25,7 +26,8 @@ from test_weights_readers import MAGIC, WRITERS, short, written
 from jaxseg.weights.formats.files import WeightsError
 from jaxseg.weights.formats.readers import read_weights
 
-# What a file may take: so many times its size, and so many bytes beside; and seconds, for which a busy machine has some more.
+# The limits for reading a file: memory as a multiple of its size plus a number of bytes, and
+# seconds, which are generous because the machine may be busy.
 TIMES, BESIDE, SECONDS = 4, 100 * 2**20, 20
 HARNESS = """
 import json, os, pathlib, resource, signal, sys, time
@@ -56,7 +58,8 @@ for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
 DTYPE = b"cnumpy\ndtype\n(" + short("f4") + b"K\x00K\x01tR"
 FROM_BUFFER = b"cnumpy.core.numeric\n_frombuffer\n"
-# A tuple of a tuple twice, 40 times over: its hash and its print take 2**40 steps. What lies below it on the stack is of no matter.
+# A tuple that contains a tuple twice, 40 levels deep: its hash and its text take 2**40 steps. The
+# content of the stack below it does not matter.
 TUPLES = b"Nq\x00" + b"h\x00h\x00\x86q\x00" * 40
 THE_TUPLES = b"h\x00"
 
@@ -75,7 +78,7 @@ def text(content: bytes) -> bytes:
 
 
 def entry(value: bytes, name: bytes = text(b"a"), before: bytes = b"") -> bytes:
-    """A pickle of a dictionary with one entry."""
+    """Makes a pickle of a dictionary with one entry."""
     return b"\x80\x02" + before + b"}" + name + value + b"s."
 
 
@@ -96,7 +99,7 @@ def tensor(shape: bytes, strides: bytes, storage: bytes | None = None) -> bytes:
 
 def archive(entries: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     file = BytesIO()
-    # The quickest compression, which makes a two hundredth of zeros.
+    # The fastest compression reduces zeros to 1/200 of their size.
     with zipfile.ZipFile(file, "w", method, compresslevel=1) as opened:
         for name, data in entries.items():
             opened.writestr(name, data)
@@ -124,13 +127,13 @@ def npy_of(shape: str, data: bytes = b"", code: str = "<f4") -> bytes:
 
 @functools.cache
 def bomb(name: str, start: bytes = b"") -> bytes:
-    """An archive of half a megabyte that holds 120 MB of zeros."""
+    """Makes an archive of half a megabyte that contains 120 MB of zeros."""
     entries = {name: start + bytes(120_000_000)} | ({} if name.endswith((".pkl", ".npy")) else {"archive/data.pkl": big_tensor()})
     return archive(entries, zipfile.ZIP_DEFLATED)
 
 
 def lying_bomb(name: str) -> bytes:
-    """The same, which says that it holds 1 MB."""
+    """Makes the same archive with a header that claims a content of 1 MB."""
     made = bytearray(bomb(name))
     for signature, place in ((b"PK\x01\x02", 24), (b"PK\x03\x04", 22)):
         position = made.find(signature) + place
@@ -143,14 +146,14 @@ def big_tensor() -> bytes:
 
 
 def overlapping(count: int, size: int) -> bytes:
-    """A .npz of many entries that all have their numbers in the same place, each with a local head of its own."""
+    """Makes a .npz whose many entries share their numbers, but have separate local headers."""
     data = npy(np.zeros(size // 4, np.float32))
     packed = zlib.compress(data, 9)[2:-4]
     sizes = struct.pack("<III", zlib.crc32(data), len(packed), len(data))
     local, directory = b"", b""
     for number in range(count):
         head = struct.pack("<HHHHH", 20, 0, 8, 0, 33) + sizes
-        # A local head's extra field reaches over the heads behind it, to the numbers.
+        # The extra field of a local header extends over the headers behind it, up to the numbers.
         extra = (count - 1 - number) * 40
         directory += b"PK\x01\x02\x14\x00" + head + struct.pack("<HHHHHII", 10, 0, 0, 0, 0, 0, len(local)) + b"%06d.npy" % number
         local += b"PK\x03\x04" + head + struct.pack("<HH", 10, extra) + b"%06d.npy" % number
@@ -159,7 +162,7 @@ def overlapping(count: int, size: int) -> bytes:
 
 
 def crowded(count: int, declared: int | None = None) -> bytes:
-    """An archive of many entries without content."""
+    """Makes an archive of many entries without content."""
     directory = (b"PK\x01\x02" + struct.pack("<HHHHHHIIIHHHHHII", 20, 20, 0, 0, 0, 33, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0)) + b"%06d"
     data = b"".join(directory % number for number in range(count))
     end = struct.pack("<HHHHIIH", 0, 0, 65535, 65535, declared or len(data), 0, 0)
@@ -326,10 +329,10 @@ FILES: dict[str, Callable[[], bytes]] = {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Of each file: its size, what came of reading it, the bytes and the seconds that it took."""
+    """Returns the size of each file, the outcome of reading it, and the bytes and seconds needed."""
     folder = tmp_path_factory.mktemp("files")
     for number, make in enumerate(FILES.values()):
-        # Some pickles here lack the first instruction, and are taken for what they are by this name.
+        # Some pickles here lack the first instruction, and are recognised by their file names.
         (folder / f"{number}.pkl").write_bytes(make())
     for name, write in WRITERS.items():
         write(folder / name, {"a": np.random.default_rng(0).normal(size=(50, 50_000)).astype(np.float32)})
@@ -356,7 +359,7 @@ def test_weights_take_less_than_four_times_their_file(outcomes, name):
 
 
 def test_the_limits_are_told(outcomes):
-    """What a user may meet with a file that is no attack: what is wrong, and what to do."""
+    """A user can reach these limits with a harmless file, so the message says what to do."""
     sentences = {name: outcomes[f"{number}.pkl"][2] for number, name in enumerate(FILES)}
     unpacks = "it takes up to 120 MB of memory, unpacked from 0.5 MB; save it without compression."
     assert sentences["an archive with an array that unpacks to 200 times the file"].endswith(unpacks)
@@ -366,7 +369,7 @@ def test_the_limits_are_told(outcomes):
     assert "a header of 30.0 MB, too long for weights" in sentences["a safetensors file with a header of 30 MB of empty lists"]
 
 
-# ---- What Python 2 wrote ----
+# ---- Files from Python 2 ----
 
 VALUES = np.array([1.5, -2, 3e9], "<f4")
 IN_PROTOCOL_0 = (
@@ -404,7 +407,7 @@ NAMES = ["collections OrderedDict", "torch FloatStorage", "torch Size", "torch._
 
 
 def instruction(rng: random.Random) -> bytes:
-    """Any instruction, mostly with an argument of the right form and a small value."""
+    """Makes a random instruction, mostly with an argument of the right form and a small value."""
     opcode = rng.choice(pickletools.opcodes)
     kind = opcode.arg and opcode.arg.name
     if kind in ARGUMENTS:
@@ -420,7 +423,7 @@ def instruction(rng: random.Random) -> bytes:
 
 
 def test_noise_gives_sentences_only(tmp_path):
-    """Programs of random instructions, on a stack that has something of everything to begin with."""
+    """The files are programs of random instructions, on a stack with a value of each type."""
     rng, begin = random.Random(0), time.monotonic()
     stock = b"(](})N" + b"".join(b"c" + name.replace(" ", "\n").encode() + b"\n" for name in NAMES) + DTYPE + reference() + array(wholes(0))
     for number in range(600):
@@ -433,7 +436,7 @@ def test_noise_gives_sentences_only(tmp_path):
 
 
 def refusal(path: Path) -> str:
-    """The sentence, or nothing where the file can be read."""
+    """Returns the error message, or an empty text if the file can be read."""
     try:
         read_weights(path)
     except WeightsError as error:

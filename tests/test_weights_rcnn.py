@@ -1,4 +1,7 @@
-"""Weights of torchvision's, detectron2's, mmdetection's, maskrcnn-benchmark's and Detectron's detectors, and of MSRA's ResNets."""
+"""Weights of R-CNN's originals and of MSRA's ResNets.
+
+The originals are torchvision, detectron2, mmdetection, maskrcnn-benchmark and Detectron.
+"""
 
 import functools
 import pickle
@@ -44,7 +47,7 @@ DILATED_C5 = {"model.neck": "dilated_c5", "model.anchor_sizes": ((32.0, 64.0),)}
 STRIDE_IN_3X3 = {"model.backbone.pixel_mean": IMAGENET_RESNET50.pixel_mean, "model.backbone.stride_in_1x1": False}
 
 MASK_RCNN = override(load_config("configs/mask_rcnn_r50_fpn_1x.py"), SMALL_RCNN)
-# A detector of each origin. Anchors of C4 have two sizes.
+# A small detector of each origin; the anchors of C4 have two sizes.
 SMALL_DETECTORS: dict[str, tuple[NameTable, Config]] = {
     "torchvision": (names_rcnn.TORCHVISION, override(MASK_RCNN, STRIDE_IN_3X3 | {"model.conventions": TORCHVISION})),
     "detectron2": (names_rcnn.DETECTRON2, override(MASK_RCNN, {"model.conventions": DETECTRON2})),
@@ -63,7 +66,7 @@ SMALL_DETECTORS: dict[str, tuple[NameTable, Config]] = {
     "Detectron": (names_caffe2.DETECTRON, MASK_RCNN),
     "Detectron C4": (names_caffe2.DETECTRON, override(MASK_RCNN, C4)),
 }
-# What stands in those, as read in the sources: some of the names, with shapes, that no golden has.
+# Some names and shapes of parameters that no golden contains, taken from the originals' sources.
 THEIR_SHAPES = {
     "detectron2 C4": {
         "backbone.stem.conv1.weight": (4, 3, 7, 7),
@@ -127,7 +130,7 @@ THEIR_SHAPES = {
 
 @functools.cache
 def noise(config: Config) -> dict[str, np.ndarray]:
-    """Values for every parameter, by path, without compiling anything."""
+    """Makes noise for every parameter, by its path, without compiling anything."""
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(lambda: init_variables(build_model(config), config))
     return {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in flat(shapes).items()}
@@ -138,7 +141,7 @@ def flat(variables) -> dict:
 
 
 def their_state(origin: NameTable, config: Config, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Our values as an origin has them."""
+    """Converts our values to the names and layouts of an origin."""
     return {name: origin.to_theirs(config.model, path, values[path]) for path, name in origin.names(config.model, values).items()}
 
 
@@ -154,7 +157,10 @@ def assert_equal(loaded, values: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_entry_of_the_originals_is_used_and_goes_back(golden, name):
-    """All but the background's deltas and masks, which the original learns nothing from, comes back as it was."""
+    """The export restores everything but the deltas and masks of the background.
+
+    The original does not learn from those.
+    """
     spec = load_arrays(golden / "two_stage" / f"{name}.npz")
     state = rcnn_weights(name, spec)
     file, changes = RUNS[name]
@@ -171,7 +177,10 @@ def test_every_entry_of_the_originals_is_used_and_goes_back(golden, name):
 
 @pytest.mark.parametrize("name", SMALL_DETECTORS)
 def test_every_table_there_and_back(name):
-    """Each origin's necks and kinds, from copies on several devices; and the names read in the sources."""
+    """The tables are tested for all necks and kinds, with copies on several devices.
+
+    The names from the originals' sources are tested, too.
+    """
     origin, config = SMALL_DETECTORS[name]
     values = noise(config)
     state = their_state(origin, config, values)
@@ -185,7 +194,7 @@ def test_every_table_there_and_back(name):
 
 
 def test_entries_that_no_model_needs():
-    """Anchors, normalisation, C4's shared head a second time, zero biases before batch norms, momenta."""
+    """These are anchors, normalisation, a copy of C4's head, zero biases and momenta."""
     surplus = {
         "detectron2": ["pixel_mean", "proposal_generator.anchor_generator.cell_anchors.0"],
         "maskrcnn-benchmark": ["rpn.anchor_generator.cell_anchors.0"],
@@ -200,7 +209,7 @@ def test_entries_that_no_model_needs():
 
 
 def test_torchvisions_older_names():
-    """Those of the published files: without the index that `Conv2dNormActivation` adds."""
+    """The names in the published files lack the index that `Conv2dNormActivation` adds."""
     origin, config = SMALL_DETECTORS["torchvision"]
     values = noise(config)
     state = their_state(origin, config, values)
@@ -219,7 +228,7 @@ def test_torchvisions_older_names():
     assert_equal(load_weights(old, config), values)
 
 
-# ---- Layouts, beside torch's layers ----
+# ---- Layouts that differ from torch's layers ----
 
 
 def random(*shape: int) -> np.ndarray:
@@ -285,7 +294,10 @@ def test_stems_of_msras_take_bgr(name, flips):
 
 
 def test_detectron2_orders_anchors_by_size():
-    """Two sizes by three ratios there, three ratios by two sizes here; four deltas each."""
+    """It has two sizes with three ratios each; here there are three ratios with two sizes each.
+
+    Each anchor has four deltas.
+    """
     origin, config = SMALL_DETECTORS["detectron2 C4"]
     theirs = [f"{size} {ratio}" for size in (32, 64) for ratio in (0.5, 1, 2)]
     ours = [f"{size} {ratio}" for ratio in (0.5, 1, 2) for size in (32, 64)]
@@ -299,7 +311,7 @@ def test_detectron2_orders_anchors_by_size():
 
 
 def write_python_2(path: Path, named: dict[str, np.ndarray]) -> None:
-    """A dictionary of arrays as Python 2 and its NumPy pickled one: bytes and names are text."""
+    """Writes a dictionary of arrays as Python 2 pickled it, where bytes and names are text."""
 
     def text(value: bytes) -> bytes:
         return pickle.BINSTRING + struct.pack("<i", len(value)) + value
@@ -321,7 +333,7 @@ def write_python_2(path: Path, named: dict[str, np.ndarray]) -> None:
 
 
 def write_trainers(path: Path, named: dict[str, np.ndarray]) -> None:
-    """As a trainer saves one: weights beside counters, plain settings, a schedule's milestones."""
+    """Writes a trainer's checkpoint, which also has counters, settings and a schedule."""
     checkpoint = {
         "meta": {"CLASSES": ("a", "b"), "PALETTE": [(1, 2, 3)], "epoch": 12, "lr": np.float64(0.1), "config": "text"},
         "state_dict": OrderedDict(named),
@@ -371,7 +383,10 @@ def test_the_weights_in_each_kind_of_file(tmp_path, name, file, write):
 
 @pytest.mark.parametrize("statistics", [False, True])
 def test_msras_resnet_fills_the_backbone(tmp_path, statistics):
-    """R-50.pkl of Detectron, where batch norm is a scale and a bias, and of detectron2, which has statistics and other names."""
+    """R-50.pkl exists in two versions, for Detectron and for detectron2.
+
+    Batch norm is a scale and a bias in the first; the second has statistics and other names.
+    """
     config = override(SMALL_DETECTORS["maskrcnn-benchmark C4"][1], {"model.masks": False})
     values = {path: value for path, value in noise(config).items() if "backbone/" in path or "stage4" in path}
     assert {path.split("/")[1] for path in values} == {"backbone", "box_head"}
@@ -390,7 +405,7 @@ def test_msras_resnet_fills_the_backbone(tmp_path, statistics):
         load_weights(tmp_path / "R-50.pkl", config, whole=True)
 
 
-# ---- What does not go together ----
+# ---- Weights that do not match ----
 
 
 @pytest.mark.parametrize(
@@ -440,7 +455,9 @@ def test_other_classes_start_the_predictors_fresh_when_asked():
     values = noise(config)
     other = override(config, {"model.num_classes": 5})
     shapes = r"cls_score\.weight  \(4, 12\)  \(6, 12\)"
-    with pytest.raises(WeightsError, match=rf"(?s)Different shapes, in the weights and in the model \(6\):.*{shapes}.*skip_mismatched=True"):
+    with pytest.raises(
+        WeightsError, match=rf"(?s)Different shapes, in the weights and in the model \(6\):.*{shapes}.*skip_mismatched=True"
+    ):
         load_weights(their_state(origin, config, values), other)
     loaded = flat(load_weights(their_state(origin, config, values), other, skip_mismatched=True))
     for path, value in values.items():

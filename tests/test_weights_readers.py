@@ -1,4 +1,7 @@
-"""Reading files of weights: every format gives the arrays that were written, nothing in a file is run, a bad file gives a sentence."""
+"""Reading files of weights: every format returns the arrays that were written.
+
+No code in a file is executed, and a bad file gives an error of one sentence.
+"""
 
 import io
 import json
@@ -25,19 +28,19 @@ MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
 def arrays() -> dict[str, np.ndarray]:
-    """An array of each type, a scalar, and one without numbers."""
+    """Returns an array of each type, a scalar, and an empty array."""
     rng = np.random.default_rng(0)
     named = {f"of.{np.dtype(dtype).name}": (rng.normal(size=(3, 2, 5)) * 9).astype(dtype) for dtype in DTYPES}
     return named | {"scalar": np.array(7, np.int64), "empty": np.zeros((0, 4), np.float32)}
 
 
 def short(*texts: str) -> bytes:
-    """Texts as a pickle holds them."""
+    """Encodes texts as in a pickle."""
     return b"".join(b"X" + struct.pack("<I", len(text)) + text.encode() for text in texts)
 
 
 def write_legacy(path: Path, named: dict[str, np.ndarray], **system) -> None:
-    """The stream that torch.save wrote until 2020."""
+    """Writes the stream that torch.save wrote until 2020."""
     with path.open("wb") as file:
         system = {"protocol_version": VERSION, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}} | system
         for head in (MAGIC, VERSION, system):
@@ -66,10 +69,10 @@ WRITERS = {
 
 
 def written(folder: Path, name: str) -> tuple[Path, dict[str, np.ndarray]]:
-    """A file in one of the formats, and what is in it."""
+    """Writes a file in one of the formats, and returns its path and its content."""
     named = arrays()
     if name in ("zoo.pkl", "numpy.npz"):
-        # NumPy's own formats have no bfloat16.
+        # NumPy's own formats do not support bfloat16.
         del named["of.bfloat16"]
     WRITERS[name](folder / name, named)
     return folder / name, named
@@ -106,7 +109,10 @@ def test_weights_inside_a_checkpoint_of_other_things(tmp_path, wrapper):
 
 @pytest.mark.parametrize("new_container", [True, False])
 def test_what_torch_saves_is_read(tmp_path, new_container):
-    """Views with strides and offsets that share a storage, parameters, every type; no module of torch is asked for anything."""
+    """The file has parameters, every type, and views with strides and offsets of one storage.
+
+    No module of torch is used.
+    """
     torch = pytest.importorskip("torch", reason="wants PyTorch")
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
     saved = {name: torch.from_numpy(value.copy()) for name, value in arrays().items() if "bfloat16" not in name}
@@ -129,7 +135,7 @@ def test_what_torch_saves_is_read(tmp_path, new_container):
 
 
 def test_views_of_storages_in_the_oldest_streams(tmp_path, monkeypatch):
-    """PyTorch 0.3 names a part of a storage by its offset and size; here 3 numbers from the second on."""
+    """PyTorch 0.3 gives the offset and the size of a part of a storage, here 3 numbers from 1 on."""
     values = np.arange(6, dtype=np.float32)
     program = state_dict_pickle({"a": values})
     program = program.replace(b"tQ", b"(" + short("view") + b"K\x02K\x03ttQ").replace(b"(J\x06\0\0\0t", b"(J\x03\0\0\0t")
@@ -161,11 +167,11 @@ def test_safetensors_is_the_packages_format(tmp_path):
     assert_same(read_weights(tmp_path / "theirs.safetensors"), named)
 
 
-# ---- Hostile files ----
+# ---- Malicious files ----
 
 
 class Attack:
-    """Unpickled by Python's own unpickler, it makes a file."""
+    """An object that creates a file if Python's own unpickler reads it."""
 
     def __init__(self, target: Path):
         self.target = target
@@ -236,13 +242,15 @@ STATE = b"}" + short("__defaults__") + b")s"
 @pytest.mark.parametrize(
     "program",
     [
-        # A state for a function, as attributes and as slots; for its result; for what is called in place of a class.
+        # A state is set for a function, as attributes and as slots, for its result, and for a
+        # function that is called in place of a class.
         b"ctorch._utils\n_rebuild_tensor_v2\n" + STATE + b"b.",
         b"ctorch._utils\n_rebuild_tensor_v2\nN" + STATE + b"\x86b.",
         b"ccollections\nOrderedDict\n" + STATE + b"b.",
         b"cnumpy\ndtype\n" + STATE + b"b.",
         b"ctorch\nSize\n)\x81.",
-        # A tensor without a storage, an array of objects, one that is larger than its bytes, an extension, a reference.
+        # These are a tensor without a storage, an array of objects, an array that is larger than
+        # its bytes, an extension, and a reference.
         b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00))\x89}tR.",
         b"cnumpy\ndtype\n(" + short("O8") + b"K\x00K\x01tR.",
         b"cnumpy.core.numeric\n_frombuffer\n("
@@ -274,7 +282,7 @@ def test_a_tensor_stays_inside_its_storage(offset, shape, strides):
         Tensor(View(storage, 0), offset, shape, strides).array()
 
 
-# ---- Files that are no weights, or not whole ----
+# ---- Files that do not contain weights, or are incomplete ----
 
 
 @pytest.mark.parametrize("part", [0.02, 0.2, 0.5, 0.8, 0.95, 0.999])
@@ -291,7 +299,7 @@ def test_a_file_cut_short_gives_a_sentence(tmp_path, name, part):
 
 
 def rewritten(path: Path, change) -> None:
-    """A zip archive with other contents of some entries."""
+    """Rewrites a zip archive with other content in some entries."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -386,7 +394,7 @@ def test_nothing_there(tmp_path):
 
 
 def test_neither_torch_nor_safetensors_is_imported(tmp_path):
-    """In a process of its own, for other tests import torch."""
+    """This is tested in a separate process, because other tests import torch."""
     for name in WRITERS:
         written(tmp_path, name)
     script = (

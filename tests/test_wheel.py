@@ -1,4 +1,4 @@
-"""The wheel carries all that a user needs: it is installed and used outside of the checkout."""
+"""The wheel contains all that a user needs; it is installed and used outside of the repository."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def pip(*arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy, for setuptools leaves a build folder behind and takes old files from it."""
+    """Builds the wheel from a copy, because setuptools reuses old files of its build folder."""
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for folder in ("jaxseg", "configs"):
         shutil.copytree(REPOSITORY / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -32,14 +32,14 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def outside(wheel, tmp_path_factory):
-    """Runs Python in an empty folder, where jaxseg is what the wheel has installed."""
+    """Runs Python in an empty folder, in which jaxseg is imported from the installed wheel."""
     target = tmp_path_factory.mktemp("installed")
     pip("install", wheel, "--target", target)
     paths = (target, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
 
     def run(*arguments: str) -> str:
-        # With -S no path file is read, such as that of an editable installation.
+        # With -S, Python reads no path files, such as that of an editable installation.
         command = [sys.executable, "-S", *arguments]
         folder = tmp_path_factory.mktemp("empty")
         answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

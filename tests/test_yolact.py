@@ -1,4 +1,4 @@
-"""The whole of YOLACT against dbolya/yolact with the same weights: outputs, detections, losses, gradients."""
+"""The whole YOLACT with the weights of dbolya/yolact: outputs, detections, losses, gradients."""
 
 import dataclasses
 import functools
@@ -44,9 +44,10 @@ def test_parameter_count_is_the_originals(name):
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "yolact_r50" else pytest.mark.slow) for name in RUNS])
 def test_outputs_and_detections_are_the_originals(golden, name):
-    """Raw outputs within 5e-4; the kept detections as a set, scores within 1e-4, boxes within 0.05 px, masks within 0.1 % of pixels.
+    """Raw outputs agree within 5e-4, and detections agree as sets.
 
-    The negatives that are mined from the outputs are the same ones.
+    Scores agree within 1e-4, boxes within 0.05 pixels, and masks within 0.1 % of their pixels. The
+    negatives that are mined from the outputs are also the same.
     """
     run = load_run(golden, name)
     outputs, detections = jax.jit(
@@ -80,7 +81,7 @@ def test_outputs_and_detections_are_the_originals(golden, name):
 
 
 def assert_same_negatives(run, outputs):
-    """The anchors of both images that teach the background."""
+    """Compares the anchors of both images that are used as negatives."""
     arrays = run.arrays("train")
     for i in (0, 1):
         labels = np.clip(arrays["conf_t"][i].astype(np.int32), Match.IGNORE, Match.POSITIVE)
@@ -90,7 +91,7 @@ def assert_same_negatives(run, outputs):
 
 
 def assert_same_detections(boxes, classes, scores, golden_detections, rule, *, box_tolerance):
-    """The same set of (class, score, box): each of the original's detections has exactly one partner."""
+    """Compares (class, score, box) as sets: each detection has exactly one partner."""
     theirs = {key: golden_detections[f"{rule}_{key}"] for key in ("box", "class", "score")}
     count = len(theirs["score"])
     free = np.ones(count, bool)
@@ -108,7 +109,7 @@ def assert_same_detections(boxes, classes, scores, golden_detections, rule, *, b
 @pytest.mark.parametrize("rule", ["fast", "fastcc", "trad"])
 @pytest.mark.parametrize("name", RUNS)
 def test_detect_on_the_originals_candidates(golden, name, rule):
-    """From the recorded candidates alone: the three ways of suppression keep the original's detections."""
+    """From the recorded candidates, the three rules of suppression keep the same detections."""
     g = load_arrays(golden / "yolact" / RUNS[name] / "detect.npz")
     config = jaxseg.load_config(
         f"configs/{name}.py", {"model.detection.nms": {"fast": "fast", "fastcc": "cross_class", "trad": "greedy"}[rule]}
@@ -124,7 +125,10 @@ LOSS_CASES = ["yolact_base_config", "yolact_base_config+masks_to_train", "yolact
 
 @pytest.mark.parametrize("case", LOSS_CASES)
 def test_losses_and_their_gradients_on_given_predictions(golden, case):
-    """No network: losses within 1e-5, gradients of each loss against the original's, limited mask positives included."""
+    """Losses agree within 1e-5, and so do their gradients, also with a limit of mask positives.
+
+    The predictions are given, so no network is needed.
+    """
     folder = golden / "yolact" / "functions"
     facts, g = load_json(folder / "loss_only.json")[case], load_arrays(folder / "loss_only.npz")
     limit = facts["override"].get("masks_to_train", 100)
@@ -172,7 +176,10 @@ TRAINING = [
     ("name", "batch_norm"), [pytest.param(*run, marks=[] if run == SHORT_TRAINING else pytest.mark.slow) for run in TRAINING]
 )
 def test_training_losses_and_gradients_are_the_originals(golden, name, batch_norm):
-    """Same weights, same batch: every loss within 1e-4, gradients within 1e-3, the running statistics."""
+    """Every loss agrees within 1e-4 and gradients within 1e-3, and so do running statistics.
+
+    Both sides have the same weights and the same batch.
+    """
     run = load_run(golden, name, **{"model.batch_norm": batch_norm})
     kind = f"bn_{batch_norm}"
     record, arrays = run.json("train")[kind], run.arrays("train")
@@ -196,10 +203,11 @@ def test_training_losses_and_gradients_are_the_originals(golden, name, batch_nor
     ours = {path: float(jnp.linalg.norm(gradient.reshape(-1))) for path, gradient in flat.items()}
     theirs = {path: record["grad_norm"][original_name(path, run.config)] for path in flat}
     assert all(ours[path] == 0 for path in flat if theirs[path] is None)
-    # Random weights put many activations at the ReLU's corner, so float32 itself is this far from the gradients in float64
-    # (norm of all; worst single layer; gradient_precision.py prints them): ResNet-50 with trained batch norm, ours 0.6e-3 and
-    # 4.9e-3, the original's 0.6e-3 and 4.0e-3; ResNet-101 at 400 px, ours 0.7e-3 and 4.4e-3 on one side, the original's
-    # 0.6e-3 and 4.2e-3 on the other.
+    # With random weights, many activations are close to the kink of the ReLU, so gradients in
+    # float32 differ from those in float64. gradient_precision.py prints the relative errors of all
+    # gradients and of the worst layer. For ResNet-50 with trained batch norm, ours are 0.6e-3 and
+    # 4.9e-3, and the original's 0.6e-3 and 4.0e-3. For ResNet-101 at 400 pixels, ours are 0.7e-3
+    # and 4.4e-3, and the original's 0.6e-3 and 4.2e-3.
     deep = run.config.model.backbone.stage_sizes == (3, 4, 23, 3)
     np.testing.assert_allclose(sum(norm**2 for norm in ours.values()) ** 0.5, record["grad_norm_total"], rtol=2e-3 if deep else 1e-3)
     error = {path: abs(ours[path] / norm - 1) for path, norm in theirs.items() if norm}
@@ -219,7 +227,10 @@ def test_training_losses_and_gradients_are_the_originals(golden, name, batch_nor
 
 
 def test_matches_of_a_training_batch_are_the_originals(golden):
-    """Boxes that arrive in pixels: every prior's class and object, ties between equal overlaps included."""
+    """The class and the object of every prior agree, even if several IoUs are equal.
+
+    The boxes are given in pixels.
+    """
     run = load_run(golden, "yolact_r50")
     arrays, truth = run.arrays("train"), training_batch(run).targets
     matcher = PriorMatcher(positive_iou=0.5, negative_iou=0.4, crowd_overlap=0.7)
@@ -233,7 +244,7 @@ def test_matches_of_a_training_batch_are_the_originals(golden):
 
 
 def test_an_image_without_objects_teaches_nothing_unless_asked():
-    """The original divides by zero here; negatives are mined when the config says so."""
+    """The original divides by zero here; negatives are mined if the configuration says so."""
     config = jaxseg.load_config("configs/demo_shapes.py")
     model = jaxseg.build_model(config)
     spec, anchors = model.input_spec, model.anchors()
@@ -278,7 +289,7 @@ def test_images_of_another_size_are_refused():
 
 @pytest.mark.slow
 def test_three_steps_of_sgd_are_the_originals(golden):
-    """The compiled training step with the original's optimizer: losses before each step, and the parameters after the last."""
+    """The losses before each step and the parameters after the last step are compared."""
     run = load_run(golden, "yolact_r50", **{"model.batch_norm": "frozen"})
     train = dataclasses.replace(run.config.train, learning_rate=1e-4, warmup_steps=0, decay_steps=(), autoscale_batch_size=0)
     record, batch = run.json("train"), training_batch(run)
@@ -288,7 +299,7 @@ def test_three_steps_of_sgd_are_the_originals(golden):
     images, rng = np.asarray(batch.images, np.float32), np.random.default_rng(0)
 
     def trajectory(noise):
-        """The state after the last step, and how far each loss before each step is from the original's, by its tolerance."""
+        """Returns the last state, and the errors of the losses in units of their tolerances."""
         state = create_state(jax.tree.map(jnp.array, run.variables), optimizer, train)
         noisy = batch.replace(images=jnp.asarray(images + noise, jnp.float32))
         differences = {}
@@ -298,9 +309,10 @@ def test_three_steps_of_sgd_are_the_originals(golden):
                 differences[name, number] = abs(float(scalars[f"loss/{name}"]) / theirs[original] - 1) / tolerance
         return state, differences
 
-    # The first step takes a third of the loss, along a gradient whose float32 noise is 1e-3 (see above). So noise of 1e-5 of a
-    # grey level in the images moves the losses before the second step by 1e-3 and those before the third by 2e-2, as another
-    # processor's rounding does: the original's way has to be one of those that begin so near to each other.
+    # The first step reduces the loss by a third, along a gradient with float32 errors of 1e-3 (see
+    # above). So noise of 1e-5 of a grey level in the images changes the losses before the second
+    # step by 1e-3 and those before the third by 2e-2, and so does the rounding of another
+    # processor. Therefore the original has to agree with one of several runs with such noise.
     for scale in (0, 1e-5, 1e-5, 1e-5):
         state, differences = trajectory(scale * rng.standard_normal(images.shape))
         if max(differences.values()) <= 1:

@@ -1,4 +1,4 @@
-"""COCO files of a picture or two, and everything that can be wrong with an annotation."""
+"""COCO files with one or two pictures, and all kinds of errors in annotations."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def annotation(**changes) -> dict:
 
 
 def write_dataset(folder: Path, annotations: list, images: list | None = None, categories: list | None = None) -> tuple[Path, Path]:
-    """A JSON and grey pictures for its entries."""
+    """Writes a JSON file and grey pictures for its entries."""
     images = [image_entry()] if images is None else images
     content = {"images": images, "annotations": annotations, "categories": CATEGORIES if categories is None else categories}
     (folder / "images").mkdir(exist_ok=True)

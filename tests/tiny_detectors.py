@@ -1,12 +1,14 @@
-"""Tiny detectors of the originals: numbers that they gave once, and the weights behind these, made again from their names.
+"""Tiny detectors of the originals: their recorded results, and weights rebuilt from their names.
 
-Each file `tests/data/two_stage/tiny_*.npz` comes from an original's own model, built with a few channels and one block a
-stage, run once on a CPU in float32. Its compiled operations had stand-ins: greedy suppression (IoU above the threshold),
-and RoIAlign in PyTorch, checked against the goldens of the compiled ones.
+Each file `tests/data/two_stage/tiny_*.npz` was made with an original's own model, with a few
+channels and one block per stage, which ran on a CPU in float32. Two of its compiled operations were
+replaced by PyTorch code, which was compared with goldens of the compiled ones: greedy suppression
+(IoU above the threshold) and RoIAlign.
 
-`names` and `shapes` are of the state dict; `image{i}` RGB, `boxes{i}` and `classes{i}` (from 0) the ground truth;
-`loss/...` and, for the sum of all losses, `gradient_norm` and `gradient_dot` (with the parameter itself) for each of
-`learning`; `detected_*{i}` in order of score.
+The arrays are `names` and `shapes` of the state dictionary; the pictures `image{i}`, RGB; the
+ground truth `boxes{i}` and `classes{i}` (from 0); the losses `loss/...`; the gradients of the sum
+of all losses, as `gradient_norm` and `gradient_dot` (the product with the parameter itself) for
+each parameter of `learning`; and `detected_*{i}` in descending order of scores.
 """
 
 import json
@@ -33,26 +35,26 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 
 def state_dict(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The weights of a run."""
+    """Rebuilds the weights of a run."""
     shapes = json.loads(str(arrays["shapes"]))
     return {name: parameter(name, tuple(shape)) for name, shape in zip(arrays["names"].tolist(), shapes, strict=True)}
 
 
 def parameter(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Noise keyed by the name, at a scale that keeps activations near 1."""
+    """Makes noise from the name as a seed, with a scale that keeps activations near 1."""
     noise = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     module, leaf = name.rsplit(".", 1)
     if leaf == "running_var":
         return 1 + 0.2 * np.abs(noise)
     if leaf != "weight":
-        # Few anchors are sure of something.
+        # Only few anchors get a high score.
         return 0.1 * noise - (1.5 if module.endswith("cls_logits") else 0)
     if len(shape) == 1:
-        # Residual branches end small.
+        # Residual branches have small outputs.
         return (0.3 if module.endswith(("bn3", "conv3.norm")) else 1) * (1 + 0.1 * noise)
     gain = math.sqrt(2 / math.prod(shape[1:]))
     if module.endswith("stem.conv1"):
-        # Colours arrive in 0..255.
+        # The input's colours are in 0..255.
         gain /= 100
     elif module.endswith("cls_logits"):
         gain /= 5
@@ -60,7 +62,7 @@ def parameter(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def inputs(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Both pictures on one canvas, and their heights and widths."""
+    """Returns both pictures in inputs of one size, and their heights and widths."""
     pictures = [arrays[f"image{i}"] for i in (0, 1)]
     images = np.zeros((2, *np.max([picture.shape for picture in pictures], 0)), np.uint8)
     for image, picture in zip(images, pictures, strict=True):
@@ -69,7 +71,10 @@ def inputs(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def training_batch(arrays: dict[str, np.ndarray], mask_crop: int | None = None, rows: int = 4) -> Batch:
-    """Both pictures with their ground truth; the objects' masks, where `mask_crop` asks for them, are empty."""
+    """Makes a batch of both pictures with their ground truth.
+
+    With `mask_crop`, objects have masks of this size, which are empty.
+    """
     images, sizes = inputs(arrays)
     boxes, classes, valid = np.zeros((2, rows, 4), np.float32), np.zeros((2, rows), np.int32), np.zeros((2, rows), bool)
     for i in (0, 1):
@@ -81,7 +86,7 @@ def training_batch(arrays: dict[str, np.ndarray], mask_crop: int | None = None, 
 
 
 def gradients(model: Detector, variables: dict[str, Any], batch: Batch) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """The losses, and the gradient of their sum by our paths."""
+    """Computes the losses, and the gradient of their sum by the paths of our parameters."""
 
     def total(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         losses = model.apply(variables | {"params": params}, batch, train=True, method="losses", rngs={"sampling": jax.random.key(0)})
@@ -94,7 +99,10 @@ def gradients(model: Detector, variables: dict[str, Any], batch: Batch) -> tuple
 def check_gradients(
     arrays: dict[str, np.ndarray], config: Config, gradient: dict[str, np.ndarray], variables: dict[str, Any], origin: NameTable
 ) -> None:
-    """Every parameter's gradient has the original's size and direction; what did not learn there, does not learn here."""
+    """Checks that the gradients have the norms and directions of the original's.
+
+    Parameters that did not learn in the original must not learn here.
+    """
     model, params = jaxseg.build_model(config), traverse_util.flatten_dict(variables["params"], sep="/")
     names = origin.names(config.model, [f"params/{path}" for path in gradient])
     norms = dict(zip(arrays["learning"].tolist(), arrays["gradient_norm"], strict=True))
@@ -110,7 +118,7 @@ def check_gradients(
 
 
 def check_detections(arrays: dict[str, np.ndarray], detections: Detections) -> list[int]:
-    """Boxes, scores and classes of both pictures in order; answers how many there are."""
+    """Compares boxes, scores and classes of both pictures in order, and returns their numbers."""
     counts = []
     for i in (0, 1):
         count = len(arrays[f"detected_scores{i}"])

@@ -1,4 +1,4 @@
-"""A dataset of pictures in memory, and batches of them."""
+"""A dataset of pictures in memory, and its batches."""
 
 import itertools
 import struct
@@ -17,7 +17,7 @@ SIZE = 13
 
 
 class FakeDataset(InstanceDataset):
-    """Small pictures of one grey each, with rectangles; the images in `broken` cannot be read."""
+    """A dataset of small grey pictures with rectangles; the images in `broken` cannot be read."""
 
     def __init__(self, size: int = SIZE, broken: tuple[int, ...] = (), objects: int = 2):
         self.image_ids = list(range(100, 100 + size))
@@ -48,7 +48,7 @@ class FakeDataset(InstanceDataset):
 
 
 def take(source: TrainingIterator, count: int) -> list[Batch]:
-    """That many batches, copied; ends the iterator's processes."""
+    """Returns copies of `count` batches, and ends the iterator's processes."""
     batches = [jax.tree.map(np.array, batch) for batch in itertools.islice(source, count)]
     source.close()
     return batches
@@ -62,7 +62,7 @@ def assert_equal(batches: list, others: list) -> None:
 
 
 def huge_png(width: int, height: int) -> bytes:
-    """A file of some hundred bytes that says it is a picture of this size."""
+    """Makes a file of a few hundred bytes whose header claims a picture of this size."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -1,8 +1,8 @@
-"""A detector of one convolution, a dataset and an iterator out of nothing, and `train` on them: whole runs in seconds.
+"""Whole training runs that take seconds: a detector of one convolution and synthetic data.
 
-Run as a script it trains in its own process, for the tests that kill one or need several:
-`python tiny_training.py RUN_FOLDER key=value ...`, with the keys of the configuration,
-and `delay`, `interrupted` (of `TinyData`) and `timeout` (seconds to wait for other processes).
+As a script it trains in its own process, for tests that kill a process or need several:
+`python tiny_training.py RUN_FOLDER key=value ...`, with the keys of the configuration, `delay` and
+`interrupted` of `TinyData`, and `timeout` (seconds to wait for other processes).
 """
 
 import contextlib
@@ -50,7 +50,10 @@ CONFIG = override(
 
 
 class TinyDetector(nn.Module):
-    """Learns the mean height and width of the boxes from the mean of the image; the rng `sampling` matters to its losses."""
+    """A detector that learns the mean height and width of the boxes from the mean of the image.
+
+    The random numbers `sampling` affect its losses.
+    """
 
     outputs: int = 4
     input_spec = InputSpec(input_sizes=((SIZE, SIZE),), mask_size=(8, 8), semantic_size=(8, 8), num_classes=2)
@@ -67,7 +70,7 @@ class TinyDetector(nn.Module):
     def losses(self, batch: Batch, *, train: bool):
         predicted = self(batch.images, train=train)
         noise = jax.random.uniform(self.make_rng("sampling"), (len(predicted), 4), minval=0.9)
-        # A crowd stands for an image that breaks the loss.
+        # A crowd marks an image that makes the loss NaN.
         poison = jnp.where(batch.targets.crowd, jnp.nan, 0.0).sum()
         box = jnp.square(predicted - noise * batch.targets.boxes[:, 0] / SIZE).mean()
         return {"box": box + poison, "class": jnp.abs(predicted).mean()}
@@ -85,7 +88,10 @@ class TinyDetector(nn.Module):
 
 
 def tiny_batch(indices: np.ndarray, seed: int = 0, poisoned: bool = False, portrait: bool = False) -> Batch:
-    """Images of noise, brighter with larger boxes; a poisoned batch makes the loss NaN, a portrait is twice as high."""
+    """Makes a batch of noise images that are brighter if their boxes are larger.
+
+    A poisoned batch makes the loss NaN, and a portrait is twice as high.
+    """
     images, boxes = [], []
     for index in indices:
         rng = np.random.default_rng((seed, int(index)))
@@ -111,14 +117,15 @@ def tiny_batch(indices: np.ndarray, seed: int = 0, poisoned: bool = False, portr
 
 @dataclasses.dataclass
 class TinyData:
-    """A dataset and its training iterator in one.
+    """A dataset that is also its own training iterator.
 
     Attributes:
-        poisoned: steps (from 0) whose batch holds an image that breaks the loss.
-        portraits: steps (from 0) whose batch has another shape.
-        delay: seconds a batch takes.
+        poisoned: the steps (from 0) whose batch contains an image that makes the loss NaN.
+        portraits: the steps (from 0) whose batch has another shape.
+        delay: the seconds that a batch takes.
         interrupted: the step (from 0) before whose batch the process sends itself SIGTERM.
-        lost: after the signal there are no more batches, as when a scheduler stops the worker processes, too.
+        lost: whether there are no more batches after the signal, as if a scheduler had also stopped
+            the worker processes.
     """
 
     poisoned: tuple[int, ...] = ()
@@ -177,7 +184,7 @@ def trainable_tiny(config, params):
 
 @contextlib.contextmanager
 def tiny_parts(data: TinyData):
-    """While entered, `train` works with the tiny detector and `data`."""
+    """Makes `train` use the tiny detector and `data` while the context is active."""
     parts = {
         "build_model": lambda config: TinyDetector(),
         "init_variables": init_tiny,
@@ -193,23 +200,23 @@ def tiny_parts(data: TinyData):
 
 
 def train_tiny(folder: Path, overrides: dict | None = None, **data) -> dict[str, float]:
-    """`train` with the tiny parts."""
+    """Runs `train` with the tiny detector and data."""
     with tiny_parts(TinyData(**data)):
         return loop.train(override(CONFIG, overrides or {}), folder)
 
 
 def params_of(folder: Path, step="latest") -> dict[str, np.ndarray]:
-    """Every variable of a checkpoint by name."""
+    """Returns every variable of a checkpoint by its name."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(read_run(folder, step))}
 
 
 def records(folder: Path) -> list[dict]:
-    """The metrics that a run wrote, a step each."""
+    """Returns the metrics that a run wrote, with one entry per step."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def run_in_own_process(folder: Path, *settings: str, **environment: str) -> subprocess.Popen:
-    """This file as a script, see above; its output in `stdout`."""
+    """Starts this file as a script, see above; its output is in `stdout`."""
     command = [sys.executable, __file__, str(folder), *settings]
     path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
@@ -218,7 +225,7 @@ def run_in_own_process(folder: Path, *settings: str, **environment: str) -> subp
 
 
 def wait_for_step(process: subprocess.Popen, step: int) -> None:
-    """Until the process has told about a step."""
+    """Waits until the process has logged a step."""
     for line in process.stdout:
         if line.strip().startswith(f"{step}/"):
             return

@@ -1,4 +1,7 @@
-"""A YOLACT for the demo's shapes that compiles in a second, with noise for variables: it detects much, and nothing right."""
+"""A YOLACT for the demo's shapes that compiles in a second.
+
+Its variables are noise, so it has many detections, all of which are wrong.
+"""
 
 from typing import Any
 
@@ -25,7 +28,10 @@ CONFIG = override(
 
 
 def variables(config: Config = CONFIG) -> dict[str, Any]:
-    """Positive, so that they do for variances, too. (Compiling `init_variables` takes longer than a test should.)"""
+    """Makes positive noise, which is also valid for variances.
+
+    Compiling `init_variables` would take too long for a test.
+    """
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: init_variables(build_model(config), config))
     noise = jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), shapes)

@@ -1,7 +1,8 @@
-"""Detectors that see white rectangles on black, and pictures of them as COCO files: whole evaluations with known answers.
+"""Detectors of white rectangles on black, with pictures as COCO files, whose AP is known.
 
-Run as a script it evaluates in its own process, for the test that needs two:
-`python white_boxes.py DATASET RESULT`, with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
+As a script it evaluates in its own process, for the test that needs two:
+`python white_boxes.py DATASET RESULT`, with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID in the environment.
 """
 
 import json
@@ -35,9 +36,10 @@ CONFIG = override(
 
 
 class WhiteBoxDetector:
-    """Detects the smallest box around all pixels above 50: class 0 up to a brightness of 150, class 1 above.
+    """A detector of the smallest box around all pixels above 50.
 
-    Three rows: the box; its left half, with less score; and padding. Scores are multiplied by the only variable.
+    The class is 0 up to a brightness of 150, and 1 above. There are three rows: the box, its left
+    half with a lower score, and padding. Scores are multiplied by the only variable.
     """
 
     input_spec = InputSpec(input_sizes=((SIZE, SIZE),), mask_size=(SIZE, SIZE), semantic_size=(SIZE, SIZE), num_classes=2)
@@ -71,13 +73,15 @@ class WhiteBoxDetector:
 
 
 class PaddedDetector:
-    """Sees the same in pictures that keep their proportions, in inputs of two sizes, and looks at the picture's part of it only.
+    """The same detector for pictures that keep their proportions, with inputs of two sizes.
 
-    Three rows: the box; the same with less score and a mask of its left half; and padding.
+    It ignores the padding of its input. There are three rows: the box, the same box with a lower
+    score and a mask of its left half, and padding.
 
     Args:
-        mask_frame: what masks cover, "image", "box" or "integer_box"; None: there are none.
-        pixel_offset: 1 for boxes that end in their last pixel.
+        mask_frame: the region that masks cover, "image", "box" or "integer_box"; None means that
+            there are no masks.
+        pixel_offset: 1 if boxes end in their last pixel.
     """
 
     def __init__(self, mask_frame, pixel_offset=0.0):
@@ -128,7 +132,7 @@ VARIABLES = {"params": {"score": np.float32(1.0)}}
 
 
 def picture(height, width, box, brightness):
-    """Black, with one rectangle."""
+    """Makes a black picture with one rectangle."""
     image = np.zeros((height, width, 3), np.uint8)
     x1, y1, x2, y2 = box
     image[y1:y2, x1:x2] = brightness
@@ -136,13 +140,16 @@ def picture(height, width, box, brightness):
 
 
 def write_dataset(root: Path, count: int) -> None:
-    """`count` validation pictures of several sizes with a rectangle each, and a last one without, as COCO files."""
+    """Writes `count` validation pictures of several sizes as COCO files.
+
+    Each has a rectangle, and one more picture at the end has none.
+    """
     (root / "val2017").mkdir(parents=True)
     (root / "annotations").mkdir()
     images, annotations = [], []
     for i in range(count):
         height, width = SIZE * (1 + i % 3), SIZE * (1 + i % 2)
-        # Edges that fall between cells of the network image at every size.
+        # At every size, the edges are between the cells of the network's input.
         x, y, w, h = 8 * (i % 2), 6, 16, 18
         brightness = 255 if i % 3 else 100
         name = f"{i:03}.png"

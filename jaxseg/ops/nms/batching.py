@@ -39,7 +39,8 @@ def dispatch_images(
             return array.reshape(size * array.shape[1], *array.shape[2:])
 
         results = run(*jax.tree.map(merged, batches, tuple(is_batched)))
-        results = jax.tree.map(lambda array: array.reshape(size, array.shape[0] // size, *array.shape[1:]), results)
+        images = jax.tree.leaves(batches)[0].shape[int(jax.tree.leaves(is_batched)[0])]
+        results = jax.tree.map(lambda array: array.reshape(size, images, *array.shape[1:]), results)
         return results, jax.tree.map(lambda _: True, results)
 
     return jax.tree.map(lambda array: array[0], run(*jax.tree.map(lambda array: array[None], operands)))
