@@ -1,12 +1,14 @@
-"""Compiles the training step for a TPU slice on a machine without any: does it fit, and what do the chips tell each other?
+r"""Compiles the training step for a slice of TPUs, and prints its memory and its collectives.
 
     pip install libtpu
     python benchmarks/compile_for_pod.py --config configs/yolact_r50.py --topology v5e:4x4
-    python benchmarks/compile_for_pod.py --config configs/mask_rcnn_r50_fpn_1x.py --topology v5e:4x4 --images_per_device 2
+    python benchmarks/compile_for_pod.py --config configs/mask_rcnn_r50_fpn_1x.py \
+        --topology v5e:4x4 --images_per_device 2
 
-Prints memory of each device and the collectives of the program, for each shape of the network's input. Batches are split over
-the devices, so sums and batch norm's statistics want all-reduces; an all-gather would mean that some operation does not stay on
-its own images.
+No TPU is needed. The script prints the memory of each device and the collectives of the program for
+each shape of the network's input. Batches are split over the devices, so sums and the statistics of
+batch norm need all-reduces. An all-gather would mean that an operation needs images of other
+devices.
 """
 
 import argparse
@@ -29,12 +31,12 @@ from jaxseg.structures import Batch, InputSpec
 from jaxseg.training.optimizer import make_optimizer
 from jaxseg.training.step import TrainState, create_state, make_train_step
 
-# A line of a compiled program by which devices tell each other something.
+# A line of a compiled program that contains a collective.
 COLLECTIVE = re.compile(r"^.* (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(.*$", re.MULTILINE)
 
 
 def abstract_batch(config: jaxseg.Config, spec: InputSpec, input_size: tuple[int, int]) -> Batch:
-    """The shapes and dtypes of a global training batch of one of the input's sizes."""
+    """Returns the shapes and dtypes of a global training batch of one of the input's sizes."""
     one = Batch(
         images=np.zeros((*input_size, 3), np.uint8),
         image_sizes=np.zeros(2, np.int32),
@@ -46,7 +48,7 @@ def abstract_batch(config: jaxseg.Config, spec: InputSpec, input_size: tuple[int
 
 
 def abstract_step(config: jaxseg.Config, mesh: Mesh) -> tuple[Any, TrainState]:
-    """The training step, and the shapes and dtypes of its state."""
+    """Returns the training step, and the shapes and dtypes of its state."""
     model = jaxseg.build_model(config)
     variables = jax.eval_shape(lambda: jaxseg.init_variables(model, config))
     trained = jaxseg.models.trainable(config, variables["params"])
@@ -56,7 +58,7 @@ def abstract_step(config: jaxseg.Config, mesh: Mesh) -> tuple[Any, TrainState]:
 
 
 def main(arguments: list[str]) -> None:
-    """Compiles and prints."""
+    """Compiles the step for each input size, and prints the results."""
     parser = argparse.ArgumentParser(description="Compiles the training step for a TPU slice.")
     parser.add_argument("--config", required=True)
     parser.add_argument("--topology", default="v5e:2x2")

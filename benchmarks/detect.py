@@ -1,22 +1,26 @@
-"""From pictures in memory to boxes and masks at their size, on this machine; beside dbolya/yolact where a checkout of it is given.
+r"""Times detection on this machine, from pictures in memory to boxes and masks at their size.
 
     python benchmarks/detect.py --config configs/yolact_r101.py
-    python benchmarks/detect.py --config configs/yolact_r101.py --golden golden/yolact/yolact_base_s0 --peer ../yolact   # needs torch
+    python benchmarks/detect.py --config configs/yolact_r101.py \
+        --golden golden/yolact/yolact_base_s0 --peer ../yolact   # needs torch
 
-On a GPU that runs the kernels there are two sides of our own, with them and without. Batches of 1 and 8, all sides in turns on the
-same pictures with the same weights; medians and the range between the 10th and the 90th percentile, in milliseconds a batch, each
-phase waited for:
+With `--peer`, a clone of dbolya/yolact is timed, too. On a GPU that runs the kernels, jaxseg is
+timed with them and without. All sides take turns on the same pictures with the same weights, in
+batches of 1 and 8. The results are medians and the range between the 10th and the 90th percentile,
+in milliseconds per batch. The end of each phase is waited for:
 
-- preparation: picture to network input;
-- network: raw outputs;
-- detection: from there to what Fast NMS keeps (ours already assembles and crops the soft masks, which the original leaves to
-  the next phase: compare the sum);
+- preparation: from the picture to the network's input;
+- network: the raw outputs;
+- detection: from the raw outputs to the detections that Fast NMS keeps. jaxseg also assembles and
+  crops the soft masks here, which the original does in the next phase, so compare the sum;
 - post-processing: boxes and binary masks at the size of the picture, in NumPy;
-- total: everything as a user runs it (`Predictor` here; transform, network and `postprocess` there), measured on its own.
+- total: all phases as a user runs them (`Predictor` in jaxseg; transform, network and `postprocess`
+  in the original), measured separately.
 
-Honest times of detection need many candidates, which fresh weights do not find. `--golden` takes a folder of the original's
-numbers, whose rebuild.py makes weights and pictures that do. Without it weights are fresh and pictures noise, of which
-`--config.model.detection.score_threshold=0` makes every prior a candidate.
+Realistic times of detection need many candidates, which new weights do not find. `--golden` takes a
+folder of the original's numbers, whose rebuild.py makes suitable weights and pictures. Without it,
+weights are new and pictures are noise. `--config.model.detection.score_threshold=0` then makes
+every prior a candidate.
 """
 
 import argparse
@@ -41,7 +45,7 @@ from jaxseg.models.yolact.detections import image_detections
 from jaxseg.ops.implementation import missing_gpu, named
 from jaxseg.predictor import Predictor
 
-# The original does in the second what jaxseg does in the first.
+# The original does a part of the first phase of jaxseg in the second phase.
 TOGETHER = ("detection", "post-processing")
 PICTURE_SIZE = (480, 640)
 PEER_CONFIGS = {
@@ -53,12 +57,15 @@ PEER_CONFIGS = {
     "yolact_r50_pascal": "yolact_resnet50_pascal_config",
 }
 
-# Pictures in, milliseconds of each phase and the number of detections out.
+# A function from pictures to the milliseconds of each phase and the number of detections.
 Side = Callable[[list[np.ndarray]], tuple[dict[str, float], int]]
 
 
 def ours(config: Config, variables: Any) -> Side:
-    """jaxseg. The network and the detection are programs of their own for the phases, one program for the total."""
+    """Makes the side of jaxseg.
+
+    The network and the detection are separate programs for the phases, and one for the total.
+    """
     model = jaxseg.build_model(config)
     spec = model.input_spec
     rule = view_rule(spec)
@@ -88,14 +95,20 @@ def ours(config: Config, variables: Any) -> Side:
 
 
 def program(function: Callable[..., Any], variables: Any) -> Callable[..., Any]:
-    """The function of variables and data, compiled; on a CPU with the variables in it, as `Predictor` has them there."""
+    """Compiles a function of variables and data.
+
+    On a CPU the variables are compiled into the program, as in `Predictor`.
+    """
     if jax.default_backend() == "cpu":
         return jax.jit(functools.partial(function, variables))
     return functools.partial(jax.jit(function), variables)
 
 
 def our_sides(config: Config, make: Callable[[Config], Side]) -> dict[str, Side]:
-    """jaxseg; on a GPU that runs the kernels, and unless the config or the environment chooses, once with them and once without."""
+    """Makes the sides of jaxseg: on a GPU that runs the kernels, once with them and once without.
+
+    There is only one side if the configuration or the environment selects the implementation.
+    """
     if missing_gpu() or named(config.model.implementation):
         return {"jaxseg": make(config)}
     names = {"kernels": "mosaic_gpu", "plain JAX": "xla"}
@@ -103,7 +116,7 @@ def our_sides(config: Config, make: Callable[[Config], Side]) -> dict[str, Side]
 
 
 def original(checkout: Path, config_name: str, state: Mapping[str, np.ndarray] | None) -> tuple[Side, dict[str, np.ndarray]]:
-    """dbolya/yolact on the CPU with torch, made to run from outside; and its weights by name."""
+    """Makes the side of dbolya/yolact, on the CPU with torch, and returns its weights by name."""
     import torch
     from torch import nn
 
@@ -143,7 +156,7 @@ def original(checkout: Path, config_name: str, state: Mapping[str, np.ndarray] |
         watch = Stopwatch()
         images = prepare(pictures)
         watch.split("preparation")
-        # The network ends in the detection; for the phases it hands out what it would pass on.
+        # The network's last step is the detection; for the phases it returns its raw outputs.
         model.detect = lambda outputs, net: outputs
         outputs = model(images)
         watch.split("network")
@@ -161,16 +174,19 @@ def original(checkout: Path, config_name: str, state: Mapping[str, np.ndarray] |
 
 
 def make_importable(checkout: Path) -> None:
-    """Lets the original import where there is no GPU, on today's torch and NumPy, without touching its files."""
+    """Makes the original importable without a GPU and with recent versions of torch and NumPy.
+
+    Its files are not changed.
+    """
     import torch
 
     torch.cuda.current_device = lambda: 0
-    # With several GPUs it leaves the script compiler out, which refuses its modules today.
+    # With several GPUs it does not use the script compiler, which now rejects its modules.
     torch.cuda.device_count = lambda: 2
     torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign, assignment]
     vars(np).update(int=int, float=float)
     if importlib.util.find_spec("torchvision") is None:
-        # Imported there, but not used by what runs here.
+        # The original imports these modules, but the code that runs here does not use them.
         for name in ("torchvision", "torchvision.transforms", "torchvision.models", "torchvision.models.resnet"):
             sys.modules[name] = types.ModuleType(name)
         sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]  # type: ignore[attr-defined]
@@ -179,7 +195,7 @@ def make_importable(checkout: Path) -> None:
 
 
 class Stopwatch:
-    """Milliseconds between splits, by name."""
+    """A stopwatch that records the milliseconds between its splits, by name."""
 
     def __init__(self) -> None:
         self.milliseconds: dict[str, float] = {}
@@ -195,7 +211,7 @@ class Stopwatch:
 
 
 def golden_weights(folder: Path) -> dict[str, np.ndarray]:
-    """The weights behind a golden run, by the original's names."""
+    """Rebuilds the weights of a golden run, by the original's names."""
     specification = importlib.util.spec_from_file_location("rebuild", folder.parent.parent / "rebuild.py")
     if specification is None or specification.loader is None:
         raise SystemExit(f"There is no rebuild.py two folders above {folder}.")
@@ -205,7 +221,7 @@ def golden_weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 def make_pictures(folder: Path | None) -> list[np.ndarray]:
-    """RGB pictures of 640 x 480: those of a golden run, or noise."""
+    """Makes RGB pictures of 640 x 480, which are those of a golden run or noise."""
     if folder is None:
         return [np.random.default_rng(seed).integers(0, 256, (*PICTURE_SIZE, 3), dtype=np.uint8) for seed in range(2)]
     images = np.load(folder / "feats.npz")["image_bgr"]
@@ -213,7 +229,10 @@ def make_pictures(folder: Path | None) -> list[np.ndarray]:
 
 
 def measure(sides: Mapping[str, Side], pictures: list[np.ndarray], batch_size: int, repetitions: int) -> dict[str, dict[str, np.ndarray]]:
-    """Milliseconds by side and phase; the sides take turns, and a first turn of each does not count."""
+    """Measures the milliseconds by side and phase.
+
+    The sides take turns, and the first turn of each is not counted.
+    """
     batch = [pictures[i % len(pictures)] for i in range(batch_size)]
     times: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
     for repetition in range(-1, repetitions):
@@ -228,7 +247,10 @@ def measure(sides: Mapping[str, Side], pictures: list[np.ndarray], batch_size: i
 
 
 def table(times: Mapping[str, Mapping[str, np.ndarray]], together: Sequence[str]) -> str:
-    """A row a phase, and one of the phases `together`; with several sides, how many times as long the others take as the first."""
+    """Formats a row for each phase, and one for the sum of the phases `together`.
+
+    With several sides, it also has the ratios of the other sides' times to that of the first.
+    """
     added = " + ".join(together)
     sides = {name: {**phases, added: np.sum([phases[phase] for phase in together], axis=0)} for name, phases in times.items()}
     phases = [phase for phase in next(iter(times.values())) if phase != "total"]

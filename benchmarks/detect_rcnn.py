@@ -1,22 +1,26 @@
-"""Mask R-CNN from pictures in memory to boxes and masks at their size: on a CPU beside torch, on a GPU with the kernels and without.
+"""Times Mask R-CNN from pictures in memory to boxes and masks at their size.
 
     python benchmarks/detect_rcnn.py                    # needs torch
     python benchmarks/detect_rcnn.py --batch_sizes 1 4 --repetitions 20
 
-ResNet-50 with a feature pyramid, 91 classes, torchvision's conventions, pictures of 640 x 480 in an input of 800 x 1088, float32 on a
-CPU and bfloat16 on a GPU, the same random weights on both sides. The sides take turns; medians and the range between the 10th and the
-90th percentile, in milliseconds a batch, each phase waited for:
+On a CPU the other side is torch; on a GPU jaxseg is timed with the kernels and without. The model
+has a ResNet-50 with a feature pyramid, 91 classes and torchvision's conventions. Pictures of
+640 x 480 are resized to an input of 800 x 1088, in float32 on a CPU and in bfloat16 on a GPU. All
+sides have the same random weights and take turns. The results are medians and the range between the
+10th and the 90th percentile, in milliseconds per batch. The end of each phase is waited for:
 
-- preparation: picture to network input;
-- network: backbone, pyramid, and the region proposals' head;
-- proposals: the best of each level, decoded, non-maximum suppression;
+- preparation: from the picture to the network's input;
+- network: the backbone, the pyramid, and the head of the region proposal network;
+- proposals: the selection of the best anchors of each level, decoding, non-maximum suppression;
 - boxes: RoIAlign, the box head, non-maximum suppression;
 - masks: RoIAlign and the mask head;
 - paste: boxes and binary masks at the size of the picture;
-- total: everything as a user runs it, measured on its own. Ours is one program then, on a CPU with its variables compiled in.
+- total: all phases as a user runs them, measured separately. jaxseg then runs one program, into
+  which the variables are compiled on a CPU.
 
-The torch side is benchmarks/rcnn_in_torch.py: what torchvision has compiled operators for, non-maximum suppression and RoIAlign, is
-vectorised torch there. It runs on the CPU only; for GPUs it only makes the weights. The script also compares what both sides find.
+The torch side is benchmarks/rcnn_in_torch.py. It replaces torchvision's compiled operators,
+non-maximum suppression and RoIAlign, by vectorised torch. It runs on the CPU only; on a GPU it only
+makes the weights. The script also compares the detections of both sides.
 """
 
 import argparse
@@ -49,7 +53,7 @@ AFTER_THE_NETWORK = ("proposals", "boxes", "masks", "paste")
 
 
 def ours(config: Config, variables: Any, predictor: Predictor) -> Side:
-    """jaxseg: a program a phase, and the predictor's for the total."""
+    """Makes the side of jaxseg, with one program per phase, and the predictor for the total."""
     model: Any = jaxseg.build_model(config)
     c, spec = config.model, model.input_spec
     rule = view_rule(spec)
@@ -99,7 +103,7 @@ def ours(config: Config, variables: Any, predictor: Predictor) -> Side:
 
 
 def peer(model: MaskRcnn) -> Side:
-    """The same network in torch."""
+    """Makes the side of the same network in torch."""
 
     @torch.inference_mode()
     def run(pictures: list[np.ndarray]) -> tuple[dict[str, float], int]:
@@ -124,7 +128,7 @@ def peer(model: MaskRcnn) -> Side:
 
 
 def make_pictures(count: int) -> list[np.ndarray]:
-    """Coloured clouds of several sizes."""
+    """Makes pictures of coloured clouds of several sizes."""
     rng = np.random.default_rng(0)
 
     def clouds() -> np.ndarray:
@@ -137,7 +141,11 @@ def make_pictures(count: int) -> list[np.ndarray]:
 
 
 def compare(predictions: Sequence[Prediction], results: Sequence[dict[str, np.ndarray]]) -> str:
-    """How many objects of ours the peer has, too (class, and corners to half a pixel), and how far these differ."""
+    """Describes how many objects of ours the peer also detects, and how much these differ.
+
+    Objects are the same if their classes are equal and their corners differ by at most half a
+    pixel.
+    """
     found, scores, corners, pixels = 0, [0.0], [0.0], [0.0]
     for prediction, result in zip(predictions, results, strict=True):
         assert prediction.masks is not None

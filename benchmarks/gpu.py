@@ -1,12 +1,13 @@
-"""Everything that wants a GPU, in one command and less than ten minutes: versions, kernels, whole models, tests.
+"""Runs everything that needs a GPU in less than ten minutes: kernels, whole models and tests.
 
     python benchmarks/gpu.py                       # all parts; jaxseg has to be importable
     python benchmarks/gpu.py --parts models tests  # some of them
     python benchmarks/gpu.py --seconds 540
 
-Parts run one after the other, each in a process of its own and with its own time limit, so that one which fails or hangs leaves the
-others their time. Their output also goes to the file gpu.log in the folder that the environment variable OUT names, or in this one.
-The last lines say how each part ended; exits 1 where one did not end well.
+The parts run one after the other, each in a separate process with its own time limit, so that a
+part that fails or hangs does not take the time of the others. Their output is also written to
+gpu.log in the folder that the environment variable OUT names, or in the current folder. The last
+lines say how each part ended. The exit code is 1 if any part failed.
 """
 
 import argparse
@@ -34,12 +35,12 @@ print("kernels run here" if missing_gpu() is None else f"kernels do not run here
 
 
 class Job(NamedTuple):
-    """A command of a part, and its limit in seconds."""
+    """A command that is a part, and its time limit in seconds."""
 
     part: str
     command: list[str]
     limit: float
-    # For JAX; empty: its own choice.
+    # The platforms for JAX; if it is empty, JAX chooses.
     platforms: str = ""
 
 
@@ -48,7 +49,7 @@ def script(name: str, *arguments: str) -> list[str]:
 
 
 TESTS = [f"tests/test_{name}.py" for name in ("nms_kernel", "roi_align_kernel", "nms", "roi_align")]
-# What tells most comes first.
+# The most informative parts come first.
 JOBS = (
     Job("versions", ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem", "--format=csv"], 20),
     Job("versions", [sys.executable, "-c", VERSIONS], 60),
@@ -59,13 +60,13 @@ JOBS = (
     Job("models", script("detect_rcnn", "--batch_sizes", "1", "--repetitions", "20"), 90),
     Job("models", script("detect", "--config", "configs/yolact_r50.py", "--config.model.detection.score_threshold=0"), 90),
     Job("others", script("kernels", "--only", "detect_", "train_c4", "train_dilated", "--seconds", "80"), 120),
-    # Otherwise the tests choose the CPU.
+    # The platforms are given, because the tests choose the CPU by default.
     Job("tests", [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *TESTS], 120, platforms="cuda,cpu"),
 )
 
 
 def run(job: Job, seconds: float, log: TextIO) -> str:
-    """How it ended. Its output goes to the terminal and to the log while it runs."""
+    """Runs a job and returns how it ended; its output goes to the terminal and to the log."""
     title = " ".join(job.command[:1] if job.command[1] == "-c" else job.command).replace(sys.executable, "python")
     started = time.perf_counter()
     environment = {
@@ -77,7 +78,7 @@ def run(job: Job, seconds: float, log: TextIO) -> str:
     if job.platforms:
         environment["JAX_PLATFORMS"] = job.platforms
     say(f"\n==== {job.part}: {title}, {min(job.limit, seconds):.0f} s at most\n", log)
-    # The limit is kept by `timeout`, which also ends what never writes a line.
+    # `timeout` enforces the limit, because it also ends a command that never writes a line.
     command = ["timeout", "--kill-after=5", f"{min(job.limit, seconds):.0f}", *job.command]
     try:
         process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

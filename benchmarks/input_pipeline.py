@@ -1,16 +1,16 @@
-"""How fast images become training batches on one core, and how large these are.
+"""Measures how fast one core makes training batches, and how large these are.
 
-Where a checkout of dbolya/yolact is given, its loader is measured, too.
+If a clone of dbolya/yolact is given, its loader is measured, too.
 
     python benchmarks/input_pipeline.py --root data/coco
     python benchmarks/input_pipeline.py --root data/coco --config configs/mask_rcnn_r50_fpn_1x.py
     python benchmarks/input_pipeline.py --root data/coco --peer ../yolact     # needs torch
 
-Batches of eight images, as training with the config gets them; YOLACT's, at 550 pixels, where none
-is given. Both sides read the same images, decode, augment and stack them, in one process with one
-thread, turn by turn. A second is a second of processor time, so that a busy machine disturbs
-little. The original leaves the resize of masks to the losses' resolutions to the training step;
-here it is part of the work.
+Batches have eight images and are those of training with the configuration, or with YOLACT at 550
+pixels if none is given. Both sides read, decode, augment and stack the same images, in one process
+with one thread, and take turns. Seconds are those of processor time, so that a busy machine has
+little effect. In the original, the training step resizes masks to the resolutions of the losses;
+here this is part of the measured work.
 """
 
 import argparse
@@ -35,7 +35,7 @@ BATCH_SIZE = 8
 
 
 def ours(config: Config, seed: int) -> tuple[Callable[[], int], float]:
-    """A function that reads every training image once and counts them; and the bytes of one."""
+    """Returns a function that reads and counts all training images, and the bytes of an image."""
     spec = build_model(config).input_spec
     loader = TrainingLoader(open_dataset(config, "train"), spec, config.data.augment, config.data.max_objects)
     rng = np.random.default_rng(seed)
@@ -53,11 +53,11 @@ def ours(config: Config, seed: int) -> tuple[Callable[[], int], float]:
 
 
 def original(checkout: Path, config: Config, seed: int) -> Callable[[], int]:
-    """The same for the original's loader, made to run on today's NumPy from outside."""
+    """Returns such a function for the original's loader, adapted to recent versions of NumPy."""
     import torch
 
     torch.set_num_threads(1)
-    # NumPy has removed these names, and the package is imported there but not used here.
+    # NumPy has removed these names; the original imports torchvision, but does not use it here.
     vars(np).update(int=int, float=float)
     sys.modules.setdefault("torchvision", types.ModuleType("torchvision"))
     sys.modules["torchvision"].transforms = types.ModuleType("torchvision.transforms")  # type: ignore[attr-defined]
@@ -82,7 +82,7 @@ def original(checkout: Path, config: Config, seed: int) -> Callable[[], int]:
 
 
 class _RaggedChoice:
-    """`numpy.random`, whose `choice` takes a tuple of unlike things as it once did."""
+    """`numpy.random` with the earlier `choice`, which took a tuple of values of several types."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np.random, name)
@@ -92,7 +92,7 @@ class _RaggedChoice:
 
 
 def measure(readers: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Images a second of each reader in each round; the first turn of each does not count."""
+    """Measures the images per second of each reader in each round, after a first turn of each."""
     rates: dict[str, list[float]] = {name: [] for name in readers}
     for turn in range(rounds + 1):
         for name, read in readers.items():

@@ -1,30 +1,30 @@
-"""RoIAlign and NMS on this GPU: whether the kernels are right, and how fast they are.
+"""Checks and times the kernels of RoIAlign and NMS on this GPU.
 
     python benchmarks/kernels.py
     python benchmarks/kernels.py --only train_boxes fast
     python benchmarks/kernels.py --plain
 
-The first line needs an NVIDIA GPU of compute capability 9.0, and uses torchvision where it is
-installed. The second one looks at the shapes whose names start so. The third one runs anywhere,
-with plain JAX at tiny shapes.
+The first command needs an NVIDIA GPU of compute capability 9.0, and uses torchvision if it is
+installed. The second command uses only shapes whose names start with the given words. The third one
+runs on any machine, with plain JAX at tiny shapes.
 
 For each real shape (see `model_shapes/`) the kernel is first compared with plain JAX on all inputs:
-NMS bit by bit, RoIAlign and its gradient by the largest difference over the largest value. It also
-has to give the same bits twice. Then it is timed by the clock. One program goes through several
-sets of inputs, so that a cache cannot hold them, and it is called many times before anything is
-waited for (see `timing.py`). The figures are the median of several rounds and the range between the
-10th and the 90th percentile, for one set of inputs. Beside them stand:
+NMS bit for bit, and RoIAlign and its gradient by the largest difference over the largest value. Two
+runs of the kernel must give the same bits. Then its elapsed time is measured. One program processes
+several sets of inputs, so that a cache cannot hold them, and is called many times before any result
+is waited for (see `timing.py`). The figures are the median of several rounds and the range between
+the 10th and the 90th percentile, for one set of inputs. The output also has:
 
-- the bandwidth of the fewest bytes that have to move (every pixel under a sample and every result
-  once), and its part of what a copy reaches here;
-- plain JAX, and how many times as long it takes;
-- torchvision, and how many times as long it takes: `roi_align` once for each level, with its RoIs
-  sorted out beforehand and as a CUDA graph; `MultiScaleRoIAlign`; `nms` and `batched_nms`, which
-  wait for the GPU in between;
-- the goal for the ratio to the fastest of these, where there is one.
+- the bandwidth for the smallest number of bytes that have to move (every pixel under a sample and
+  every result once), and its fraction of the bandwidth of a copy;
+- the time of plain JAX, and its ratio to that of the kernel;
+- the time of torchvision, and its ratio to that of the kernel: `roi_align` once for each level,
+  with the RoIs assigned beforehand and as a CUDA graph; `MultiScaleRoIAlign`; `nms` and
+  `batched_nms`, which wait for the GPU between their steps;
+- the goal for the ratio to the fastest of these, if there is one.
 
-The last lines are a table in Markdown. The exit code is 1 where a kernel fails or answers wrongly,
-and 2 where there is no GPU.
+The last lines are a table in Markdown. The exit code is 1 if a kernel fails or its results are
+wrong, and 2 if there is no GPU.
 """
 
 import argparse
@@ -49,14 +49,14 @@ from jaxseg.ops.implementation import ImplementationError, missing_gpu
 from jaxseg.ops.nms import class_nms, cross_class_fast_nms, exact_nms, fast_nms, labelled_nms
 from jaxseg.ops.roi_align import roi_align
 
-# How many times as fast as the fastest way with torchvision the kernels should be.
+# The goals for the speed of the kernels, as multiples of the fastest way with torchvision.
 ROI_ALIGN_GOAL, FAST_NMS_GOAL, EXACT_NMS_GOAL = 1.5, 5.0, 1.0
-# The largest difference to plain JAX over the largest value, for sums in another order or for one
-# rounding of the result.
+# The largest allowed difference from plain JAX over the largest value, which covers sums in another
+# order or one rounding of the result.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2.0**-7}
-# The bytes of all sets of inputs and results together: well over the 60 MB of an H200's cache.
+# The bytes of all sets of inputs and results, which far exceed the 60 MB of an H200's cache.
 BYTES_OF_SETS, MOST_SETS = 2**28, 8
-# The number of cases whose inputs are in memory together.
+# The number of cases whose inputs are in memory at the same time.
 CASES_AT_A_TIME = 8
 
 
@@ -65,13 +65,13 @@ class Case:
     """One operation on sets of inputs of one shape.
 
     Attributes:
-        operation: takes the name of an implementation and the operands.
-        sets: sets of operands, on the device.
-        tolerance: see `TOLERANCES`; 0 asks for the same bits.
+        operation: a function of the name of an implementation and of the operands.
+        sets: the sets of operands, on the device.
+        tolerance: see `TOLERANCES`; 0 requires equal bits.
         fewest_bytes: the bytes that one operation has to move; None stands for those of the
             operands and results.
-        peers: makes the calls of torchvision from the module that has them.
-        goal: the goal for the ratio to the fastest of these.
+        peers: a function that makes the calls of torchvision from the module that contains them.
+        goal: the goal for the ratio to the fastest of these calls.
     """
 
     operation: Callable[..., Any]
@@ -123,7 +123,7 @@ def roi_align_case(shape: RoiAlignShape, dtype: str, gradient: bool) -> Case:
 
 
 def touched_pixels(shape: RoiAlignShape, inputs: RoiAlignInputs) -> int:
-    """The number of pixels of all images and levels that samples within their level touch."""
+    """Counts the pixels of all images and levels that samples within their level read."""
     boxes, levels = np.asarray(inputs.boxes), np.asarray(inputs.levels)
     count = 0
     for level, (size, stride) in enumerate(zip(shape.level_sizes, shape.strides, strict=True)):
@@ -136,7 +136,7 @@ def touched_pixels(shape: RoiAlignShape, inputs: RoiAlignInputs) -> int:
 
 
 def sampled(shape: RoiAlignShape, ends: np.ndarray, length: int) -> np.ndarray:
-    """The pixels along one axis that samples between two ends touch."""
+    """Returns the pixels along one axis that samples between two ends read."""
     low, high = ends
     extent = high - low if shape.aligned else max(high - low, 1.0)
     samples = shape.output_size * (shape.sampling_ratio or max(int(np.ceil(extent / shape.output_size)), 0))
@@ -175,7 +175,7 @@ def nms_case(shape: NmsShape) -> Case:
 
 
 def suppressions(shape: NmsShape) -> str:
-    """What is suppressed, in words."""
+    """Describes the suppression of a shape in words."""
     if isinstance(shape, ExactNmsShape):
         return f"{shape.batch} x {len(shape.counts)} lists of up to {max(shape.counts)}"
     if isinstance(shape, ClassNmsShape):
@@ -187,7 +187,7 @@ def suppressions(shape: NmsShape) -> str:
 
 
 def check(case: Case, ours: Any, plain: Any, again: Any) -> tuple[str, bool]:
-    """What there is to say about the results of a kernel, and whether they are right."""
+    """Describes the results of a kernel, and returns whether they are right."""
     pairs = list(zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True))
     repeats = all(bool(same_bits(a, b)) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(again), strict=True))
     twice = "the same bits twice" if repeats else "other bits the second time"
@@ -195,7 +195,7 @@ def check(case: Case, ours: Any, plain: Any, again: Any) -> tuple[str, bool]:
         right = all(bool(same_bits(a, b)) for a, b in pairs)
         return f"{'the same bits as plain JAX' if right else 'WRONG: other bits than plain JAX'}, {twice}", right and repeats
     error = max(float(difference(a, b)) for a, b in pairs)
-    # No sum depends on the order in which threads come, so other bits would mean a race.
+    # No sum depends on the order of the threads, so different bits would mean a race.
     right = error <= case.tolerance and repeats
     return f"{'' if right else 'WRONG: '}{error:.1e} of the largest value from plain JAX, {twice}", right
 
@@ -215,12 +215,12 @@ def difference(a: jax.Array, b: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What all cases share.
+    """The settings that all cases share.
 
     Attributes:
-        implementations: the names of the implementations; the first one is in question.
+        implementations: the names of the implementations, of which the first one is tested.
         torchvision: the module with torchvision's calls, or None.
-        bandwidth: the bytes a second that a copy reaches.
+        bandwidth: the bytes per second of a copy.
     """
 
     implementations: tuple[str, ...]
@@ -228,11 +228,11 @@ class Bench:
     bandwidth: float
 
     def prepare(self, make: Callable[[], Case], pool: concurrent.futures.Executor) -> concurrent.futures.Future:
-        """The case and its programs, one for each implementation, which the pool compiles."""
+        """Makes a case and its programs, one for each implementation, which the pool compiles."""
         try:
             case = make()
             lowered = {name: case.lower(name) for name in self.implementations}
-        # The error is reported when it is the turn of the case.
+        # The error is reported when the case is run.
         except Exception as error:
             failed: concurrent.futures.Future = concurrent.futures.Future()
             failed.set_exception(error)
@@ -273,7 +273,7 @@ class Bench:
         return f"| {' | '.join(cells)} |", right
 
     def run_torchvision(self, case: Case, results: Any, ours: Times) -> dict[str, float]:
-        """How many times as long each way with torchvision takes."""
+        """Returns the ratio of the time of each way with torchvision to ours."""
         ratios = {}
         for name, peer in (case.peers(self.torchvision) if self.torchvision else {}).items():
             times = measure(peer.run, len(case.sets), wait=self.torchvision.wait)
@@ -290,14 +290,14 @@ def show(name: str, times: Times, remark: str) -> None:
 def load_torchvision() -> Any:
     try:
         return importlib.import_module("torchvision_peers")
-    # The import raises RuntimeError where the operators do not load.
+    # The import raises RuntimeError if the operators do not load.
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         print(f"Without torchvision's times: {str(error).splitlines()[0]}.")
         return None
 
 
 def make_cases(names: tuple[str, ...], dtypes: list[str], plain: bool) -> list[tuple[str, Callable[[], Case]]]:
-    """Titles and what makes the cases; those with a goal come first."""
+    """Returns the titles of the cases and the functions that make them; goals come first."""
     groups: list[list[tuple[str, Callable[[], Case]]]] = [[], []]
     for shape in (*ROI_ALIGN_SHAPES, *NMS_SHAPES):
         if not shape.name.startswith(names):
@@ -329,7 +329,7 @@ def main() -> None:
     for name in options.only:
         if not any(shape.startswith(name) for shape in shapes):
             parser.error(f"no shape's name starts with {name}; there are {', '.join(shapes)}")
-    # torch needs memory, too.
+    # torch also needs memory of the GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     missing = missing_gpu()
     if missing and not options.plain:
@@ -342,8 +342,7 @@ def main() -> None:
     with concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
         waiting = make_cases(tuple(options.only), options.dtypes, options.plain)
         while waiting and time.perf_counter() - started < options.seconds:
-            # The programs of a few cases are compiled, several at a time, before the first one is
-            # timed.
+            # The programs of a few cases are compiled in parallel before the first one is timed.
             prepared = [(title, bench.prepare(make, pool)) for title, make in waiting[:CASES_AT_A_TIME]]
             waiting = waiting[CASES_AT_A_TIME:]
             concurrent.futures.wait([future for _, future in prepared])
@@ -356,7 +355,7 @@ def main() -> None:
                 except ImplementationError as error:
                     print(f"  {error}", flush=True)
                     right = True
-                # Where one kernel fails, the others are measured all the same.
+                # If one kernel fails, the others are still measured.
                 except Exception as error:
                     print(f"  FAILED: {type(error).__name__}: {str(error)[:2000]}", flush=True)
                     right = False

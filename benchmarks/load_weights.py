@@ -1,10 +1,12 @@
-"""How long weights of each format take to load, and how much memory: `jaxseg.load_weights` on a checkpoint of yolact_r50, 125 MB.
+"""Measures the time and the memory that `jaxseg.load_weights` takes for each file format.
 
-    python benchmarks/load_weights.py            # Linux, for the memory is read from /proc
+    python benchmarks/load_weights.py            # needs Linux, because memory is read from /proc
 
-Each format is loaded in a process of its own, after jaxseg is imported and JAX has started. Seconds are of the first call, and of
-the second, which traces the model no more. Memory is the peak of the resident set during the first call less what was resident
-before it, as a multiple of the file's size; pages of the file that are mapped into memory count.
+The weights are a checkpoint of yolact_r50 with 125 MB. Each format is loaded in a separate process,
+after jaxseg has been imported and JAX has started. The times are those of the first call, and of
+the second one, which does not trace the model again. The memory is the peak of the resident set
+during the first call minus that before it, as a multiple of the file's size; it includes pages of
+the file that are mapped into memory.
 """
 
 import argparse
@@ -28,7 +30,7 @@ FORMATS = ("zip.pth", "legacy.pth", "zoo.pkl", "arrays.npz", "ours.npz", "ours.s
 
 
 def write_files(folder: Path, config: jaxseg.Config) -> None:
-    """The same noise in every format."""
+    """Writes the same noise in every format."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: jaxseg.init_variables(jaxseg.build_model(config), config))
     variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32), shapes)
@@ -42,7 +44,7 @@ def write_files(folder: Path, config: jaxseg.Config) -> None:
 
 
 def write_legacy(path: Path, state: Mapping[str, np.ndarray]) -> None:
-    """The stream that torch.save wrote until 2020."""
+    """Writes the stream that torch.save wrote until 2020."""
     with path.open("wb") as file:
         for head in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}):
             pickle.dump(head, file, protocol=2)
@@ -53,17 +55,17 @@ def write_legacy(path: Path, state: Mapping[str, np.ndarray]) -> None:
 
 
 def resident(kind: str) -> int:
-    """Bytes of this process in memory now (VmRSS), or at most since the peak was reset (VmHWM)."""
+    """Returns this process's bytes in memory, now (VmRSS) or at the peak since a reset (VmHWM)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
     return 1024 * int(line.split()[1])
 
 
 def measure(path: Path, config_file: str) -> None:
-    """Prints seconds of the first and the second call, and bytes."""
+    """Prints the seconds of the first and the second call, and the bytes."""
     config = jaxseg.load_config(config_file)
     jax.block_until_ready(jax.numpy.zeros(1) + 1)
     before = resident("VmRSS")
-    # Resets the peak.
+    # Writing 5 resets the peak.
     Path("/proc/self/clear_refs").write_text("5")
     seconds = []
     for _ in range(2):

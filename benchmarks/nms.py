@@ -1,12 +1,11 @@
-"""How fast exact greedy NMS is on this machine, beside OpenCV's compiled routine and torch.
+"""Times exact greedy NMS on this machine, and OpenCV's compiled routine and torch.
 
     python benchmarks/nms.py
 
-Where torch is installed, it goes through the boxes in a loop. All sides get the same boxes in
-turns, and have to keep the same ones. Boxes are float32 on whole pixels, because OpenCV computes
-overlaps in float64. Times are of the processor, of all threads together, so that a busy machine
-disturbs them little; they are of a call whose inputs are in memory. Ratios say how many times as
-long the other side takes.
+If torch is installed, it processes the boxes in a loop. All sides get the same boxes, take turns,
+and have to keep the same boxes. Boxes are float32 at whole pixels, because OpenCV computes overlaps
+in float64. The times are the processor times of all threads, so that a busy machine has little
+effect, for a call whose inputs are in memory. Ratios are the times of the other sides over ours.
 """
 
 import argparse
@@ -35,8 +34,8 @@ class Case:
 
     Attributes:
         name: the name in the output.
-        sides: for each side, what does the work.
-        rows: for each side, what makes sorted numbers of the rows that stay from its result.
+        sides: for each side, the function that does the work.
+        rows: for each side, the function that converts its result to the sorted kept rows.
     """
 
     name: str
@@ -45,7 +44,7 @@ class Case:
 
 
 def proposals(rng: np.random.Generator, count: int, objects: int, noise: float) -> np.ndarray:
-    """Boxes on whole pixels of an input of 800 x 1333: many for each object, each a little off.
+    """Makes boxes at whole pixels of an input of 800 x 1333, with many around each object.
 
     Args:
         rng: the source of randomness.
@@ -64,7 +63,7 @@ def proposals(rng: np.random.Generator, count: int, objects: int, noise: float) 
 
 
 def distinct_scores(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Scores of which no two are equal, because the sides break ties differently."""
+    """Makes scores of which no two are equal, because the sides break ties differently."""
     count = int(np.prod(shape))
     return ((rng.permutation(count) + 1) / (count + 1)).astype(np.float32).reshape(shape)
 
@@ -74,7 +73,7 @@ def width_height(boxes: np.ndarray) -> np.ndarray:
 
 
 def torch_nms(boxes: Any, scores: Any, iou_threshold: float) -> list[int]:
-    """Compares one box after the other with all boxes that are left, in vector operations."""
+    """Suppresses boxes in a loop, in which a box is compared with all remaining boxes at once."""
     order = scores.argsort(descending=True)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept = []
@@ -88,14 +87,14 @@ def torch_nms(boxes: Any, scores: Any, iou_threshold: float) -> list[int]:
 
 
 def of_one_list(name: str, boxes: np.ndarray, scores: np.ndarray, torch: Any) -> Case:
-    """The case of the proposals of one level of one image."""
+    """Makes the case of the proposals of one level of one image."""
     return of_lists(name, boxes[None], scores[None], torch)
 
 
 def of_lists(name: str, boxes: np.ndarray, scores: np.ndarray, torch: Any) -> Case:
-    """The case of the proposals of several levels and images.
+    """Makes the case of the proposals of several levels and images.
 
-    jaxseg has one program for all lists, and the others take one list after the other.
+    jaxseg has one program for all lists, and the others process one list after the other.
     """
     count = scores.shape[1]
     ours = jax.jit(jax.vmap(lambda b, s: exact_nms(b, s, s > 0, iou_threshold=PROPOSAL_IOU)))
@@ -118,7 +117,10 @@ def of_lists(name: str, boxes: np.ndarray, scores: np.ndarray, torch: Any) -> Ca
 
 
 def of_classes(name: str, boxes: np.ndarray, scores: np.ndarray, torch: Any) -> Case:
-    """The case of the detections of one image: threshold, suppression within classes, the best."""
+    """Makes the case of the detections of one image.
+
+    Its steps are the threshold, suppression within classes, and the selection of the best.
+    """
     ours = jax.jit(partial(class_nms, score_threshold=SCORE_THRESHOLD, iou_threshold=DETECTION_IOU, max_detections=DETECTIONS))
     arguments = jnp.asarray(boxes), jnp.asarray(scores)
     corners = width_height(boxes.reshape(-1, 4)).reshape(boxes.shape)
@@ -151,7 +153,7 @@ def cases(rng: np.random.Generator, torch: Any) -> list[Case]:
     crowded = [proposals(rng, PROPOSALS, 60, 12.0) for _ in range(10)]
     scattered = proposals(rng, PROPOSALS, PROPOSALS, 0.0)
     regions = np.stack([proposals(rng, REGIONS, 20, 8.0) for _ in range(CLASSES)], 1)
-    # Either a few pairs of a region and a class pass the threshold, as after training, or all do.
+    # Either few pairs of a region and a class pass the threshold, as after training, or all do.
     likely = distinct_scores(rng, REGIONS, CLASSES)
     unlikely = np.where(rng.random((REGIONS, CLASSES)) < 0.01, likely, likely * SCORE_THRESHOLD).astype(np.float32)
     return [
@@ -164,7 +166,7 @@ def cases(rng: np.random.Generator, torch: Any) -> list[Case]:
 
 
 def measure(case: Case, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each side in each round; first of all they have to keep the same boxes."""
+    """Measures the milliseconds of each side in each round, after a check that results agree."""
     kept = {name: case.rows[name](run()) for name, run in case.sides.items()}
     for name, rows in kept.items():
         if rows != kept["jaxseg"]:

@@ -1,7 +1,9 @@
-"""torchvision's Mask R-CNN (ResNet-50, feature pyramid) in plain torch, as a peer where torchvision's own operators do not load.
+"""torchvision's Mask R-CNN (ResNet-50, feature pyramid) in plain torch, for comparisons.
 
-The same parameters under the same names, the same arithmetic, detection only. Non-maximum suppression and RoIAlign, which torchvision
-has in C++, are vectorised here: a fixed point of matrix products, and one `grid_sample` a pyramid level.
+It works if torchvision's own operators do not load. Parameters, their names and the arithmetic are
+the same, and there is only detection. Non-maximum suppression and RoIAlign, which torchvision
+implements in C++, are vectorised here: as a fixed point of matrix products, and as one
+`grid_sample` per level of the pyramid.
 """
 
 import math
@@ -21,7 +23,7 @@ LARGEST_SCALE = math.log(1000 / 16)
 
 
 class FrozenNorm(nn.Module):
-    """Batch norm as a scale and a bias. Without an epsilon, as torchvision has it with its published weights."""
+    """Batch norm as a scale and a bias, without an epsilon as in torchvision's published models."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -76,17 +78,19 @@ def named(**modules: nn.Module) -> nn.ModuleDict:
 
 
 def convolution(inputs: int, outputs: int, size: int) -> nn.Sequential:
-    """Under the name `0`, as torchvision's convolutions without a norm are."""
+    """Makes a convolution under the name `0`, like those of torchvision without a norm."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, size, padding=size // 2))
 
 
 class MaskRcnn(nn.Module):
-    """Call the parts in their order: `prepare`, `network`, `propose`, `detect`, `predict_masks`, `paste`. One picture or several.
+    """The model, whose methods are the steps of detection in one or several pictures.
+
+    Call them in this order: `prepare`, `network`, `propose`, `detect`, `predict_masks`, `paste`.
 
     Args:
-        classes: with the background, which comes first.
-        shorter_side: of the network's input, in pixels.
-        longer_side: the longer one may not exceed it.
+        classes: the number of classes with the background, which comes first.
+        shorter_side: the shorter side of a picture in the network's input, in pixels.
+        longer_side: the limit of the longer side, in pixels.
     """
 
     def __init__(self, classes: int = 91, shorter_side: int = 800, longer_side: int = 1333):
@@ -116,7 +120,10 @@ class MaskRcnn(nn.Module):
         self.eval()
 
     def prepare(self, pictures: Sequence[np.ndarray]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Pictures (uint8 `[H, W, 3]`, RGB) normalised, resized and padded; and each one's height and width in the input."""
+        """Normalises, resizes and pads pictures, uint8 `[H, W, 3]`, RGB.
+
+        It also returns the height and width of each picture in the input.
+        """
         mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
         resized = []
         for picture in pictures:
@@ -132,7 +139,7 @@ class MaskRcnn(nn.Module):
         return batch, sizes
 
     def network(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The pyramid P2 to P6, and the region proposals' logits and deltas of each level."""
+        """Computes the pyramid P2 to P6, and the logits and deltas of the RPN on each level."""
         stages, fpn, head = self.backbone["body"](images), self.backbone["fpn"], self.rpn["head"]
         inner = None
         levels: list[Tensor] = []
@@ -146,7 +153,7 @@ class MaskRcnn(nn.Module):
         return levels, [head["cls_logits"](x) for x in hidden], [head["bbox_pred"](x) for x in hidden]
 
     def propose(self, images: Tensor, sizes: Sequence[tuple[int, int]], logits: list[Tensor], deltas: list[Tensor]) -> list[Tensor]:
-        """At most 1000 regions of each image."""
+        """Selects at most 1000 regions of each image."""
         shape = images.shape[-2:]
         anchors = [level_anchors(side, shape, level.shape[-2:]) for side, level in zip(ANCHOR_SIZES, logits, strict=True)]
         proposals = []
@@ -168,7 +175,10 @@ class MaskRcnn(nn.Module):
     def detect(
         self, levels: list[Tensor], proposals: list[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Boxes in pixels of the input, scores and classes (the background is 0) of at most 100 objects an image, best first."""
+        """Detects at most 100 objects in each image, in descending order of scores.
+
+        It returns boxes in pixels of the input, scores and classes, where the background is 0.
+        """
         head, predictor = self.roi_heads["box_head"], self.roi_heads["box_predictor"]
         x = pool(levels, proposals, 7).flatten(1)
         x = F.relu(head["fc7"](F.relu(head["fc6"](x))))
@@ -189,7 +199,7 @@ class MaskRcnn(nn.Module):
         return found
 
     def predict_masks(self, levels: list[Tensor], found: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
-        """Of each object 28 x 28 probabilities over its box."""
+        """Computes 28 x 28 probabilities over the box of each object."""
         predictor = self.roi_heads["mask_predictor"]
         x = pool(levels, [boxes for boxes, _, _ in found], 14)
         for layer in self.roi_heads["mask_head"]:
@@ -205,7 +215,10 @@ class MaskRcnn(nn.Module):
         found: Sequence[tuple[Tensor, Tensor, Tensor]],
         masks: Sequence[Tensor],
     ) -> list[dict[str, np.ndarray]]:
-        """Boxes and binary masks at the pictures' sizes; torchvision leaves the threshold to the user."""
+        """Converts boxes and masks to the pictures' sizes, and thresholds the masks.
+
+        torchvision leaves the threshold to the user.
+        """
         results = []
         for picture, size, (boxes, scores, labels), soft in zip(pictures, sizes, found, masks, strict=True):
             height, width = picture.shape[:2]
@@ -235,7 +248,7 @@ class MaskRcnn(nn.Module):
 
 
 def level_anchors(side: int, input_size: Sequence[int], level_size: Sequence[int]) -> Tensor:
-    """Of one level, corners rounded, a measured stride apart."""
+    """Makes the anchors of one level, with rounded corners and a measured stride."""
     ratios = torch.tensor(ASPECT_RATIOS).sqrt()
     width, height = side * (1 / ratios), side * ratios
     cell = (torch.stack([-width, -height, width, height], 1) / 2).round()
@@ -259,7 +272,7 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """Indices of what greedy suppression within each group keeps, best first."""
+    """Returns the indices that greedy suppression within each group keeps, by descending score."""
     order = scores.argsort(descending=True, stable=True)
     boxes, groups = boxes[order], groups[order]
     keep = torch.zeros(len(boxes), dtype=torch.bool)
@@ -270,7 +283,11 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float)
 
 
 def nms(boxes: Tensor, threshold: float) -> Tensor:
-    """Which of boxes in order of score stay. A box goes if one that stays before it overlaps it by more: iterated until nothing changes."""
+    """Returns which boxes, given in descending order of scores, are kept.
+
+    A box is removed if its IoU with a kept box before it exceeds the threshold. This rule is
+    iterated until nothing changes.
+    """
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     low, high = torch.maximum(boxes[:, None, :2], boxes[None, :, :2]), torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     shared = (high - low).clamp(min=0).prod(2)
@@ -282,7 +299,10 @@ def nms(boxes: Tensor, threshold: float) -> Tensor:
 
 
 def pool(levels: list[Tensor], boxes: list[Tensor], size: int) -> Tensor:
-    """RoIAlign, unaligned, with 2 x 2 samples a bin, each region from the level of its size; all images' regions in one row."""
+    """Applies RoIAlign (not aligned, 2 x 2 samples per bin) to the level of each region's size.
+
+    The regions of all images are concatenated.
+    """
     counts = [len(part) for part in boxes]
     flat, image = torch.cat(boxes), torch.repeat_interleave(torch.arange(len(boxes)), torch.tensor(counts))
     area = (flat[:, 2:] - flat[:, :2]).prod(1)
@@ -297,7 +317,10 @@ def pool(levels: list[Tensor], boxes: list[Tensor], size: int) -> Tensor:
 
 
 def roi_align(features: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Of one image and level, boxes in its cells: every sample of every region in one call of `grid_sample`."""
+    """Applies RoIAlign to one level of one image, with all samples in one call of `grid_sample`.
+
+    The boxes are in cells of the level.
+    """
     channels, height, width = features.shape
     extent = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
     steps = (torch.arange(2 * size) + 0.5) / (2 * size)
@@ -314,10 +337,11 @@ def roi_align(features: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def calibrated(model: MaskRcnn, picture: np.ndarray, seed: int = 0) -> MaskRcnn:
-    """The model with noise for weights, each layer scaled such that what it gives has a spread of about 1 on the picture.
+    """Sets the weights to noise, with layers scaled to a standard deviation of about 1.
 
-    Weights fresh from training's start would find nothing, and times of detection would be too good. The last layers' spreads are
-    chosen so that hundreds of boxes pass the thresholds.
+    The standard deviation is that of a layer's output for the picture. With initial weights of
+    training there would be no detections, and their times would be too short. The scales of the
+    last layers let hundreds of boxes pass the thresholds.
     """
     spreads: dict[nn.Module, float] = {
         model.rpn["head"]["cls_logits"]: 2.0,
@@ -329,7 +353,7 @@ def calibrated(model: MaskRcnn, picture: np.ndarray, seed: int = 0) -> MaskRcnn:
     hooks: dict[nn.Module, Any] = {}
 
     def scale(module: nn.Module, _: Any, output: Tensor) -> Tensor:
-        # Of a layer that all levels of the pyramid share, the first one decides.
+        # The first level decides on the scale of a layer that all levels of the pyramid share.
         hooks.pop(module).remove()
         factor = spreads.get(module, 1.0) / output.std()
         module.weight *= factor

@@ -1,22 +1,22 @@
-"""RoIAlign on this machine: the forms of `jaxseg.ops.roi_align` beside the same sums in torch.
+"""Times the forms of `jaxseg.ops.roi_align` on this machine, and the same sums in torch.
 
     python benchmarks/roi_align.py
     python benchmarks/roi_align.py --implementations default matmul --repetitions 3
 
 The shapes are those of Mask R-CNN at 800 x 1088: boxes and masks, in detection and in training,
-where forward and gradient are timed together. Proposals are random. The logarithms of their sizes
-are spread evenly, about as for a trained network, and they are pooled from the level of their size.
-Each shape comes with 2 x 2 unaligned samples a cell (maskrcnn-benchmark, torchvision) and with
-adaptive aligned ones (detectron2, mmdetection).
+where the forward pass and the gradient are timed together. Proposals are random. The logarithms of
+their sizes are distributed uniformly, approximately as for a trained network, and each proposal is
+pooled from the level of its size. Each shape is timed with 2 x 2 unaligned samples per cell
+(maskrcnn-benchmark, torchvision) and with adaptive aligned ones (detectron2, mmdetection).
 
-Where torch is installed, it runs `grid_sample` once for all samples of an image and level, and then
-adds up those of each cell. Its features lie in memory as its convolutions leave them. torchvision's
-compiled operator is not used.
+If torch is installed, it runs `grid_sample` once for all samples of an image and level, and then
+adds those of each cell. Its features have the memory layout of its convolutions' results.
+torchvision's compiled operator is not used.
 
-All sides take turns and have to agree. Times are of the processor, of all threads together, and by
-the clock: medians, the range between the 10th and the 90th percentile, and how many times as long
-torch takes. Nothing else should run: torch's threads spin while they wait for each other, and on a
-busy machine that looks like work.
+All sides take turns and have to agree. The results are the processor time of all threads and the
+elapsed time: medians, the range between the 10th and the 90th percentile, and the ratio of torch's
+time to ours. No other program should run: torch's threads spin while they wait for each other, and
+on a busy machine that counts as processor time.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SIDES, LARGEST_RATIO = (16, 500), 3
 
 
 class Case(NamedTuple):
-    """A call of a model."""
+    """One call of RoIAlign in a model."""
 
     name: str
     batch: int
@@ -65,8 +65,8 @@ class Inputs(NamedTuple):
     gradient: np.ndarray
 
 
-# Gives the pooled RoIs, and the gradient of the features where the case has one, when they are
-# there.
+# A function that returns the pooled RoIs and, if the case has one, the gradient of the features, as
+# soon as they are computed.
 Side = Callable[[], tuple[Any, list[Any]]]
 
 
@@ -168,7 +168,7 @@ def in_torch(inputs: Inputs, case: Case, sampling_ratio: int, aligned: bool) -> 
 
 
 def agree(results: Mapping[str, tuple[Any, list[Any]]]) -> None:
-    """Raises an error where the results of the sides differ by more than about 1e-4."""
+    """Raises an error if the results of the sides differ by more than about 1e-4."""
 
     def arrays(name: str) -> list[np.ndarray]:
         pooled, gradients = results[name]
@@ -182,7 +182,10 @@ def agree(results: Mapping[str, tuple[Any, list[Any]]]) -> None:
 
 
 def measure(sides: Mapping[str, Side], repetitions: int) -> dict[str, np.ndarray]:
-    """Milliseconds of the processor and by the clock of each repetition, after a checked one."""
+    """Measures the processor time and the elapsed time of each repetition in milliseconds.
+
+    The first repetition is only checked.
+    """
     agree({name: side() for name, side in sides.items()})
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(repetitions):

@@ -1,16 +1,16 @@
-"""RoIAlign on TPUs as XLA's compiler sees it: what each form costs there, on a machine without any.
+"""Estimates the cost of each form of RoIAlign on TPUs by XLA's compiler, without a TPU.
 
     pip install libtpu
     python benchmarks/roi_align_tpu.py
     python benchmarks/roi_align_tpu.py --shapes train_boxes detect_boxes --forms gather matmul
     python benchmarks/roi_align_tpu.py --generations v4 --dtypes float32
 
-Each form is compiled for one chip at shapes of `model_shapes/` and at those of a small image:
-forward, and with its gradient where the shape is one of training. The table has the milliseconds
-that follow from the compiler's estimates (see `tpu_costs.py`), those that it takes at the least to
-read the arguments and write the results, the temporary memory, and the number of rows that are
-gathered or scattered one by one. Loops over windows count one turn for each RoI, which is the least
-they have. Nothing runs.
+Each form is compiled for one chip at shapes of `model_shapes/` and at those of a small image, with
+its gradient if the shape is one of training. The table has the milliseconds by the compiler's
+estimates (see `tpu_costs.py`), the lower limit in milliseconds for reading the arguments and
+writing the results, the temporary memory, and the number of rows that are gathered or scattered one
+by one. Loops over windows count as one iteration per RoI, which is their minimum. No program is
+run.
 """
 
 import argparse
@@ -38,7 +38,7 @@ TYPICAL = ("train_boxes", "train_masks", "train_boxes_adaptive", "train_c4", "tr
 
 
 def program(shape: RoiAlignShape, form: str, dtype: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The call, with its gradient for shapes of training, and its abstract arguments."""
+    """Returns the call, with its gradient for shapes of training, and its abstract arguments."""
     features = tuple(jax.ShapeDtypeStruct((shape.batch, *size, shape.channels), dtype) for size in shape.level_sizes)
     boxes = jax.ShapeDtypeStruct((shape.batch, shape.rois, 4), jnp.float32)
     levels = jax.ShapeDtypeStruct((shape.batch, shape.rois), jnp.int32)
@@ -57,7 +57,7 @@ def program(shape: RoiAlignShape, form: str, dtype: Any) -> tuple[Any, tuple[Any
 
 
 def minimal_bytes(shape: RoiAlignShape, dtype: Any) -> int:
-    """The bytes of features and result, and in training of their gradients, too."""
+    """Returns the bytes of the features and the result, and in training of their gradients."""
     pixels = sum(height * width for height, width in shape.level_sizes)
     numbers = shape.batch * shape.channels * (pixels + shape.rois * shape.output_size**2)
     return numbers * jnp.dtype(dtype).itemsize * (2 if shape.training else 1)

@@ -1,4 +1,4 @@
-"""How the benchmarks time the work of a device, and what a device can do at best."""
+"""The functions with which benchmarks time the work of a device, and measure its limits."""
 
 import functools
 import math
@@ -41,11 +41,11 @@ def measure(
     that Python needs to start a call counts only where the device is faster than that.
 
     Args:
-        run: starts work, and gives what to wait for.
+        run: a function that starts the work, and returns a result to wait for.
         operations: the number of operations that one call starts.
-        wait: returns when a result is there, and with it everything that was started before.
+        wait: a function that returns when a result and all earlier ones are available.
         rounds: the number of rounds.
-        seconds: the time of a round, about.
+        seconds: the approximate time of a round.
     """
 
     def time_calls(calls: int) -> float:
@@ -63,8 +63,8 @@ def measure(
 def in_turn(operation: Callable[..., Any], sets: Sequence[Any]) -> list[Any]:
     """Calls `operation(*operands)` for each set of operands, one after the other in one program.
 
-    Several sets keep a cache from holding all of them, and a call of the program starts several
-    operations. Without the barriers XLA would melt the sets' small steps into one.
+    With several sets, a cache cannot hold all of them, and a call of the program starts several
+    operations. Without the barriers XLA would fuse small steps of different sets.
     """
     results: list[Any] = []
     for operands in sets:
@@ -75,7 +75,7 @@ def in_turn(operation: Callable[..., Any], sets: Sequence[Any]) -> list[Any]:
 
 
 def copy_bandwidth() -> float:
-    """The bytes a second, read and written, of a pass over an array that no cache holds."""
+    """Measures the bytes per second, read and written, of a copy of an array larger than caches."""
     size = 2**29 if jax.default_backend() == "gpu" else 2**24
     array = jax.random.normal(jax.random.key(0), (size,))
     copy = functools.partial(jax.jit(lambda x: x + 1.0), array)
@@ -83,14 +83,14 @@ def copy_bandwidth() -> float:
 
 
 def matrix_product_rate(dtype: Any) -> float:
-    """The floating-point operations a second of a large matrix product of random numbers."""
+    """Measures the floating-point operations per second of a large product of random matrices."""
     side = 8192 if jax.default_backend() == "gpu" else 1024
     a, b = (jax.random.normal(key, (side, side), dtype) for key in jax.random.split(jax.random.key(0)))
     return 2 * side**3 / (1e-3 * measure(functools.partial(jax.jit(jnp.matmul), a, b)).median)
 
 
 def describe_device() -> str:
-    """The device, and the versions that matter."""
+    """Describes the device, and the versions that affect its speed."""
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", None)
     return f"{device.device_kind}{f', compute capability {capability}' if capability else ''}; jax {jax.__version__}"

@@ -1,7 +1,7 @@
 """torchvision's compiled RoIAlign and NMS on the inputs of `model_shapes/`, as its users call them.
 
 Features are NCHW, contiguous and on the GPU. This needs torch, and a torchvision whose operators
-load. Where a call can be captured, it is a CUDA graph, which costs nothing in Python.
+load. If a call can be captured, it is a CUDA graph, so that Python takes no time.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +22,9 @@ class Peer(NamedTuple):
     """One way to do the work with torchvision.
 
     Attributes:
-        run: starts the work of all sets of inputs, one after the other.
-        note: says what was done to make it run.
-        compare: says whether it answers as jaxseg does.
+        run: a function that starts the work for all sets of inputs, one after the other.
+        note: a description of the changes that were necessary to run it.
+        compare: a function that describes whether its results agree with those of jaxseg.
     """
 
     run: Callable[[], Any]
@@ -38,7 +38,7 @@ def wait(_: Any) -> None:
 
 
 def _tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor from an array, which may be bfloat16 although NumPy does not know that."""
+    """Converts an array to a tensor, including bfloat16, which NumPy itself does not support."""
     array = jnp.asarray(array)
     host = np.array(array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array)
     return torch.from_numpy(host).to(DEVICE, dtype)
@@ -58,7 +58,7 @@ def _peer(works: Sequence[Callable[[], Any]], note: str, *, capture: bool, compa
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the GPU meanwhile.
+        # Other threads may use the GPU during the capture.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             kept = run()
 
@@ -77,7 +77,7 @@ def _peer(works: Sequence[Callable[[], Any]], note: str, *, capture: bool, compa
 
 
 def _dtype(name: str) -> torch.dtype:
-    """float16 stands in where torchvision has no kernel for bfloat16."""
+    """Returns torch's dtype; float16 replaces bfloat16, for which torchvision has no kernel."""
     if name == "float32":
         return torch.float32
     try:
@@ -88,12 +88,12 @@ def _dtype(name: str) -> torch.dtype:
 
 
 class _TorchRois(NamedTuple):
-    """A set of inputs.
+    """One set of inputs of RoIAlign.
 
     Attributes:
         features: the levels, NCHW.
         boxes: the boxes of each image.
-        of_levels: the RoIs of each level, each with its image in front.
+        of_levels: the RoIs of each level; the first number of each is the index of its image.
         gradients: the gradient of the result for the RoIs of each level.
         gradient: the gradient of the result for all RoIs.
     """
@@ -122,10 +122,10 @@ def _torch_rois(shape: RoiAlignShape, inputs: RoiAlignInputs, dtype: torch.dtype
 
 
 def roi_align_peers(shape: RoiAlignShape, sets: Sequence[RoiAlignInputs], dtype_name: str, *, gradient: bool) -> dict[str, Peer]:
-    """The ways to do RoIAlign.
+    """Returns the ways to compute RoIAlign.
 
-    They are `roi_align` once for each level, with its RoIs sorted out beforehand, and
-    `MultiScaleRoIAlign` where it has the conventions.
+    They are one `roi_align` for each level, with the RoIs assigned to levels beforehand, and
+    `MultiScaleRoIAlign` if it supports the conventions.
     """
     dtype = _dtype(dtype_name)
     note = "" if str(dtype).endswith(dtype_name) else str(dtype).removeprefix("torch.")
@@ -141,7 +141,7 @@ def roi_align_peers(shape: RoiAlignShape, sets: Sequence[RoiAlignInputs], dtype_
         return results, torch.autograd.grad(results, inputs.features, inputs.gradients) if gradient else ()
 
     def compare(ours: Any) -> str:
-        """How far the first set is from ours, which is the same sum in float32."""
+        """Describes how much the first set differs from ours, which is the same sum in float32."""
         pooled, spread = by_level(on_device[0])
         results = [
             np.asarray(ours[0][0] if gradient else ours[0], np.float32),
@@ -167,7 +167,7 @@ def roi_align_peers(shape: RoiAlignShape, sets: Sequence[RoiAlignInputs], dtype_
 
         def multi_scale(inputs: _TorchRois) -> Any:
             result = pooler(dict(zip(names, inputs.features, strict=True)), inputs.boxes, [shape.input_size] * shape.batch)
-            # It assigns levels itself, and may leave one without RoIs.
+            # The operator assigns levels itself, and a level may be left without RoIs.
             spread = torch.autograd.grad(result, inputs.features, inputs.gradient, allow_unused=True) if gradient else ()
             return result, spread
 
@@ -179,7 +179,7 @@ def roi_align_peers(shape: RoiAlignShape, sets: Sequence[RoiAlignInputs], dtype_
 
 
 def nms_peers(shape: NmsShape, sets: Sequence[Any]) -> dict[str, Peer]:
-    """What a user of torchvision would write, image by image, and for `nms` list by list."""
+    """Returns the code of a user of torchvision: a loop over images, and for `nms` over lists."""
     if isinstance(shape, ExactNmsShape):
         return _exact_peers(shape, sets)
     works = _fast_works(shape, sets) if isinstance(shape, FastNmsShape) else _class_works(shape, sets)
@@ -223,7 +223,7 @@ def _exact_peers(shape: ExactNmsShape, sets: Sequence[Any]) -> dict[str, Peer]:
 def _fast_works(shape: FastNmsShape, sets: Sequence[FastNmsInputs]) -> list[Callable[[], Any]]:
     """Selects the best boxes of each class, suppresses exactly, and selects the best of all.
 
-    The first step is left out where ours has none.
+    The first step is left out if ours does not have it.
     """
 
     def image(boxes: Tensor, scores: Tensor, candidates: Tensor) -> Any:
@@ -237,7 +237,7 @@ def _fast_works(shape: FastNmsShape, sets: Sequence[FastNmsInputs]) -> list[Call
         return kept[: shape.max_detections]
 
     if shape.priors <= shape.top_k:
-        # All classes have the same boxes, as they are.
+        # All classes have the same boxes, which are used unchanged.
         def ready(inputs: FastNmsInputs) -> Callable[[], Any]:
             boxes = _tensor(np.broadcast_to(inputs.boxes[0], (shape.classes, shape.priors, 4)).reshape(-1, 4))
             scores = _tensor(inputs.scores[0]).flatten()

@@ -1,11 +1,11 @@
-"""What XLA's compiler for TPUs says of a program: its memory, and how long it should take.
+"""The memory and the estimated time of a program, according to XLA's compiler for TPUs.
 
-No TPU is needed. The compiler notes estimated cycles on most operations, and `compile_for` adds
-them up, those of a loop as often as it turns. The compiler estimates nothing for gathers and
-scatters of rows; these count as many cycles a row as its final schedule has (for rows of 256
-float32 numbers on v5e, with the table in vector memory). The figures leave out the waiting for
-memory elsewhere, and that operations overlap: they are for comparing forms, and none should be
-trusted alone.
+No TPU is needed. The compiler estimates the cycles of most operations, and `compile_for` adds them
+up, with those of a loop multiplied by its iterations. It has no estimate for gathers and scatters
+of rows; these count with the cycles per row of its final schedule (for rows of 256 float32 numbers
+on v5e, with the table in vector memory). The figures include neither the time of waiting for other
+memory nor the overlap of operations. So they are useful to compare forms, but not as absolute
+times.
 """
 
 import importlib.util
@@ -21,8 +21,9 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v4": "v4:2x2x1"}
-# Cycles a second: the bfloat16 operations a second of the vendor's sheet (197 and 275 T) over those
-# of the matrix units in a cycle, 4 on v5e and 8 on v4, of 128 x 128 multiplications and additions.
+# Cycles per second: the bfloat16 operations per second of the vendor's data sheet (197 T and 275 T)
+# over those of all matrix units per cycle. There are 4 units on v5e and 8 on v4, with 128 x 128
+# multiplications and additions each.
 CLOCK = {"v5e": 197e12 / (4 * 128 * 128 * 2), "v4": 275e12 / (8 * 128 * 128 * 2)}
 BYTES_PER_SECOND = {"v5e": 819e9, "v4": 1228e9}
 GATHER_CYCLES, SCATTER_CYCLES = 4, 17
@@ -39,29 +40,29 @@ class Cost(NamedTuple):
 
 
 def require_libtpu() -> None:
-    """Ends the program in one sentence where there is no compiler for TPUs."""
+    """Ends the program with one sentence if there is no compiler for TPUs."""
     if importlib.util.find_spec("libtpu") is None:
         sys.exit("This compiles for TPUs, which takes libtpu (Linux on x86-64): pip install libtpu")
-    # No chip is used: nothing to ask of a cloud, and other processes may compile, too.
+    # No chip is used, so no metadata server needs to be queried, and other processes can compile.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 
 def chip(generation: str) -> Any:
-    """A device of "v5e" or "v4" to compile for."""
+    """Returns a device of "v5e" or "v4" for the compiler."""
     from jax.experimental import topologies
 
     return topologies.get_topology_desc(TOPOLOGIES[generation], platform="tpu").devices[0]
 
 
 def compile_for(generation: str, function: Callable[..., Any], *arguments: Any, turns: int = 1) -> Cost:
-    """The cost of a function on one chip.
+    """Estimates the cost of a function on one chip.
 
     Args:
         generation: "v5e" or "v4".
         function: the function, which is compiled.
         arguments: its arguments, which may be abstract.
-        turns: the number of turns, all together, of the loops that end when their data says so.
+        turns: the total number of iterations of loops whose end depends on data.
     """
     sharding = SingleDeviceSharding(chip(generation))
     started = time.perf_counter()
@@ -74,7 +75,7 @@ def compile_for(generation: str, function: Callable[..., Any], *arguments: Any, 
 
 
 def _computations(text: str) -> dict[str, list[str]]:
-    """The lines of each computation of a program by its name; "ENTRY" is where it starts."""
+    """Returns the lines of each computation of a program by its name; "ENTRY" is the main one."""
     found: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
@@ -86,21 +87,21 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _called(line: str, role: str) -> str:
-    """The computation that an operation calls as its `body`, its `condition` or its `calls`."""
+    """Returns the computation that an operation calls as `body`, `condition` or `calls`."""
     found = re.search(rf"{role}=%?([\w.\-]+)", line)
     assert found, line
     return found[1]
 
 
 def _add_up(computations: dict[str, list[str]], name: str, turns: int) -> tuple[int, int, int]:
-    """Estimated cycles, gathered rows and scattered rows of a computation and the loops in it."""
+    """Adds up the cycles, gathered rows and scattered rows of a computation with its loops."""
     total = (0, 0, 0)
     lines = computations[name]
     loops = [line for line in lines if " while(" in line]
     open_ended = sum(_limit(computations, line) is None for line in loops)
     for line in lines:
         estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
-        # Where the compiler has no estimate, it writes the largest number there is.
+        # If the compiler has no estimate, it writes the largest possible number.
         more = (int(estimate[1]) if estimate and int(estimate[1]) < 2**40 else 0, 0, 0)
         if line in loops:
             limit = _limit(computations, line)
@@ -114,14 +115,17 @@ def _add_up(computations: dict[str, list[str]], name: str, turns: int) -> tuple[
 
 
 def _limit(computations: dict[str, list[str]], loop: str) -> int | None:
-    """How often a loop turns, where its condition compares a counter with a number."""
+    """Returns the iterations of a loop whose condition compares a counter with a constant."""
     condition = computations[_called(loop, "condition")]
     numbers = [int(number[1]) for line in condition if (number := re.search(r"s32\[\]\S* constant\((\d+)\)", line))]
     return numbers[0] if len(numbers) == 1 else None
 
 
 def _moved_rows(computations: dict[str, list[str]], name: str) -> tuple[int, int]:
-    """Rows of 128 numbers or more that a fused computation gathers, and rows that it scatters."""
+    """Returns the numbers of rows that a fused computation gathers and scatters.
+
+    Only rows of 128 numbers or more count.
+    """
     gathered = scattered = 0
     lines = computations[name]
     for line in lines:
@@ -134,12 +138,12 @@ def _moved_rows(computations: dict[str, list[str]], name: str) -> tuple[int, int
         elif scatter := re.search(r" scatter\(%[\w.\-]+, %([\w.\-]+),", line):
             (indices,) = [text for text in lines if re.match(rf"\s+(ROOT )?%{re.escape(scatter[1])} = ", text)]
             scattered += _size(indices.split(" = ")[1])
-    # What a scatter reads in the order of its rows is part of its own cost.
+    # The rows that a scatter reads in their order are a part of the scatter's cost.
     return (0, scattered) if scattered else (gathered, 0)
 
 
 def _size(shape: str) -> int:
-    """Elements of the array whose type a line begins with."""
+    """Returns the number of elements of the array whose type is at the start of a line."""
     found = re.match(r"\w+\[([\d,]*)\]", shape)
     assert found, shape
     return math.prod(int(side) for side in found[1].split(",") if side)

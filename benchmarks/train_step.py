@@ -1,20 +1,22 @@
-"""A whole training step on this machine: images a second, with the kernels for GPUs and without.
+"""Times a whole training step on this machine, with the kernels for GPUs and without.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --config configs/retinanet_r50_fpn_1x.py --batch_size 8
 
-On a GPU the first line takes YOLACT and Mask R-CNN with ResNet-50, elsewhere the small demos. A
-step is the losses, the gradients and the update of the optimizer, at the config's input size, batch
-size and dtype (bfloat16 on GPUs and TPUs). Weights are fresh, and pictures are random, already on
-the device, and have 7 objects each, which is COCO's mean. The implementations that run here take
-turns ("mosaic_gpu", the kernels, and "xla", plain JAX). For each of them it prints:
+By default it times YOLACT and Mask R-CNN with ResNet-50 on a GPU, and the small demos elsewhere. A
+step consists of the losses, the gradients and the update of the optimizer, at the configuration's
+input size, batch size and dtype (bfloat16 on GPUs and TPUs). Weights are new. Pictures are random,
+are already on the device, and have 7 objects each, which is COCO's mean. The implementations that
+run on this machine take turns ("mosaic_gpu", the kernels, and "xla", plain JAX). For each of them
+the script prints:
 
 - the milliseconds of a step (the median of several rounds, and the range between the 10th and the
-  90th percentile), images a second, and how many times as long plain JAX takes;
-- floating-point operations a second, and their part of what a large matrix product in that dtype
-  reaches here. XLA counts them for the step in plain JAX, where a loop counts once;
+  90th percentile), the images per second, and the ratio of plain JAX's time to this time;
+- the floating-point operations per second, and their fraction of those of a large matrix product in
+  that dtype on this machine. XLA counts them for the step in plain JAX, where the body of a loop
+  counts once;
 - the memory of the program;
-- the total loss of the first step, which has to be about the same.
+- the total loss of the first step, which has to be approximately the same.
 """
 
 import argparse
@@ -45,7 +47,7 @@ OBJECTS = 7
 
 
 def random_batch(config: jaxseg.Config, spec: InputSpec, seed: int) -> Batch:
-    """A batch with noise as pictures and masks, and with boxes like COCO's."""
+    """Makes a batch with noise as pictures and masks, and with boxes like COCO's."""
     rng = np.random.default_rng(seed)
     count, size = config.train.batch_size, spec.input_sizes[0]
     none = no_targets(spec, config.data.max_objects, size)
@@ -75,7 +77,7 @@ def run(config: jaxseg.Config, implementations: tuple[str, ...], options: argpar
     optimizer = make_optimizer(config.train, trained)
 
     def fresh_state() -> Any:
-        # The step uses up the state that it gets.
+        # The step donates the buffers of its state, so the variables are copied first.
         state = jax.tree.map(jnp.array, create_state(variables, optimizer, config.train))
         return jax.device_put(state, replicated(mesh))
 

@@ -119,8 +119,8 @@ class Targets:
         boxes: `x1, y1, x2, y2` in pixels of the network's input; see `InputSpec.pixel_offset`.
         classes: 0 .. C-1, in the order of the dataset's category ids.
         valid: whether the row holds an object (ordinary or crowd); all other rows are padding.
-        crowd: whether the row is a crowd region. Anchors that overlap it are ignored, and no loss
-            learns from it.
+        crowd: whether the row is a crowd region. No loss learns from it, and YOLACT ignores
+            negative priors in it.
         masks: instance masks, packed along x (`numpy.packbits`, big endian), over the input or each
             over its box, see `InputSpec.mask_frame`; None for a detector without masks.
         semantic: the union of the masks of each class at the resolution of the semantic head,

@@ -1,4 +1,4 @@
-"""Shared by all tests: shape checks, a small CPU world, the originals' numbers, skipped tests."""
+"""The parts that all tests share: shape checks, devices, the originals' numbers, skipped tests."""
 
 import os
 from collections import Counter
@@ -9,7 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
 
-# Every shape and dtype in a signature of these rooms is checked while the tests run.
+# Every shape and dtype in a signature of these packages is checked while the tests run.
 install_import_hook(["jaxseg.ops", "jaxseg.models"], "beartype.beartype")
 
 import jax
@@ -25,17 +25,17 @@ REPOSITORY = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of the numbers that the originals computed: the full ones, or else the reduced."""
+    """Returns the folder of the originals' numbers, which are full or reduced."""
     return golden_folder()
 
 
 @pytest.fixture(scope="session")
 def coco_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """150 images of COCO with their true annotations, in COCO's layout.
+    """Returns a folder in COCO's layout with the true annotations of 150 images.
 
-    The pictures are COCO's own where `JAXSEG_COCO_MINI` or the folder beside the repository has them.
-    Their licences keep them out of the repository, so colour gradients of the same sizes stand in
-    for them elsewhere.
+    The pictures are COCO's own if `JAXSEG_COCO_MINI` or the folder beside the repository has them.
+    Their licences do not allow them in the repository, so otherwise colour gradients of the same
+    sizes replace them.
     """
     folder = Path(os.environ.get("JAXSEG_COCO_MINI", REPOSITORY.parent / "shared" / "data" / "coco_mini"))
     return folder if folder.is_dir() else write_coco_mini(tmp_path_factory.mktemp("coco_mini"))
@@ -43,7 +43,7 @@ def coco_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def use_detector(monkeypatch):
-    """Puts a detector in the place of every configuration's."""
+    """Returns a function that replaces the detector of every configuration by a given one."""
     from jaxseg.evaluation import detect
 
     def use(detector):
@@ -57,7 +57,7 @@ def use_detector(monkeypatch):
 
 @pytest.fixture
 def two_devices() -> Mesh:
-    """A mesh that batches are split over; tests on a machine with one GPU are left out."""
+    """Returns a mesh that splits batches; its tests are skipped on a machine with one GPU."""
     if jax.device_count() < 2:
         pytest.skip("wants two devices")
     return jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
@@ -65,20 +65,23 @@ def two_devices() -> Mesh:
 
 @pytest.fixture
 def interpreted():
-    """Kernels for GPUs run here, step by step, and a race between their threads is an error; on such a GPU they run as they are."""
+    """Runs kernels for GPUs in an interpreter, where a race between threads is an error.
+
+    On a GPU that supports them, they run without the interpreter.
+    """
     if missing_gpu() is None:
         yield
         return
     try:
         from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams, force_gpu_interpret_mode
-    except ImportError:  # jax 0.10 has them in a private place
+    except ImportError:  # In jax 0.10 they are in a private module.
         from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams, force_gpu_interpret_mode
     with force_gpu_interpret_mode(InterpretGPUParams(detect_races=True)):
         yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tells in one line what the skipped tests want, which their reasons say: "wants PyTorch"."""
+    """Prints in one line what the skipped tests need, by their reasons, such as "wants PyTorch"."""
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
         reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)

@@ -1,6 +1,6 @@
-"""Where the numbers are that the originals computed, and how they are read.
+"""The location of the numbers that the originals computed, and the functions that read them.
 
-This folder's `data` holds a reduced part of them. The full numbers are used instead where they are
+The folder `data` contains a reduced part of them. The full numbers are used instead if they are
 present.
 """
 
@@ -18,7 +18,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def golden_folder() -> Path:
-    """The full numbers where they are present, otherwise the reduced ones."""
+    """Returns the folder of the full numbers if it is present, otherwise that of the reduced."""
     given = os.environ.get("JAXSEG_GOLDEN")
     if given is not None:
         return Path(given)
@@ -33,12 +33,12 @@ class Golden(dict[str, np.ndarray]):
     """
 
     def kept(self, array: np.ndarray, name: str) -> np.ndarray:
-        """Selects the entries of our array whose counterparts the file has under this name."""
+        """Selects the entries of our array whose counterparts are in the file under this name."""
         return array[tuple(slice(None, None, int(step)) for step in self.get(f"steps/{name}", ()))]
 
 
 def read(path: Path) -> bytes:
-    """The content of a file, which may be compressed under its name with `.xz` appended."""
+    """Reads a file, which may be compressed under its name with `.xz` appended."""
     return path.read_bytes() if path.exists() else lzma.decompress(path.with_name(f"{path.name}.xz").read_bytes())
 
 
@@ -52,19 +52,20 @@ def load_json(path: Path) -> Any:
 
 
 def functions(name: str) -> Golden:
-    """The reduced numbers of single functions of dbolya/yolact."""
+    """Loads the reduced numbers of single functions of dbolya/yolact."""
     return load_arrays(DATA / "yolact" / "functions" / f"{name}.npz")
 
 
 def input_picture(name: str) -> np.ndarray:
-    """An input of the originals' runs, RGB."""
+    """Loads an input of the originals' runs, RGB."""
     return cv2.cvtColor(cv2.imread(str(DATA / "pictures" / f"{name}.png")), cv2.COLOR_BGR2RGB)
 
 
 def post_processing(folder: Path) -> Golden:
-    """The detections of a run of dbolya/yolact at the picture's size, and what they are made from.
+    """Loads the detections of a run of dbolya/yolact at the picture's size, and their inputs.
 
-    These are boxes and soft masks. Each soft mask is cut off one cell outside its box, as the original's `crop` does.
+    The inputs are boxes and soft masks. Each soft mask is cropped one cell outside its box, as in
+    the original's `crop`.
     """
     post = load_arrays(folder / "post.npz")
     if "soft_masks" in post:

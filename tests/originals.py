@@ -1,4 +1,4 @@
-"""The goldens of dbolya/yolact in our conventions."""
+"""The goldens of dbolya/yolact, converted to our conventions."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ from jaxseg.config import Config
 from jaxseg.models.yolact.outputs import YolactOutputs
 from jaxseg.structures import Batch, InputSpec, Targets
 
-# Our config beside the original's run.
+# The configuration for each run of the original.
 RUNS = {
     "yolact_r50": "yolact_resnet50_s0",
     "yolact_r101": "yolact_base_s0",
@@ -29,7 +29,7 @@ LOSS_NAMES = {"box": "B", "class": "C", "mask": "M", "semantic": "S"}
 
 @dataclasses.dataclass
 class Run:
-    """One config with the weights and arrays of the original's run."""
+    """One configuration with the weights and arrays of the original's run."""
 
     config: Config
     folder: Path
@@ -43,7 +43,7 @@ class Run:
         return load_json(self.folder / f"{name}.json")
 
     def images(self) -> np.ndarray:
-        """Both images at network size, RGB; resized as the original's evaluation does."""
+        """Both images at the size of the input, RGB, resized as in the original's evaluation."""
         size = self.config.model.image_size
         images = np.stack([input_picture(f"yolact{i}") for i in (0, 1)]).astype(np.float32)
         return images if images.shape[1] == size else np.stack([cv2.resize(image, (size, size)) for image in images])
@@ -68,7 +68,10 @@ def load_run(golden: Path, name: str, **overrides: Any) -> Run:
 
 
 def targets(arrays: dict[str, np.ndarray], spec: InputSpec, prefix: str = "", rows: int = 8) -> Targets:
-    """Both images' ground truth: boxes arrive as fractions, masks at 550 px, crowds last with class -1."""
+    """Converts the ground truth of both images.
+
+    In the goldens, boxes are fractions, masks have 550 pixels, and crowds are last with class -1.
+    """
     images = []
     for i in (0, 1):
         truth, count = arrays[f"{prefix}target{i}"], len(arrays[f"{prefix}target{i}"])
@@ -100,7 +103,7 @@ def training_batch(run: Run) -> Batch:
 
 
 def original_name(path: str, config: Config) -> str:
-    """dbolya's name of one of our parameters."""
+    """Returns dbolya/yolact's name of one of our parameters."""
     modules = dict(jaxseg.weights.names.yolact.modules(config.model))
     module, leaf = path.rsplit("/", 1)
     return f"{modules[module]}.{'bias' if leaf == 'bias' else 'weight'}"

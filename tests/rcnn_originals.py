@@ -1,4 +1,7 @@
-"""The goldens of torchvision's, detectron2's, mmdetection's and maskrcnn-benchmark's detectors in our conventions."""
+"""The goldens of the four R-CNN originals, converted to our conventions.
+
+They are torchvision, detectron2, mmdetection and maskrcnn-benchmark.
+"""
 
 import dataclasses
 import json
@@ -18,9 +21,9 @@ from jaxseg.data.views.box_masks import crop_masks
 from jaxseg.data.views.from_spec import view_rule
 from jaxseg.structures import Batch, Targets
 
-# Our config of each run, with what the run did otherwise.
+# The configuration for each run, with the settings that differ in the run.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    # This one ran without the published weights' rule of an epsilon of 0.
+    # This run does not use the epsilon of 0 that is the rule for the published weights.
     "tv_fasterrcnn": ("mask_rcnn_r50_fpn_torchvision", {"model.masks": False, "model.backbone.norm_epsilon": 1e-5}),
     "tv_maskrcnn": ("mask_rcnn_r50_fpn_torchvision", {}),
     "d2_maskrcnn": ("mask_rcnn_r50_fpn_3x_detectron2", {}),
@@ -39,7 +42,7 @@ LOSSES = {
 
 @dataclasses.dataclass
 class RcnnRun:
-    """One golden with its config, model and weights."""
+    """One golden with its configuration, model and weights."""
 
     name: str
     golden: Golden
@@ -50,18 +53,18 @@ class RcnnRun:
 
     @property
     def first_class(self) -> int:
-        """The number that the golden gives to our class 0."""
+        """The number of our class 0 in the golden."""
         return 1 if self.name.startswith(("tv", "mrb")) else 0
 
     def pictures(self) -> list[np.ndarray]:
         return [input_picture(f"two_stage{i}") for i in (0, 1)]
 
     def inputs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both pictures on one canvas, RGB, and their sizes within it."""
+        """Returns both pictures in inputs of one size, RGB, and their sizes within them."""
         _, _, height, width = self.golden["net_shape"]
         images, sizes = np.zeros((2, height, width, 3), np.float32), np.zeros((2, 2), np.int32)
         for i, picture in enumerate(self.pictures()):
-            # Only torchvision's model resizes by itself.
+            # Only torchvision's model resizes pictures itself.
             if self.name.startswith("tv"):
                 view = view_rule(self.model.input_spec).whole(picture.shape[:2])
                 picture = view.evaluation_image(picture)[: view.image_size[0], : view.image_size[1]]
@@ -70,7 +73,7 @@ class RcnnRun:
         return images, sizes
 
     def batch(self, rows: int = 8) -> Batch:
-        """Both pictures with their ground truth."""
+        """Makes a batch of both pictures with their ground truth."""
         images, sizes = self.inputs()
         targets = [self._targets(i, tuple(sizes[i]), rows) for i in (0, 1)]
         return Batch(
@@ -99,20 +102,20 @@ class RcnnRun:
         return Targets(boxes, padded_classes, np.arange(rows) < count, np.zeros(rows, bool), masks, None)
 
     def polygons(self, image: int) -> list[list[float]]:
-        """The outline of each object, in pixels of the picture."""
+        """Returns the outline of each object, in pixels of the picture."""
         return json.loads(str(self.golden[f"gt_polys{image}"]))
 
     def bitmaps(self, image: int) -> np.ndarray:
-        """The mask of each object, at the picture's size."""
+        """Returns the mask of each object, at the picture's size."""
         height, width = self.pictures()[image].shape[:2]
         return np.stack(
             [coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([points], height, width))) for points in self.polygons(image)]
         )
 
     def detections(self, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The golden's boxes in pixels of the network's input, scores, and our classes."""
+        """Returns the golden's boxes in pixels of the input, its scores, and our classes."""
         golden = self.golden
-        # Boxes before they went back to the picture's size, where that is another one.
+        # If the picture has another size, the boxes are taken before their conversion to it.
         boxes = self._first("raw_boxes", "roi_boxes", "det_boxes", image=image)
         if self.name.startswith("mmdet"):
             scores, boxes = boxes[:, 4], boxes[:, :4] * golden[f"scale_factor{image}"]
@@ -121,7 +124,7 @@ class RcnnRun:
         return boxes, scores, self._first("raw_classes", "det_labels", image=image) - self.first_class
 
     def masks_name(self, image: int) -> str:
-        """The name of the masks: probabilities of 28 x 28 cells, or mmdetection's in the picture."""
+        """Returns the name of the masks: 28 x 28 probabilities, or mmdetection's in the picture."""
         names = (f"mask_prob28_{image}", f"raw_masks28_{image}", f"det_masks28_{image}", f"det_masks{image}_packed")
         return next(name for name in names if name in self.golden)
 
@@ -129,7 +132,7 @@ class RcnnRun:
         return next(self.golden[f"{name}{image}"] for name in names if f"{name}{image}" in self.golden)
 
     def losses(self) -> dict[str, float]:
-        """The golden's losses by our names."""
+        """Returns the golden's losses by our names."""
         return {
             ours: float(self.golden[f"loss/{their}"]) for ours, names in LOSSES.items() for their in names if f"loss/{their}" in self.golden
         }
@@ -150,13 +153,19 @@ def load_rcnn(golden: Path, name: str, **overrides: Any) -> RcnnRun:
 
 
 def first_come(key: jax.Array, shape: tuple[int, ...], *_: Any) -> jax.Array:
-    """Stands in for `jax.random.uniform`: the first candidates are sampled, as the originals did without their permutation."""
+    """A replacement for `jax.random.uniform`, with which the first candidates are sampled.
+
+    The originals did the same when their permutation was replaced by the identity.
+    """
     del key
     return jnp.broadcast_to(1 - jnp.arange(shape[-1], dtype=jnp.float32) / (shape[-1] + 1), shape)
 
 
 def strided(array: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Our `[B, H, W, C]` as the golden samples its `[B, C, H, W]`: every n-th entry of each axis."""
+    """Selects every n-th entry of each axis of our `[B, H, W, C]`, as in the golden.
+
+    The golden's arrays are `[B, C, H, W]`.
+    """
     array = np.moveaxis(np.asarray(array), -1, 1)
     steps = [-(-full // kept) for full, kept in zip(array.shape, like.shape, strict=True)]
     return array[tuple(slice(None, None, step) for step in steps)]

@@ -1,8 +1,8 @@
 """The weights of the originals' runs, rebuilt from the names of the tensors.
 
-Each tensor is noise that its name seeds, brought to a scale that was recorded with the run. Only the
-statistics of batch normalisation are stored. `data/weights.json` has a digest of each run's weights,
-as the originals' rule gives them.
+Each tensor is noise with its name as a seed, at a scale that was recorded with the run. Only the
+statistics of batch normalisation are stored. `data/weights.json` has a digest of each run's
+weights, as the originals' rule makes them.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ import numpy as np
 from goldens import DATA, Golden, load_arrays, load_json
 
 DIGESTS = DATA / "weights.json"
-# The batch normalisation with which a residual branch ends.
+# The batch normalisation at the end of a residual branch.
 LAST_OF_BRANCH = re.compile(r"layers\.\d+\.\d+\.(bn3|conv2\.1)\.weight")
 
 
 def yolact_weights(folder: Path) -> dict[str, np.ndarray]:
-    """The state dict of a run of dbolya/yolact, whose numbers are in the folder."""
+    """Rebuilds the state dictionary of a run of dbolya/yolact, whose numbers are in the folder."""
     meta, recorded = load_json(folder / "meta.json"), load_arrays(folder / "calib.npz")
     state = {}
     for name, (shape, *_) in meta["keys"].items():
@@ -35,7 +35,7 @@ def yolact_weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 def yolact_noise(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """One tensor before it is scaled: He's noise for convolutions, scales near 1, small biases."""
+    """Makes a tensor before scaling: He's noise for kernels, scales near 1, small biases."""
     rng = np.random.Generator(np.random.Philox(key=np.array([zlib.crc32(name.encode()), seed], np.uint64)))
     if name.endswith(".num_batches_tracked"):
         return np.array(1000 + seed)
@@ -48,7 +48,7 @@ def yolact_noise(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def rcnn_weights(name: str, golden: Golden) -> dict[str, np.ndarray]:
-    """The state dict of a run of one of the four R-CNN code bases, given its arrays."""
+    """Rebuilds the state dictionary of a run of one of the R-CNN originals, given its arrays."""
     state = {}
     rows = zip(golden["names"].tolist(), json.loads(str(golden["shapes"])), golden["gain"], golden["offset"], strict=True)
     for tensor, shape, gain, offset in rows:
@@ -59,7 +59,7 @@ def rcnn_weights(name: str, golden: Golden) -> dict[str, np.ndarray]:
 
 
 def yolact_predictions(seed: int, anchors: int, classes: int) -> dict[str, np.ndarray]:
-    """The predictions for two images behind `loss_only.npz`; the classes include the background."""
+    """Makes the predictions of `loss_only.npz` for two images; classes include the background."""
     rng = np.random.default_rng(seed)
     boxes, logits, coefficients, prototypes, semantic = (
         rng.standard_normal((2, *shape), np.float32)
@@ -75,7 +75,7 @@ def yolact_predictions(seed: int, anchors: int, classes: int) -> dict[str, np.nd
 
 
 def digest(state: dict[str, np.ndarray]) -> str:
-    """A digest of all names, shapes and bits."""
+    """Computes a digest of all names, shapes and bits."""
     result = hashlib.sha256()
     for name, value in sorted(state.items()):
         result.update(f"{name} {value.dtype} {value.shape} ".encode())
@@ -84,6 +84,6 @@ def digest(state: dict[str, np.ndarray]) -> str:
 
 
 def checked(run: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same weights, after a comparison with the originals' rule, bit by bit."""
+    """Checks that the weights equal those of the originals' rule bit for bit, and returns them."""
     assert digest(state) == json.loads(DIGESTS.read_text())[run], f"the rebuilt weights of {run} are not those of the run"
     return state

@@ -19,8 +19,8 @@ from goldens import DATA, Golden, load_arrays, load_json, post_processing
 from rebuilt_weights import DIGESTS, digest
 
 Steps = tuple[int, ...]
-# The steps along the first axes of each array whose name matches a pattern. Other arrays are left out.
-# Steps along anchors are no multiples of 3, because each cell has three anchors.
+# The steps along the first axes of each array whose name matches a pattern. Other arrays are left
+# out. Steps along anchors are not multiples of 3, because each cell has three anchors.
 YOLACT_RUN: dict[str, dict[str, Steps]] = {
     "calib": {".*": ()},
     "heads": {"loc|priors": (61,), "mask": (53,)},
@@ -76,7 +76,7 @@ TRAIN = ("sgd_lr1e-4_m.9_wd5e-4_frozen_bn", "sgd_param_norm_after")
 
 
 def thinned(arrays: dict[str, np.ndarray], patterns: dict[str, Steps]) -> Golden:
-    """Every n-th entry of the arrays whose name matches a pattern, with the steps."""
+    """Returns every n-th entry of the arrays whose name matches a pattern, with the steps."""
     result = Golden()
     for name, array in arrays.items():
         steps = next((steps for pattern, steps in patterns.items() if re.fullmatch(pattern, name)), None)
@@ -88,7 +88,7 @@ def thinned(arrays: dict[str, np.ndarray], patterns: dict[str, Steps]) -> Golden
 
 
 def of_yolact_run(folder: Path) -> Iterator[tuple[str, Any]]:
-    """The files of one run of dbolya/yolact."""
+    """Yields the files of one run of dbolya/yolact."""
     for file, patterns in YOLACT_RUN.items():
         yield f"{file}.npz", thinned(load_arrays(folder / f"{file}.npz"), patterns)
     yield "detect.npz", candidates(load_arrays(folder / "detect.npz"))
@@ -100,7 +100,7 @@ def of_yolact_run(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def candidates(detect: Golden) -> Golden:
-    """The candidates for detections. Scores too low to matter to any rule of suppression become 0."""
+    """Returns the candidates for detections, with 0 for scores that no suppression rule uses."""
     result = thinned(detect, DETECTIONS)
     lowest = min(detect[f"{rule}_score"].min() for rule in ("fast", "fastcc", "trad"))
     scores = np.where(detect["cand_conf"] >= lowest, detect["cand_conf"], 0)
@@ -110,10 +110,10 @@ def candidates(detect: Golden) -> Golden:
 
 
 def reduced(golden: Path) -> Iterator[tuple[str, Any]]:
-    """All reduced files: arrays as `.npz`, other values as `.json`."""
+    """Yields all reduced files: arrays as `.npz`, other values as `.json`."""
     for folder in sorted(path.parent for path in (golden / "yolact").glob("*/meta.json")):
         if "_plus_" in folder.name:
-            # The model is not ours yet; its post-processing is.
+            # jaxseg does not have this model, but it has the model's post-processing.
             yield f"yolact/{folder.name}/post.npz", thinned(post_processing(folder), POST)
         else:
             yield from ((f"yolact/{folder.name}/{name}", content) for name, content in of_yolact_run(folder))
@@ -126,7 +126,7 @@ def reduced(golden: Path) -> Iterator[tuple[str, Any]]:
 
 
 def pictures(golden: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The inputs of all runs, RGB."""
+    """Yields the inputs of all runs, RGB."""
     yolact = load_arrays(golden / "yolact" / "yolact_resnet50_s0" / "feats.npz")["image_bgr"]
     two_stage = load_arrays(golden / "two_stage" / "tv_maskrcnn.npz")
     for i in (0, 1):
@@ -136,7 +136,7 @@ def pictures(golden: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def digests(golden: Path) -> dict[str, str]:
-    """Digests of the weights of all runs, by the rule that comes with the full numbers."""
+    """Computes digests of the weights of all runs, by the rule that comes with the full numbers."""
     spec = importlib.util.spec_from_file_location("rebuild", golden / "rebuild.py")
     assert spec is not None
     assert spec.loader is not None
@@ -148,7 +148,7 @@ def digests(golden: Path) -> dict[str, str]:
 
 
 def encode(content: Any) -> bytes:
-    """A compressed file of arrays or of other values."""
+    """Makes a compressed file of arrays or of other values."""
     file = io.BytesIO()
     if isinstance(content, Golden):
         np.savez(file, **content)

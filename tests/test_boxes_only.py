@@ -217,8 +217,8 @@ def test_the_inspection_counts_boxes_and_draws_them(tmp_path, capsys):
     assert "skipped" not in text
     picture = cv2.imread(str(tmp_path / "o" / "val_1.jpg")).astype(int)
     inside, edge = picture[90, 50], picture[24:200, 16:96]
-    assert np.abs(inside - 90).max() < 12, "no mask is drawn"
-    assert np.ptp(edge, axis=2).max() > 60, "the box is"
+    assert np.abs(inside - 90).max() < 12, "no mask may be drawn"
+    assert np.ptp(edge, axis=2).max() > 60, "the box must be drawn"
 
 
 def test_shards_without_masks_give_the_samples_of_the_files(tmp_path):

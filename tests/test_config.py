@@ -226,7 +226,7 @@ def test_only_what_differs_from_the_defaults_is_shown_at_the_start():
     ]
     shown = show_differences(load_config("configs/retinanet_r50_fpn_1x.py"))
     assert "config.train.learning_rate" in shown
-    assert "config.model.anchor_sizes" not in shown, "its own kind's defaults"
+    assert "config.model.anchor_sizes" not in shown, "the defaults of the kind must not be shown"
 
 
 def test_flags_take_their_value_in_both_forms():

@@ -116,7 +116,7 @@ def test_drawings_of_a_folder(evaluate, run_folder, pictures, tmp_path, capsys):
         for row in entry["detections"]:
             assert set(row) == {"box", "class", "name", "score", "rle", "polygons"}
             assert decode_rle([row["rle"]]).shape == (1, entry["height"], entry["width"])
-    assert cv2.imread(str(tmp_path / "results" / "b.png")).shape == (490, 350, 3), "small pictures are enlarged"
+    assert cv2.imread(str(tmp_path / "results" / "b.png")).shape == (490, 350, 3), "small pictures must be enlarged"
 
 
 def test_drawings_leave_out_what_is_unlikely(evaluate, run_folder, pictures, tmp_path):
@@ -309,7 +309,7 @@ def test_a_checkpoint_is_asked_for(evaluate, capsys):
 
 def test_pictures_by_file_folder_and_glob(pictures):
     assert [path.name for path in find_pictures(str(pictures))] == ["a.jpg", "b.png", "broken.jpg"]
-    assert find_pictures(str(pictures / "notes.txt")) == [pictures / "notes.txt"], "a file that is named is tried"
+    assert find_pictures(str(pictures / "notes.txt")) == [pictures / "notes.txt"], "a file that is given by its name must be tried"
     assert [path.name for path in find_pictures(str(pictures / "*.png"))] == ["b.png"]
     with pytest.raises(ImageError, match="file, a folder or a glob"):
         find_pictures(str(pictures / "*.gif"))

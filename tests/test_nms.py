@@ -1,6 +1,6 @@
-"""Exact greedy NMS against a loop over boxes, and against the originals.
+"""Exact greedy NMS, compared with a loop over boxes and with the originals.
 
-These are the compiled routines of maskrcnn-benchmark and mmcv, and torchvision's rule.
+The originals are the compiled routines of maskrcnn-benchmark and mmcv, and torchvision's rule.
 """
 
 from functools import partial
@@ -14,8 +14,8 @@ from goldens import load_arrays
 from jaxseg.ops.boxes import clip_boxes
 from jaxseg.ops.nms import Kept, by_class, class_nms, exact, exact_nms, labelled_nms
 
-# Boxes suppress each other above the threshold (torchvision, detectron2, CUDA), or at the
-# threshold, too (mmcv on CPUs); pixels may count inclusively (maskrcnn-benchmark).
+# Boxes suppress each other above the threshold (torchvision, detectron2, CUDA), or also at the
+# threshold (mmcv on CPUs); boxes may end in their last pixel (maskrcnn-benchmark).
 RULES = {
     "strict": {},
     "mmcv_cpu": {"suppress_equal": True},
@@ -23,14 +23,14 @@ RULES = {
     "mrb_cpu": {"suppress_equal": True, "pixel_offset": 1.0},
 }
 
-# One program for each rule and number of boxes.
+# There is one program for each rule and number of boxes.
 run_exact = jax.jit(exact_nms, static_argnames=("iou_threshold", "pixel_offset", "suppress_equal"))
 
 
 def greedy(
     boxes: np.ndarray, order: np.ndarray, iou_threshold: float, pixel_offset: float = 0.0, suppress_equal: bool = False
 ) -> list[int]:
-    """The rule as it is defined, box after box; `order` has the rows, the best first."""
+    """Applies the definition box after box; `order` has the rows in descending order of scores."""
     kept: list[int] = []
     area = (boxes[:, 2] - boxes[:, 0] + np.float32(pixel_offset)) * (boxes[:, 3] - boxes[:, 1] + np.float32(pixel_offset))
     for row in order:
@@ -45,7 +45,7 @@ def greedy(
 
 
 def greedy_by_class(boxes: np.ndarray, scores: np.ndarray, *, score_threshold: float, count: int, **rule) -> list[tuple[int, int]]:
-    """Row and class of the best `count` that `greedy` keeps of each class, best first."""
+    """Returns the rows and classes of the best `count` boxes that `greedy` keeps in the classes."""
     found = []
     for label in range(scores.shape[1]):
         order = np.argsort(-scores[:, label], kind="stable")
@@ -55,7 +55,7 @@ def greedy_by_class(boxes: np.ndarray, scores: np.ndarray, *, score_threshold: f
 
 
 def pixel_boxes(rng: np.random.Generator, *shape: int, picture: int = 60, side: int = 12) -> np.ndarray:
-    """Boxes on whole pixels: overlaps tie and lie at thresholds, and some boxes have no area."""
+    """Makes boxes at whole pixels, with equal IoUs, IoUs at thresholds, and boxes without area."""
     low = rng.integers(picture, size=(*shape, 2))
     return np.concatenate([low, low + rng.integers(side, size=(*shape, 2))], -1).astype(np.float32)
 
@@ -68,7 +68,7 @@ def rows(kept: Kept) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("count", [1, 7, 512, 513, 1100])
 def test_exact_nms_is_the_loop_over_boxes(count):
-    """There are one block or several; scores tie, and boxes are equal, empty or left out."""
+    """There are one or several blocks, equal scores, and boxes that are equal, empty or invalid."""
     rng = np.random.default_rng(count)
     for picture in (10, 60, 300):
         boxes = pixel_boxes(rng, count, picture=picture)
@@ -85,7 +85,7 @@ def test_exact_nms_is_the_loop_over_boxes(count):
 
 
 def test_exact_nms_of_larger_blocks_and_of_a_batch(monkeypatch):
-    """Beyond `MAX_BLOCKS` the blocks grow; the images of a batch do not disturb each other."""
+    """Beyond `MAX_BLOCKS` the blocks grow; the images of a batch do not affect each other."""
     monkeypatch.setattr(exact, "BLOCK_SIZE", 8)
     monkeypatch.setattr(exact, "MAX_BLOCKS", 4)
     rng = np.random.default_rng(0)
@@ -98,7 +98,7 @@ def test_exact_nms_of_larger_blocks_and_of_a_batch(monkeypatch):
 
 
 def test_exact_nms_follows_a_chain_to_its_end():
-    """Each box suppresses only its neighbour, so every second one stays; no chain is longer."""
+    """Each box overlaps only its neighbours, so every second one is kept; no chain is longer."""
     left = np.arange(300, dtype=np.float32)[:, None] * 5
     boxes = np.concatenate([left, np.zeros_like(left), left + 10, np.full_like(left, 10)], 1)
     keep = run_exact(boxes, jnp.linspace(1, 0, 300), np.ones(300, bool), iou_threshold=0.3)
@@ -117,7 +117,7 @@ def test_exact_nms_of_a_batch_without_images():
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("percent", [30, 50, 70])
 def test_exact_nms_keeps_what_the_originals_keep(golden, rule, percent):
-    """All cases have 1000 rows, of which those of the case are valid."""
+    """All cases are padded to 1000 rows, of which only their own rows are valid."""
     g = load_arrays(golden / "two_stage" / "nms.npz")
     for case in ("rand60", "rand300", "rand1000", "ties", "identical", "degenerate", "exact_thr", "chain", "empty"):
         count = len(g[f"{case}_boxes"])
@@ -129,7 +129,7 @@ def test_exact_nms_keeps_what_the_originals_keep(golden, rule, percent):
 
 @pytest.mark.parametrize(("count", "per_class"), [(5, True), (40, False), (2000, True)])
 def test_class_nms_is_the_loop_over_boxes_of_each_class(monkeypatch, count, per_class):
-    """The detections are fewer or more than a block of candidates holds, and scores tie."""
+    """There are fewer or more detections than a block of candidates, and equal scores."""
     monkeypatch.setattr(by_class, "BLOCK_SIZE", 16)
     rule = {"score_threshold": 0.4, "iou_threshold": 0.4, "pixel_offset": 1.0, "suppress_equal": True}
     detect = jax.jit(partial(class_nms, max_detections=count, **rule))
@@ -145,7 +145,7 @@ def test_class_nms_is_the_loop_over_boxes_of_each_class(monkeypatch, count, per_
 
 
 def test_class_nms_of_a_batch_is_that_of_its_images(monkeypatch):
-    """Images need different numbers of blocks, and the one that ends first keeps its answer."""
+    """Images need different numbers of blocks, and the one that ends first keeps its result."""
     monkeypatch.setattr(by_class, "BLOCK_SIZE", 16)
     rng = np.random.default_rng(0)
     boxes = np.stack([pixel_boxes(rng, 100, picture=2), pixel_boxes(rng, 100, picture=400), pixel_boxes(rng, 100)])

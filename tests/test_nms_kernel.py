@@ -1,7 +1,7 @@
 """The kernels of NMS: interpreted on short lists, and lowered for CUDA at real shapes.
 
 `test_nms.py` and `test_ops_yolact.py` compare plain JAX with the originals. Here the kernels are
-compared with both, bit by bit.
+compared with both, bit for bit.
 """
 
 import dataclasses
@@ -22,19 +22,19 @@ from jaxseg.ops.nms.suppression import MOST_BOXES
 
 # The name of a kernel's call in a module for CUDA.
 CALL = "mosaic_gpu_v2"
-# Of the shapes that differ only in the batch, one is enough.
+# One of the shapes that differ only in the batch is enough.
 SHAPES = {dataclasses.replace(shape, name="", batch=0): shape for shape in NMS_SHAPES}.values()
 
 
 def both(function, *operands, **options):
-    """What the kernel gives for a batch, which has to be what plain JAX gives."""
+    """Returns the results of the kernel for a batch, after a comparison with plain JAX."""
     results = [jax.jit(jax.vmap(partial(function, **options, implementation=name)))(*operands) for name in ("mosaic_gpu", "xla")]
     jax.tree.map(np.testing.assert_array_equal, *results)
     return results[0]
 
 
 def lowered(function, *operands: np.ndarray) -> str:
-    """The module for CUDA of a batch."""
+    """Lowers a function of a batch to a module for CUDA."""
     arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
     return jax.export.export(jax.jit(jax.vmap(function)), platforms=["cuda"])(*arguments).mlir_module()
 
@@ -44,7 +44,7 @@ def scores_with_ties(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def chain(count: int) -> np.ndarray:
-    """Boxes that overlap only their neighbours: by 1 / 3, or by 5 / 13 with inclusive pixels."""
+    """Makes boxes that overlap only their neighbours, by 1 / 3, or by 5 / 13 with an offset."""
     left = np.arange(count, dtype=np.float32)[:, None] * 4
     return np.concatenate([left, np.zeros_like(left), left + 8, np.full_like(left, 5)], 1)
 
@@ -73,7 +73,7 @@ def test_the_comparison_with_the_threshold_is_that_of_the_rounded_quotient(thres
 
 @pytest.mark.parametrize(("platform", "divides"), [("cpu", True), ("cuda", False), ("tpu", False)])
 def test_only_cpus_divide(platform: str, divides: bool) -> None:
-    """Where quotients are approximations, plain JAX compares as the kernels do."""
+    """If quotients are approximations, plain JAX compares in the same way as the kernels."""
     boxes, scores = jax.ShapeDtypeStruct((40, 4), jnp.float32), jax.ShapeDtypeStruct((40,), jnp.float32)
     plain = jax.jit(lambda boxes, scores: exact_nms(boxes, scores, scores > 0, iou_threshold=0.5, implementation="xla"))
     assert ("stablehlo.divide" in jax.export.export(plain, platforms=[platform])(boxes, scores).mlir_module()) == divides
@@ -86,9 +86,9 @@ def test_a_threshold_of_zero() -> None:
 
 
 def test_fast_nms(interpreted: None) -> None:
-    """There are two tiles of 128 boxes, some equal, without area, or left out, and scores tie.
+    """There are two tiles of 128 boxes, of which some are equal, without area, or invalid.
 
-    Overlaps lie exactly at the threshold.
+    There are also equal scores, and IoUs that equal the threshold.
     """
     rng = np.random.default_rng(0)
     boxes, scores = pixel_boxes(rng, 2, 150, picture=25), scores_with_ties(rng, 2, 2, 150)
@@ -108,10 +108,10 @@ def test_cross_class_fast_nms(interpreted: None) -> None:
 
 @pytest.mark.parametrize("rule", ["strict", "mmcv_cpu", "mmcv_off1"])
 def test_exact_nms(rule: str, interpreted: None) -> None:
-    """The lists go across words of 32 boxes and tiles of 128.
+    """The lists are longer than a word of 32 boxes and a tile of 128.
 
-    One is the longest chain, with overlaps exactly at the threshold; the other has crowds with
-    ties, equal boxes, empty ones and padding.
+    One is the longest chain, with IoUs that equal the threshold. The other has clusters with equal
+    scores, equal boxes, empty ones and padding.
     """
     rng = np.random.default_rng(0)
     boxes = np.stack([chain(140), pixel_boxes(rng, 140, picture=30)])
@@ -123,7 +123,7 @@ def test_exact_nms(rule: str, interpreted: None) -> None:
 
 
 def test_exact_nms_of_levels_of_images(interpreted: None) -> None:
-    """Calls of `vmap` are nested, and the levels of an image share what is valid."""
+    """Calls of `vmap` are nested, and the levels of an image share the array of valid rows."""
     rng = np.random.default_rng(2)
     boxes, scores, valid = pixel_boxes(rng, 2, 2, 40, picture=25), scores_with_ties(rng, 2, 2, 40), rng.random((2, 40)) < 0.8
 
@@ -136,7 +136,7 @@ def test_exact_nms_of_levels_of_images(interpreted: None) -> None:
 
 @pytest.mark.parametrize("per_class", [True, False])
 def test_class_nms(per_class: bool, interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are several turns, and the images need different numbers of them."""
+    """There are several iterations, and the images need different numbers of them."""
     monkeypatch.setattr(by_class, "BLOCK_SIZE", 30)
     monkeypatch.setattr(by_class, "KERNEL_ROWS", 60)
     rng = np.random.default_rng(3)
@@ -160,7 +160,7 @@ def test_labelled_nms(interpreted: None) -> None:
 
 @pytest.mark.parametrize("rule", ["strict", "mmcv_cpu", "mmcv_off1"])
 def test_exact_nms_keeps_what_the_originals_keep(golden, rule: str, interpreted: None) -> None:
-    """All cases that are about ties are in one launch."""
+    """One launch has all cases with equal scores or IoUs."""
     g = load_arrays(golden / "two_stage" / "nms.npz")
     cases = ("ties", "identical", "degenerate", "exact_thr", "chain")
     boxes, scores, valid = np.zeros((5, 80, 4), np.float32), np.zeros((5, 80), np.float32), np.zeros((5, 80), bool)
@@ -210,12 +210,12 @@ def test_each_device_suppresses_its_own_images(interpreted: None, two_devices: M
     with jax.set_mesh(two_devices):
         compiled = jax.jit(jax.vmap(image), out_shardings=half).lower(*arguments).compile().as_text()
     assert "all-" not in compiled
-    # Each has two of the four lists, with a word of bits for every box.
+    # Each device has two of the four lists, with a word of bits for every box.
     assert "s32[2,16,128]" in compiled
     assert "s32[4,16,128]" not in compiled
 
 
-# One of each operation; the others differ in their sizes.
+# There is one shape for each operation; the others differ in their sizes.
 SHORT = ("fast_80x200", "cross_yolact550", "proposals_detect", "detections_rcnn")
 
 
@@ -241,7 +241,7 @@ def test_lowers_for_cuda_at_real_shapes(shape: NmsShape) -> None:
 
 
 def test_a_gradient_does_not_see_the_kernel() -> None:
-    """Training suppresses proposals on the way to its losses."""
+    """Training suppresses proposals before it computes its losses."""
 
     def loss(boxes: jax.Array, scores: jax.Array) -> jax.Array:
         fixed = jax.lax.stop_gradient((boxes, scores))

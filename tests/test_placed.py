@@ -261,7 +261,7 @@ def test_a_full_image_keeps_its_largest_objects():
 
 
 def region_target(values: np.ndarray) -> np.ndarray:
-    """Returns 28 x 28 cells from 8 x 8 points each, with 1 if at least half belong to the object."""
+    """Returns 28 x 28 cells of 8 x 8 points; a cell is set if at least half are in the object."""
     return values.reshape(28, 8, 28, 8).mean((1, 3)) >= 0.5
 
 

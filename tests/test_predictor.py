@@ -67,7 +67,7 @@ def test_few_batch_sizes_are_compiled(detector):
     predictor = Predictor(CONFIG, VARIABLES, batch_size=4)
     for count in range(1, 12):
         assert len(predictor([picture(*PICTURES[i % 5]) for i in range(count)])) == count
-    assert detector.traces == 3, "batches of 1, 2 and 4"
+    assert detector.traces == 3, "one program for each of the batch sizes 1, 2 and 4"
 
 
 # The inputs are 32 x 96 and 96 x 32, and the scale is 1, 1/2 or 1/4, so that edges stay at whole
@@ -97,7 +97,7 @@ def test_pictures_in_inputs_of_two_shapes_come_back_in_order(use_detector, mask_
         height, width, (x1, y1, x2, y2), brightness = kinds[i]
         assert prediction.classes.tolist() == [int(brightness > 150)] * 2
         np.testing.assert_array_equal(prediction.boxes, [[x1, y1, x2, y2]] * 2)
-        assert len(asked) <= i + 1 + 8, "two batches of either shape at most"
+        assert len(asked) <= i + 1 + 8, "at most two batches of either shape may be read in advance"
         if mask_frame is None:
             assert prediction.masks is None
             continue
@@ -106,7 +106,7 @@ def test_pictures_in_inputs_of_two_shapes_come_back_in_order(use_detector, mask_
         tolerance = 2 * (height + width) if mask_frame == "integer_box" else 16
         assert (prediction.masks[0] != expected).sum() <= tolerance
     assert len(asked) == 21
-    assert detector.traces == 4, "batches of 1 and 2 of either shape"
+    assert detector.traces == 4, "one program for batches of 1 and of 2 of either shape"
 
 
 def test_a_detector_without_masks_gives_boxes_alone(use_detector):
@@ -205,7 +205,7 @@ def test_pictures_that_cannot_be_used_are_refused(detector, image, sentence):
         predictor(image)
     with pytest.raises(ImageError, match=f"Picture 1 .*{sentence}"):
         predictor([picture(*PICTURES[0]), image])
-    assert detector.traces == 0, "refused before anything is detected"
+    assert detector.traces == 0, "the error must come before any detection"
 
 
 def test_a_stream_keeps_two_batches_at_most(detector):
@@ -231,7 +231,7 @@ def test_masks_as_run_lengths_and_as_crops_are_the_full_ones(use_detector, mask_
         assert whole.masks.shape[1:] == whole.picture_size == encoded.picture_size
         np.testing.assert_array_equal(decode_rle(encoded.masks), whole.masks)
         np.testing.assert_array_equal(whole_masks(cropped.masks, whole.picture_size, len(whole)), whole.masks)
-        assert encoded.masks == encode_rle(whole.masks), "in the form of pycocotools, bit by bit"
+        assert encoded.masks == encode_rle(whole.masks), "the run lengths must equal those of pycocotools"
 
 
 def test_full_masks_that_no_machine_holds_are_refused_with_the_remedy(detector, monkeypatch):

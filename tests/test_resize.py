@@ -1,4 +1,4 @@
-"""The sizes and the pixels of resized pictures, as in the originals, and the choice of the input."""
+"""The sizes and pixels of resized pictures, as in the originals, and the choice of the input."""
 
 import itertools
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""RoIAlign and the levels of boxes, beside the compiled operators of the originals.
+"""RoIAlign and the levels of boxes, compared with the compiled operators of the originals.
 
-These are maskrcnn-benchmark, detectron2, torchvision and mmcv.
+The originals are maskrcnn-benchmark, detectron2, torchvision and mmcv.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxseg.ops.roi_align import matmul, operation, pyramid_levels, roi_align
 
-# FPN's rule, as each code base guards it against rounding.
+# FPN's rule, as each original protects it against rounding errors.
 LEVEL_RULES = {
     "mrb": {"pixel_offset": 1.0, "ratio_epsilon": 1e-6},
     "d2": {"ratio_epsilon": 1e-8},
@@ -31,8 +31,8 @@ ONE_OF_EACH = [("gather", 2), ("matmul", 0), ("window", 0)]
 STRIDES = (4, 8)
 SMALL = {"output_size": 2, "sampling_ratio": 2, "aligned": True}
 # The input has 96 x 160 pixels. There are ordinary boxes, one along the whole input, one larger
-# than it, one outside, one that reaches out, two without area, one smaller than a pixel, one at the
-# last pixel, and two that are points. Levels 0 and 1 alternate.
+# than it, one outside, one that extends beyond it, two without area, one smaller than a pixel, one
+# at the last pixel, and two that are points. Levels 0 and 1 alternate.
 BOXES = np.array(
     [
         [10.0, 7.0, 61.0, 40.0],
@@ -54,7 +54,7 @@ LEVELS = np.arange(len(BOXES), dtype=np.int32) % 2
 
 
 def both_ways(strides: tuple[int, ...], **options: object) -> Callable[..., tuple[jax.Array, list[jax.Array]]]:
-    """A program that gives the result, and the gradient of the features from that of the result."""
+    """Returns a program that computes the result, and the gradient of the features from its own."""
 
     @jax.jit
     def run(features: list[jax.Array], boxes: jax.Array, levels: jax.Array, gradient: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -89,7 +89,7 @@ def loop_reference(feature: np.ndarray, box: np.ndarray, stride: int, size: int,
 
 
 def two_images(dtype: type = np.float32) -> tuple[list[jax.Array], jax.Array, jax.Array]:
-    """Random features on two levels, with the boxes in order and in reverse."""
+    """Makes random features on two levels, with the boxes in order and in reverse."""
     rng = np.random.default_rng(0)
     features = [jnp.asarray(rng.standard_normal((2, 96 // stride, 160 // stride, 3)), dtype) for stride in STRIDES]
     return features, jnp.stack([BOXES, BOXES[::-1]]), jnp.stack([LEVELS, LEVELS[::-1]])
@@ -110,7 +110,7 @@ def test_every_form_is_the_sum_over_samples(implementation: str, sampling_ratio:
     gradient = jax.random.normal(jax.random.key(0), (*levels.shape, 3, 3, 3))
     pooled, pulled = both_ways(STRIDES, output_size=3, implementation=implementation, **options)(features, boxes, levels, gradient)
     np.testing.assert_allclose(pooled, expected(features, boxes, levels, size=3, **options), atol=1e-5)
-    # RoIAlign is linear in the features, so its gradient is right when both products with random
+    # RoIAlign is linear in the features, so its gradient is correct if both products with random
     # arrays agree.
     product = sum(float(jnp.vdot(feature, back)) for feature, back in zip(features, pulled, strict=True))
     np.testing.assert_allclose(product, jnp.vdot(pooled, gradient), rtol=1e-4)
@@ -121,16 +121,16 @@ def test_products_with_whole_levels_in_several_rounds(monkeypatch: pytest.Monkey
     gradient = jnp.ones((*levels.shape, 3, 3, 3))
     options = {"output_size": 3, "implementation": "matmul", "sampling_ratio": 0, "aligned": True}
     at_once = both_ways(STRIDES, **options)(features, boxes, levels, gradient)
-    # There is room for five RoIs, so there are two rounds of five and one of two.
+    # The memory suffices for five RoIs, so there are two iterations with five and one with two.
     monkeypatch.setattr(matmul, "MOST_BYTES", 5 * 3 * (160 // 4) * 3 * 4)
     rounds = both_ways(STRIDES, **options)(features, boxes, levels, gradient)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), at_once, rounds)
 
 
 def test_cpus_gather_many_cells_and_loop_over_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The result alone has a form of its own; with a gradient, both come from the loop.
+    """Without a gradient there is a separate form; with a gradient, both results use the loop.
 
-    All of them are what any one form gives.
+    All of them agree with any one form.
     """
     features, boxes, levels = two_images()
     gradient = jax.random.normal(jax.random.key(1), (*levels.shape, 8, 8, 3))
@@ -154,7 +154,7 @@ def test_cpus_gather_many_cells_and_loop_over_few(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(("implementation", "sampling_ratio"), ONE_OF_EACH)
 def test_boxes_that_hold_nothing(implementation: str, sampling_ratio: int) -> None:
-    """Neither the result nor the gradient is NaN where a box has no area, or is far outside."""
+    """Neither the result nor the gradient is NaN if a box has no area or is far outside."""
     boxes = jnp.array([[[0, 0, 0, 0], [40, 40, 20, 10], [1e6, 1e6, 1e6 + 5, 1e6 + 5], [-1e6, -1e6, 1e6, 1e6]]], jnp.float32)
     run = both_ways((4,), output_size=2, sampling_ratio=sampling_ratio, aligned=True, implementation=implementation)
     pooled, (pulled,) = run([jnp.ones((1, 8, 9, 1))], boxes, jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4, 2, 2, 1)))
@@ -171,7 +171,7 @@ def test_no_boxes() -> None:
 
 
 def test_levels_keep_to_themselves() -> None:
-    """A level that is filled with its number gives that number."""
+    """If each level is filled with its number, the result for a box is the number of its level."""
     features = [jnp.full((2, 96 // stride, 160 // stride, 1), float(level)) for level, stride in enumerate(STRIDES)]
     _, boxes, levels = two_images()
     inside = (boxes[..., 2] <= 160) & (boxes[..., 0] >= 0)
@@ -187,7 +187,7 @@ def test_bfloat16_features_are_summed_in_float32(implementation: str, sampling_r
     results = run(features, boxes, levels, gradient)
     exact = run([feature.astype(jnp.float32) for feature in features], boxes, levels, gradient)
     assert {leaf.dtype for leaf in jax.tree.leaves(results)} == {jnp.dtype(jnp.bfloat16)}
-    # One rounding at the end.
+    # The results are rounded once, at the end.
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=2**-8, atol=1e-6), results, exact)
 
 
@@ -225,9 +225,9 @@ def test_levels_change_at_half_and_twice_the_canonical_side() -> None:
     boxes = jnp.stack([0 * sides, 0 * sides, sides, sides], -1)
     np.testing.assert_array_equal(jax.jit(pyramid_levels)(boxes), [2, 2, 2, 3, 3, 4, 4, 5, 5])
     np.testing.assert_array_equal(pyramid_levels(boxes, finest=3, coarsest=4), [3, 3, 3, 3, 3, 4, 4, 4, 4])
-    # Counted inclusively a box of 111 is 112 pixels wide.
+    # With a pixel offset of 1, this box is 112 pixels wide.
     assert pyramid_levels(jnp.array([[0.0, 0.0, 111.0, 111.0]]), pixel_offset=1.0) == 3
-    # An epsilon lifts a box that is a hair too small.
+    # An epsilon moves a box that is slightly too small to the higher level.
     hair = jnp.array([[0.0, 0.0, 223.9999, 223.9999]])
     assert [int(pyramid_levels(hair, **rule)[0]) for rule in ({}, {"ratio_epsilon": 1e-6}, {"level_epsilon": 1e-6})] == [3, 4, 4]
 
@@ -256,7 +256,7 @@ def test_pyramid_pooling_of_each_original(golden: Path, name: str, size: int, fo
 
 
 def padded(boxes: list[np.ndarray]) -> tuple[jax.Array, tuple[np.ndarray, np.ndarray]]:
-    """The boxes of two images in rows of the same number, and where they are now."""
+    """Pads the boxes of two images to the same number of rows, and returns their positions."""
     longest = max(map(len, boxes))
     images = np.repeat([0, 1], [len(rows) for rows in boxes])
     rows = np.concatenate([np.arange(len(rows)) for rows in boxes])
@@ -268,7 +268,7 @@ def padded(boxes: list[np.ndarray]) -> tuple[jax.Array, tuple[np.ndarray, np.nda
     ("implementation", "sampling_ratio", "size"), [*((*form, 7) for form in FORMS), ("gather", 2, 14), ("window", 0, 14)]
 )
 def test_compiled_operators(golden: Path, implementation: str, sampling_ratio: int, aligned: bool, size: int) -> None:
-    """Forward and gradient agree for boxes that are inside, outside, tiny, huge or empty."""
+    """Results and gradients agree for boxes that are inside, outside, tiny, huge or empty."""
     numbers = load_arrays(golden / "two_stage" / "roi_align.npz")
     image_of = numbers["rois"][:, 0]
     boxes, _ = padded([numbers["rois"][image_of == image, 1:] for image in (0, 1)])

@@ -22,9 +22,9 @@ from jaxseg.ops.roi_align import FORMS, kernel, matmul, roi_align
 from jaxseg.ops.roi_align.bilinear import Geometry, pixels_of_cell
 
 STRIDES, SIZES = (4, 8), ((6, 10), (3, 5))
-# Each of two images has 24 x 40 pixels. The first has an ordinary box, one that is larger than the
-# image on the other level, one outside, and padding. The second has a box that reaches out, one
-# without area, one smaller than a pixel, and one at the last pixel of the other level.
+# Each of two images has 24 x 40 pixels. The first has an ordinary box, one on the other level that
+# is larger than the image, one outside, and padding. The second has a box that extends beyond the
+# image, one without area, one smaller than a pixel, and one at the last pixel of the other level.
 BOXES = jnp.array(
     [
         [[3.5, 2.25, 21.0, 19.0], [-9.0, -7.0, 60.0, 50.0], [300.0, 300.0, 340.0, 320.0], [0.0, 0.0, 0.0, 0.0]],
@@ -41,7 +41,7 @@ def pyramid(channels: int, dtype: type = jnp.float32) -> list[jax.Array]:
 
 
 def both_ways(**options: object) -> Callable[..., tuple[jax.Array, list[jax.Array]]]:
-    """A program that gives the result, and the gradient of the features from that of the result."""
+    """Returns a program that computes the result, and the gradient of the features from its own."""
 
     @jax.jit
     def run(features: list[jax.Array], boxes: jax.Array, levels: jax.Array, gradient: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -52,7 +52,7 @@ def both_ways(**options: object) -> Callable[..., tuple[jax.Array, list[jax.Arra
 
 
 def assert_near(actual: object, desired: object, relative: float) -> None:
-    """Raises an error where the difference is larger than this part of the largest value."""
+    """Raises an error if a difference exceeds this fraction of the largest value."""
 
     def compare(one: jax.Array, other: np.ndarray) -> None:
         one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
@@ -78,7 +78,7 @@ CASES = [
     [pytest.param(*case, marks=[] if i in (0, 4) else pytest.mark.slow) for i, case in enumerate(CASES)],
 )
 def test_forward_and_gradient(sampling_ratio: int, aligned: bool, channels: int, dtype: type, interpreted: None) -> None:
-    """The kernel gives the sum over the samples, and the plain form's gradient."""
+    """The kernel returns the sum over the samples, and the same gradient as the plain form."""
     features, size = pyramid(channels, dtype), 2
     gradient = jax.random.normal(jax.random.key(0), (*LEVELS.shape, size, size, channels), dtype)
     options = {"output_size": size, "sampling_ratio": sampling_ratio, "aligned": aligned}
@@ -96,7 +96,7 @@ def test_forward_and_gradient(sampling_ratio: int, aligned: bool, channels: int,
 
 
 def test_many_rois_that_share_pixels(interpreted: None) -> None:
-    """There are more RoIs than bits in a word, and the gradient has the same bits each time."""
+    """There are more RoIs than bits in a word, and the gradient has the same bits in each run."""
     rng, rois = np.random.default_rng(1), 36
     centers, sides = rng.uniform(0, 16, (1, rois, 2)), np.exp(rng.uniform(0, 2.5, (1, rois, 2)))
     boxes = jnp.asarray(np.concatenate([centers - sides / 2, centers + sides / 2], -1), jnp.float32)
@@ -113,7 +113,7 @@ KERNEL = functools.partial(roi_align, **SMALL, implementation="mosaic_gpu")
 
 
 def test_under_vmap(interpreted: None) -> None:
-    """A batch of batches gives the result and the gradient of each image on its own."""
+    """A batch of batches has the same results and gradients as single images."""
 
     def pool_and_gradient(pool: Callable[..., jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
         run = jax.vmap(lambda features: jax.value_and_grad(lambda features: (pool(features) ** 2).sum())(features))
@@ -163,7 +163,7 @@ def test_lowers_for_cuda_at_real_shapes(shape: RoiAlignShape) -> None:
 
 
 def test_gpus_have_the_kernel_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process with GPUs chooses it, and not where it compiles for a CPU."""
+    """A process with GPUs uses it, except in programs for its CPU."""
     monkeypatch.setattr(choice, "missing_gpu", lambda: None)
 
     def program(platform: str) -> str:
@@ -182,7 +182,7 @@ def test_no_boxes() -> None:
 
 @pytest.mark.parametrize("cells", [7, 14])
 def test_samples_are_counted_exactly_where_division_is_not(cells: int) -> None:
-    """A quotient may be wrong by two units in the last place, and 3 pixels still have 3 samples."""
+    """Even if a quotient is wrong by two units in the last place, 3 pixels have 3 samples."""
     whole = np.arange(1, 400, dtype=np.float32)
     sizes = np.stack([whole * cells, np.nextafter(whole * cells, np.inf), np.nextafter(whole * cells, 0)])
     quotient = sizes / np.float32(cells)
@@ -200,7 +200,7 @@ def test_what_the_kernel_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> N
         KERNEL(pyramid(128, jnp.float16), BOXES, LEVELS)
     with pytest.raises(ValueError, match="'nonsense' is not one of auto, xla, mosaic_gpu, gather, matmul, window"):
         roi_align(pyramid(128), BOXES, LEVELS, **SMALL, implementation="nonsense")
-    # The environment chooses where the caller does not.
+    # The environment decides if the caller does not.
     monkeypatch.setenv("JAXSEG_IMPLEMENTATION", "mosaic_gpu")
     with pytest.raises(ValueError, match="96 channels"):
         roi_align(pyramid(96), BOXES, LEVELS, **SMALL)

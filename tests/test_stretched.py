@@ -26,7 +26,7 @@ SPEC = InputSpec(input_sizes=(SIZE,), mask_size=(138, 138), semantic_size=(69, 6
 
 
 def golden_sample() -> Sample:
-    """Returns the picture on which the original's steps were recorded; its last object is a crowd."""
+    """Returns the picture of the original's recorded steps; its last object is a crowd."""
     height, width = GOLDEN["image_bgr"].shape[:2]
     return Sample(
         image=np.ascontiguousarray(GOLDEN["image_bgr"][..., ::-1]),

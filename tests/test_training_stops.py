@@ -33,7 +33,7 @@ def _log(caplog):
 
 
 @pytest.fixture
-def _hangup_is_heard():
+def _default_hangup():
     """Restores the default action of SIGHUP, because nohup makes all children ignore it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
@@ -136,7 +136,7 @@ def test_worker_processes_do_not_hear_what_their_group_is_sent(workers):
 # ---- Signals ----
 
 
-@pytest.mark.usefixtures("_hangup_is_heard")
+@pytest.mark.usefixtures("_default_hangup")
 def test_a_closed_terminal_saves_and_leaves(tmp_path):
     """The terminal may send the signal twice."""
     process = run_in_own_process(tmp_path, "delay=0.2")
@@ -171,7 +171,7 @@ def test_work_that_changes_nothing_is_broken_off_at_once():
 
 
 class LongValidation:
-    """A validation that interrupts itself and then takes very long; its second call ends at once."""
+    """A validation that interrupts itself and then takes very long; a second one ends at once."""
 
     def __init__(self, seconds: float):
         self.seconds, self.asked = seconds, []

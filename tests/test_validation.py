@@ -48,4 +48,4 @@ def test_validation_in_inputs_of_two_shapes(use_detector, tmp_path, caplog, mask
         assert picture.shape[0] / picture.shape[1] == height / width
         inside = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)[10:20, 10:14]
         colored = np.ptp(inside.astype(int), axis=2).mean() > 10
-        assert colored == (mask_frame is not None), "masks are drawn in colour on grey"
+        assert colored == (mask_frame is not None), "masks must be drawn in colour on grey"

@@ -57,9 +57,9 @@ def test_a_box_is_an_outline_with_a_label_above():
     np.testing.assert_array_equal(drawn[350, 250], 100)
     plate = (drawn[180:199, 100:200] == color_of(0)).all(-1)
     assert plate.mean() > 0.15
-    assert (drawn[180:199, 100:200] == 255).all(-1).any(), "no text on the label"
+    assert (drawn[180:199, 100:200] == 255).all(-1).any(), "the label has no text"
     without = draw(grey(600, 700), np.array([[100.4, 200.4, 400, 500]]), np.array([0]), NAMES)
-    assert plate.sum() > (without[180:199, 100:200] == color_of(0)).all(-1).sum(), "the score makes the label longer"
+    assert plate.sum() > (without[180:199, 100:200] == color_of(0)).all(-1).sum(), "a score must make the label longer"
 
 
 def test_labels_stay_inside_the_picture():

@@ -329,7 +329,7 @@ FILES: dict[str, Callable[[], bytes]] = {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Returns the size of each file, the outcome of reading it, and the bytes and seconds needed."""
+    """Returns the size of each file, the outcome of reading it, and the bytes and seconds used."""
     folder = tmp_path_factory.mktemp("files")
     for number, make in enumerate(FILES.values()):
         # Some pickles here lack the first instruction, and are recognised by their file names.

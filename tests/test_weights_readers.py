@@ -135,7 +135,7 @@ def test_what_torch_saves_is_read(tmp_path, new_container):
 
 
 def test_views_of_storages_in_the_oldest_streams(tmp_path, monkeypatch):
-    """PyTorch 0.3 gives the offset and the size of a part of a storage, here 3 numbers from 1 on."""
+    """PyTorch 0.3 gives the offset and size of a part of a storage, here 3 numbers from 1 on."""
     values = np.arange(6, dtype=np.float32)
     program = state_dict_pickle({"a": values})
     program = program.replace(b"tQ", b"(" + short("view") + b"K\x02K\x03ttQ").replace(b"(J\x06\0\0\0t", b"(J\x03\0\0\0t")
@@ -198,7 +198,7 @@ def test_a_pickle_that_runs_a_command_is_refused(tmp_path, container):
     target = tmp_path / "run"
     program = pickle.dumps({"weight": Attack(target)}, protocol=2)
     pickle.loads(program)
-    assert target.exists(), "the attack works"
+    assert target.exists(), "the attack must work with Python's own unpickler"
     target.unlink()
     container(tmp_path / "a.pth", program)
     with pytest.raises(WeightsError, match=rf"a\.pth cannot be loaded: it asks for {os.system.__module__}\.system, .* refused"):

@@ -1,27 +1,27 @@
 """Boxes and scores like those of a model.
 
-Boxes lie in clusters and have about the spread of sizes of COCO's objects, so that suppression has
-something to suppress, and RoIs share pixels.
+Boxes form clusters, and their sizes are distributed approximately like those of COCO's objects. So
+non-maximum suppression removes boxes, and RoIs share pixels.
 """
 
 import numpy as np
 
-# The root of a box's area over the shorter side of the input: its median, and the spread of its
-# logarithm. About 4 in 10 objects of COCO are smaller than 32 x 32 pixels and a quarter is larger
-# than 96 x 96, in pictures whose shorter side is about 480.
+# The square root of a box's area over the shorter side of the input: its median, and the standard
+# deviation of its logarithm. About 40 % of COCO's objects are smaller than 32 x 32 pixels and 25 %
+# are larger than 96 x 96, in pictures whose shorter side is about 480.
 MEDIAN_SIDE, SIDE_SPREAD = 0.09, 1.05
 RATIO_SPREAD = 0.4
 # The standard deviation of the centres of the boxes around an object, over its size, and of the
 # logarithms of their sizes.
 CLUSTER_SPREAD = 0.12
-# The part of the anchors or regions of a trained detector that a threshold on scores lets through.
+# The fraction of the anchors or regions of a trained detector that pass a score threshold.
 LIKELY = 0.02
 
 
 def boxes_around_objects(
     rng: np.random.Generator, shape: tuple[int, ...], input_size: tuple[int, int], side: float | None = None
 ) -> np.ndarray:
-    """Boxes, about 16 of them around each object, which are cut at the border.
+    """Makes boxes, with about 16 around each object, and clips them to the input.
 
     Args:
         rng: the source of randomness.
@@ -49,12 +49,14 @@ def boxes_around_objects(
 
 
 def with_ties(scores: np.ndarray) -> np.ndarray:
-    """Scores of 12 bits, float32; those of bfloat16 networks are equal now and then, too."""
+    """Rounds scores to 12 bits, so that some are equal, as those of bfloat16 networks are."""
     return (np.round(scores * 4096) / 4096).astype(np.float32)
 
 
 def class_scores(rng: np.random.Generator, shape: tuple[int, int, int], threshold: float) -> np.ndarray:
-    """Probabilities; for a few boxes, or for most of a short list, one or two pass the threshold.
+    """Makes class probabilities, of which one or two pass the threshold for a few boxes.
+
+    In a short list, this holds for most boxes.
 
     Args:
         rng: the source of randomness.

@@ -28,15 +28,15 @@ class FastNmsShape:
     Attributes:
         name: the name in tables and tests.
         source: the preset that the shape comes from.
-        cross_class: whether it is all classes at once.
+        cross_class: whether suppression is over all classes at once.
         batch: the number of images.
         priors: the number of priors of each image.
         classes: the number of classes without the background.
         top_k: see `fast_nms`.
         max_detections: see `fast_nms`.
         iou_threshold: see `fast_nms`.
-        score_threshold: a prior is a candidate when its best class scores more than this; a
-            negative value lets all of them be candidates.
+        score_threshold: a prior is a candidate if the score of its best class exceeds this number;
+            with a negative value all priors are candidates.
     """
 
     name: str
@@ -57,20 +57,20 @@ class FastNmsShape:
         return shared if self.cross_class else {**shared, "max_detections": self.max_detections}
 
     def inputs(self, seed: int) -> FastNmsInputs:
-        """Boxes, scores and candidates of a batch."""
+        """Makes boxes, scores and candidates of a batch."""
         rng = np.random.default_rng(seed)
         boxes = boxes_around_objects(rng, (self.batch, self.priors), (1, 1))
         scores = with_ties(class_scores(rng, (self.batch, self.priors, self.classes), self.score_threshold)).swapaxes(1, 2)
         return FastNmsInputs(boxes, np.ascontiguousarray(scores), scores.max(1) > self.score_threshold)
 
     def tiny(self) -> "FastNmsShape":
-        """The same rule with up to 150 priors in three classes."""
+        """Returns a shape with the same rule and up to 150 priors in three classes."""
         priors = 130 if self.priors <= self.top_k else 150
         return dataclasses.replace(self, batch=min(self.batch, 2), priors=priors, classes=3, top_k=130, max_detections=20)
 
 
 def _of_priors(name: str, source: str, batch: int, *, cross_class: bool = False) -> FastNmsShape:
-    """Fast NMS of a YOLACT."""
+    """Makes the shape of Fast NMS in a YOLACT."""
     model: Any = preset(source).model
     detector: Any = jaxseg.build_model(preset(source))
     rule = model.detection
@@ -90,7 +90,7 @@ def _of_priors(name: str, source: str, batch: int, *, cross_class: bool = False)
 
 
 FAST_NMS_SHAPES = (
-    # This one is suppression alone: the best boxes of the classes are chosen already.
+    # In this shape there is only suppression, because the best boxes are already selected.
     dataclasses.replace(_of_priors("fast_80x200", "yolact_r101", 1), priors=200, score_threshold=-1.0),
     _of_priors("fast_yolact400", "yolact_im400_r101", 1),
     _of_priors("fast_yolact550", "yolact_r101", 1),
@@ -141,7 +141,7 @@ class ExactNmsShape:
         return {"iou_threshold": self.iou_threshold, "pixel_offset": self.pixel_offset}
 
     def inputs(self, seed: int) -> ExactNmsInputs:
-        """Boxes, scores and validity of a batch."""
+        """Makes boxes, scores and validity of a batch."""
         rng = np.random.default_rng(seed)
         rows = max(self.counts)
         boxes = np.stack([boxes_around_objects(rng, (self.batch, rows), self.input_size, 1.2 * side) for side in self.sides], 1)
@@ -150,13 +150,13 @@ class ExactNmsShape:
         return ExactNmsInputs(np.where(valid[..., None], boxes, 0), np.where(valid, scores, -np.inf).astype(np.float32), valid.copy())
 
     def tiny(self) -> "ExactNmsShape":
-        """The same rule for at most two levels, of which one has fewer boxes."""
+        """Returns a shape with the same rule for at most two levels; one has fewer boxes."""
         levels = min(2, len(self.sides))
         return dataclasses.replace(self, batch=2, counts=(150, 40)[:levels], sides=self.sides[:levels], input_size=(96, 160))
 
 
 def _of_proposals(name: str, source: str, batch: int, *, training: bool) -> ExactNmsShape:
-    """The proposals of an R-CNN."""
+    """Makes the shape of the proposals of an R-CNN."""
     model: Any = preset(source).model
     input_size = model.input.padded_shapes[0]
     strides = (4, 8, 16, 32, 64) if model.neck == "fpn" else (16,)
@@ -180,7 +180,7 @@ EXACT_NMS_SHAPES = (
     _of_proposals("proposals_detect", ADAPTIVE_SAMPLES, 1, training=False),
     _of_proposals("proposals_detect_batch8", ADAPTIVE_SAMPLES, 8, training=False),
     _of_proposals("proposals_train_c5", DILATED_C5, 2, training=True),
-    # This one counts pixels inclusively.
+    # In this shape, boxes end in their last pixel.
     _of_proposals("proposals_detect_inclusive", FIXED_SAMPLES, 1, training=False),
 )
 
@@ -232,12 +232,12 @@ class ClassNmsShape:
         return {name: getattr(self, name) for name in names}
 
     def inputs(self, seed: int) -> ClassNmsInputs:
-        """Boxes, scores and, where each box has one class, labels of a batch."""
+        """Makes boxes, scores and, if each box has one class, labels of a batch."""
         rng = np.random.default_rng(seed)
         boxes = boxes_around_objects(rng, (self.batch, self.boxes), self.input_size)
         if self.labelled:
-            # These are the best pairs of each level: most are likely, and a few classes have most
-            # boxes.
+            # These are the best pairs of each level, so most scores are high, and most boxes belong
+            # to a few classes.
             labels = (self.classes * rng.random(boxes.shape[:2]) ** 2).astype(np.int32)
             return ClassNmsInputs(boxes, with_ties(rng.beta(0.5, 4.0, boxes.shape[:2])), labels)
         shifts = (
@@ -250,12 +250,15 @@ class ClassNmsShape:
         return ClassNmsInputs(of_classes, scores, None)
 
     def tiny(self) -> "ClassNmsShape":
-        """The same rule with 60 boxes, three classes and ten detections."""
+        """Returns a shape with the same rule, 60 boxes, three classes and ten detections."""
         return dataclasses.replace(self, batch=2, boxes=60, classes=3, input_size=(96, 160), max_detections=10)
 
 
 def _of_detections(name: str, source: str, batch: int) -> ClassNmsShape:
-    """The last step of an R-CNN, or of RetinaNet, which looks at the best pairs of each level."""
+    """Makes the shape of the last step of an R-CNN, or of RetinaNet.
+
+    RetinaNet's input is the best pairs of a box and a class of each level.
+    """
     model: Any = preset(source).model
     labelled = model.kind == "retinanet"
     rule = model if labelled else model.roi

@@ -44,7 +44,7 @@ class RoiAlignShape:
         output_size: see `roi_align`.
         sampling_ratio: see `roi_align`.
         aligned: see `roi_align`.
-        training: whether the gradient is wanted, too.
+        training: whether the gradient is also computed.
     """
 
     name: str
@@ -72,9 +72,9 @@ class RoiAlignShape:
         return tuple((math.ceil(height / stride), math.ceil(width / stride)) for stride in self.strides)
 
     def inputs(self, seed: int, dtype: Any = jnp.float32) -> RoiAlignInputs:
-        """Inputs with noise as features and as gradient.
+        """Makes inputs with noise as features and as gradient.
 
-        The last RoIs are odd: padding, one that reaches out of the image, and one for each level.
+        The last RoIs are special: padding, one that extends beyond the image, and one per level.
         """
         rng = np.random.default_rng(seed)
         boxes = boxes_around_objects(rng, (self.batch, self.rois), self.input_size)
@@ -93,12 +93,12 @@ class RoiAlignShape:
         return RoiAlignInputs(features, boxes, levels, jax.random.normal(keys[-1], shape, dtype))
 
     def tiny(self) -> "RoiAlignShape":
-        """The same conventions for four RoIs of two small images."""
+        """Returns a shape with the same conventions for four RoIs of two small images."""
         return dataclasses.replace(self, batch=2, rois=4, input_size=(96, 160), channels=128, output_size=2)
 
 
 def _of_regions(name: str, source: str, batch: int, *, training: bool, masks: bool = False, portrait: bool = False) -> RoiAlignShape:
-    """What an R-CNN pools for boxes, or for masks."""
+    """Makes the shape of the RoIs that an R-CNN pools for boxes, or for masks."""
     model: Any = preset(source).model
     roi = model.roi
     if masks:

@@ -18,7 +18,7 @@ _DISK_ERRNOS = {
 
 # When a disk is full, these loggers write a stack trace for each array, 800 lines in all, which
 # would hide the one sentence that matters.
-_TALKATIVE = ("absl", "asyncio")
+_VERBOSE_LOGGERS = ("absl", "asyncio")
 
 
 def run_command(body: Callable[[list[str]], int | None], arguments: Sequence[str] | None, *, log_to_stdout: bool = False) -> int:
@@ -42,7 +42,7 @@ def run_command(body: Callable[[list[str]], int | None], arguments: Sequence[str
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout if log_to_stdout else sys.stderr, force=True)
     logging.getLogger("jaxseg").setLevel(logging.INFO)
-    for name in _TALKATIVE:
+    for name in _VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return body(list(sys.argv[1:] if arguments is None else arguments)) or 0

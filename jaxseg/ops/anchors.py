@@ -1,6 +1,6 @@
-"""Anchors of the cells of a pyramid, and which of them a picture uses.
+"""The anchors of the cells of a pyramid, and the selection of those that a picture uses.
 
-They are made in NumPy from static sizes, and so are constants of the compiled program.
+They are made in NumPy from static sizes, so they are constants of the compiled program.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ def yolact_anchors(
     *,
     square: bool,
 ) -> Float32[np.ndarray, "A 4"]:
-    """YOLACT's anchors, `cx, cy, w, h` as fractions of the input.
+    """Makes YOLACT's anchors, `cx, cy, w, h` as fractions of the input.
 
-    Their order is level, y, x, scale, aspect ratio.
+    They are ordered by level, y, x, scale and aspect ratio.
 
     Args:
         input_size: the side of the square input in pixels.
-        level_sizes: the height and width of each pyramid level. Its cells share the input evenly,
-            whatever the stride is.
+        level_sizes: the height and width of each pyramid level. Its cells divide the input evenly,
+            independently of the stride.
         scales: the scales of each level in pixels.
         aspect_ratios: width over height.
         square: whether heights are overwritten by widths, as in the code that trained the published
@@ -59,9 +59,9 @@ def yolact_anchors(
 def cell_anchors(
     sizes: Sequence[int | float], aspect_ratios: Sequence[float], *, stride: int, rule: AnchorRule
 ) -> Float32[np.ndarray, "S 4"]:
-    """R-CNN's anchors of the first cell of a level, `x1, y1, x2, y2` in pixels.
+    """Makes R-CNN's anchors of the first cell of a level, `x1, y1, x2, y2` in pixels.
 
-    Their order is aspect ratio, size.
+    They are ordered by aspect ratio and size.
 
     Args:
         sizes: the square roots of the areas, in pixels. RetinaNet's octaves are the sizes
@@ -69,9 +69,9 @@ def cell_anchors(
         aspect_ratios: height over width.
         stride: the stride of the level in pixels; only the rule "legacy" needs it.
         rule: "exact" centres the anchors on (0, 0), as mmdetection and detectron2 do. "rounded"
-            rounds those corners, as torchvision does. "legacy" is the way of the first Faster R-CNN
-            and of maskrcnn-benchmark: it centres the anchors on the middle of a cell, and scales a
-            window of the cell's size whose sides it has rounded; x2 and y2 name the last pixel.
+            rounds those corners, as torchvision does. "legacy" is the rule of the first Faster
+            R-CNN and of maskrcnn-benchmark: it centres the anchors on the middle of a cell, and
+            scales a window of the cell's size with rounded sides; anchors end in their last pixel.
     """
     scale, ratio = np.array(sizes, np.float64)[None, :], np.array(aspect_ratios, np.float64)[:, None]
     if rule == "legacy":
@@ -90,11 +90,11 @@ def cell_anchors(
 def grid_anchors(
     cells: Float32[np.ndarray, "S 4"], stride: int | tuple[int, int], level_size: tuple[int, int]
 ) -> Float32[np.ndarray, "A 4"]:
-    """The anchors of one cell, moved to every cell of a level, in the order y, x, anchor.
+    """Shifts the anchors of one cell to every cell of a level, in the order y, x, anchor.
 
     Args:
         cells: the anchors of the first cell, see `cell_anchors`.
-        stride: the number of pixels from cell to cell, or those vertically and horizontally.
+        stride: the distance of the cells in pixels, or the vertical and the horizontal one.
         level_size: the height and width of the level in cells.
     """
     stride_y, stride_x = (stride, stride) if isinstance(stride, int) else stride
@@ -112,9 +112,9 @@ def pyramid_anchors(
     rule: AnchorRule,
     canvas: tuple[int, int] | None = None,
 ) -> list[Float32[np.ndarray, "_ 4"]]:
-    """R-CNN's anchors of each level, `x1, y1, x2, y2` in pixels.
+    """Makes R-CNN's anchors of each level, `x1, y1, x2, y2` in pixels.
 
-    Their order is y, x, aspect ratio, size.
+    They are ordered by y, x, aspect ratio and size.
 
     Args:
         level_sizes: the height and width of each level in cells.
@@ -122,9 +122,9 @@ def pyramid_anchors(
         sizes: the sizes of each level, see `cell_anchors`.
         aspect_ratios: height over width.
         rule: see `cell_anchors`.
-        canvas: the height and width of the network's input. With it, cells are
-            `canvas // level_size` pixels apart along each axis whatever the strides say, as in
-            torchvision, where P6 of 800 rows has cells that are 61 pixels high.
+        canvas: the height and width of the network's input. If it is given, the distance of cells
+            is `canvas // level_size` pixels along each axis and `strides` is ignored, as in
+            torchvision, where the cells of P6 are 61 pixels high for an input of 800 rows.
 
     Raises:
         ValueError: there are not as many strides or groups of sizes as levels.
@@ -139,13 +139,13 @@ def pyramid_anchors(
 
 
 def inside_picture(anchors: Float32[AnyArray, "A 4"], picture_size: Size, *, border: float) -> Bool[Array, "A"]:
-    """The anchors that stay in the picture, or leave it by at most `border` pixels.
+    """Returns which anchors extend beyond the picture by at most `border` pixels.
 
     Args:
         anchors: `x1, y1, x2, y2` in pixels.
         picture_size: the height and width of the picture.
         border: maskrcnn-benchmark's STRADDLE_THRESH and mmdetection's allowed_border. A negative
-            border lets all anchors stay.
+            border keeps all anchors.
     """
     if border < 0:
         return jnp.ones(anchors.shape[0], bool)
@@ -155,18 +155,18 @@ def inside_picture(anchors: Float32[AnyArray, "A 4"], picture_size: Size, *, bor
 
 
 def in_padded_picture(anchors: Float32[AnyArray, "A 4"], picture_size: Size, *, divisor: int) -> Bool[Array, "A"]:
-    """The anchors of the cells that a picture would have on its own, as mmdetection's valid flags.
+    """Returns which anchors belong to cells of the picture, like mmdetection's valid flags.
 
-    All pictures of a batch share one canvas. The cells beyond a picture's own size, rounded up to a
-    multiple of `divisor`, see only padding.
+    All pictures of a batch have inputs of one size. The cells beyond a picture's size, rounded up
+    to a multiple of `divisor`, contain only padding.
 
     Args:
         anchors: `x1, y1, x2, y2` in pixels, of the rule "exact" or "rounded", where the centre of
             an anchor is a corner of its cell.
         picture_size: the height and width of the picture.
-        divisor: the sides of a canvas are multiples of this.
+        divisor: the number of which the sides of an input are multiples.
     """
     height, width = (jnp.ceil(jnp.asarray(side) / divisor) * divisor for side in picture_size)
     x1, y1, x2, y2 = jnp.asarray(anchors).T
-    # Cells begin at whole pixels, and half a pixel is far more than the rounding of a centre.
+    # Cells begin at whole pixels, and half a pixel is much more than a centre's rounding error.
     return ((x1 + x2) / 2 < width - 0.5) & ((y1 + y2) / 2 < height - 0.5)

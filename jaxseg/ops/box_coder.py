@@ -1,4 +1,4 @@
-"""Box coders: what a network predicts for an anchor, so that the anchor becomes a box."""
+"""Box coders, which convert between boxes and the deltas that a network predicts for anchors."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float32
 from jaxseg.ops.boxes import Boxes
 from jaxseg.structures import AnyArray
 
-# R-CNN bounds log(size / size of the anchor): a box grows to at most 1000 / 16 of its anchor.
+# R-CNN's limit for log(size / size of the anchor): a box is at most 1000 / 16 times its anchor.
 MAX_LOG_SCALE = math.log(1000.0 / 16.0)
 # The weights of the deltas between a region and its object, and of those of RetinaNet's anchors.
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -21,12 +21,12 @@ CENTER_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 class BoxCoder:
     """R-CNN's deltas `dx, dy, dw, dh` between anchors and boxes (arXiv:1311.2524, appendix C).
 
-    Anchors may be proposals, too.
+    Proposals can take the place of anchors.
 
     Attributes:
         weights: the factors of the four deltas.
-        pixel_offset: 1 counts pixels inclusively, as maskrcnn-benchmark does.
-        clamp_both_sides: whether decoding bounds dw and dh from below, too, as mmdetection does.
+        pixel_offset: 1 if boxes end in their last pixel, as in maskrcnn-benchmark.
+        clamp_both_sides: whether decoding also limits dw and dh from below, as mmdetection does.
     """
 
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
@@ -34,9 +34,9 @@ class BoxCoder:
     clamp_both_sides: bool = False
 
     def encode(self, boxes: Float32[AnyArray, "*#n 4"], anchors: Float32[AnyArray, "*#n 4"]) -> Float32[Array, "*n 4"]:
-        """The deltas that turn anchors into boxes.
+        """Computes the deltas from anchors to boxes.
 
-        Where the box or the anchor has no positive size, the answer is of no use, but finite, so
+        If the size of a box or an anchor is not positive, the result is meaningless but finite, so
         that a mask can remove it.
 
         Args:
@@ -50,9 +50,9 @@ class BoxCoder:
         return deltas * jnp.array(self.weights, jnp.float32)
 
     def decode(self, deltas: Float32[AnyArray, "*#n 4"], anchors: Float32[AnyArray, "*#n 4"]) -> Float32[Array, "*n 4"]:
-        """The boxes that deltas turn anchors into.
+        """Applies deltas to anchors, and returns the boxes.
 
-        They are not clipped; dw and dh count up to `MAX_LOG_SCALE`.
+        They are not clipped; dw and dh are limited to `MAX_LOG_SCALE`.
 
         Args:
             deltas: `dx, dy, dw, dh`. Deltas `[R, C, 4]` with anchors `[R, 1, 4]` give boxes of C
@@ -75,7 +75,7 @@ class BoxCoder:
 
 
 def ssd_encode(boxes: Boxes, priors: Boxes) -> Float32[Array, "*n 4"]:
-    """SSD's deltas that turn priors into boxes.
+    """Computes SSD's deltas from priors to boxes.
 
     Args:
         boxes: `x1, y1, x2, y2`, with a positive size.
@@ -88,7 +88,7 @@ def ssd_encode(boxes: Boxes, priors: Boxes) -> Float32[Array, "*n 4"]:
 
 
 def ssd_decode(deltas: Boxes, priors: Boxes) -> Float32[Array, "*n 4"]:
-    """The boxes that SSD's deltas turn priors into. They are not clipped, as in YOLACT.
+    """Applies SSD's deltas to priors, and returns the boxes without clipping, as in YOLACT.
 
     Args:
         deltas: see `ssd_encode`.

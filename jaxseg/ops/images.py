@@ -1,4 +1,4 @@
-"""The pixels that a network sees, and maps brought to another size."""
+"""The normalisation of images, and the resize of feature maps."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Images = UInt8[Array, "B H W 3"] | Float32[Array, "B H W 3"]
 def normalize_images(images: Images, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> Float[Array, "B H W 3"]:
     """Subtracts the mean from RGB images in 0..255 and divides them by the standard deviation.
 
-    The arithmetic is float32, and the result is of type `dtype`.
+    The arithmetic is in float32, and the result has the type `dtype`.
     """
     return ((images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)).astype(dtype)
 
@@ -31,7 +31,7 @@ def blank_padding(images: Float[Array, "B H W 3"], picture_sizes: Int32[Array, "
 
 
 def resize_bilinear(features: Float[Array, "B h w c"], size: tuple[int, int]) -> Float[Array, "B H W c"]:
-    """Resizes bilinearly, with half-pixel centres and no antialias.
+    """Resizes bilinearly, with half-pixel centres and without antialiasing.
 
     PyTorch's `interpolate(align_corners=False)` does the same.
     """
@@ -42,7 +42,7 @@ def resize_bilinear(features: Float[Array, "B h w c"], size: tuple[int, int]) ->
 def resize_nearest(features: Float[Array, "B h w c"], size: tuple[int, int]) -> Float[Array, "B H W c"]:
     """Resizes to the nearest neighbours, as PyTorch's `interpolate` chooses them."""
     height, width = features.shape[1:3]
-    # Doubling, the usual case, needs no indices.
+    # The usual case of doubling needs no indices.
     if size == (2 * height, 2 * width):
         return jnp.repeat(jnp.repeat(features, 2, 1), 2, 2)
     rows, columns = jnp.arange(size[0]) * height // size[0], jnp.arange(size[1]) * width // size[1]

@@ -1,11 +1,11 @@
-"""Which implementation of an operation runs: the caller names it, or the environment, or nobody.
+"""The choice of the implementation of an operation.
 
-Where nobody names one, it is the best there is.
+The caller or the environment can name it:
 
-- "auto", or None: the best implementation there is.
+- "auto", or None: the best implementation for the platform.
 - "xla": plain JAX, for any backend.
-- "mosaic_gpu": a Pallas kernel for NVIDIA GPUs of compute capability 9.0 and later. It is chosen
-  there only.
+- "mosaic_gpu": a Pallas kernel for NVIDIA GPUs of compute capability 9.0 and later. By default it
+  runs on these GPUs only.
 """
 
 import os
@@ -27,11 +27,11 @@ COMPUTE_CAPABILITY = 9.0
 
 
 class ImplementationError(UserError):
-    """An implementation does not exist or cannot run; the message says why, and which one can."""
+    """An implementation does not exist or cannot run; the message gives the reason and a remedy."""
 
 
 def named(implementation: str | None) -> str | None:
-    """The implementation that the caller names, or else the environment; None where neither does.
+    """Returns the implementation that the caller or else the environment names, or None.
 
     Raises:
         ImplementationError: the environment names an implementation that does not exist.
@@ -45,7 +45,7 @@ def named(implementation: str | None) -> str | None:
 
 
 def missing_gpu() -> str | None:
-    """Why this process has no GPU that the kernels run on; None where it has one."""
+    """Returns why this process has no GPU for the kernels, or None if it has one."""
     if platform() != "gpu":
         return f"this process computes on {platform()}"
     for device in jax.local_devices():
@@ -58,15 +58,15 @@ def missing_gpu() -> str | None:
 
 
 def require_implementation(implementation: str | None, key: str) -> None:
-    """Raises an error where an implementation is asked for that this process cannot run.
+    """Raises an error if this process cannot run the requested implementation.
 
     Args:
         implementation: the value of the configuration.
         key: the name of that value in messages.
 
     Raises:
-        ImplementationError: the configuration or the environment asks for kernels, and they cannot
-            run here.
+        ImplementationError: the configuration or the environment requests kernels, and they cannot
+            run in this process.
     """
     name, missing = named(implementation), missing_gpu()
     if name == "mosaic_gpu" and missing:
@@ -86,19 +86,19 @@ def dispatch(
 ) -> T:
     """Calls `kernel(*operands)` or `plain(*operands)`, two functions with the same results.
 
-    On a mesh each device does its part of the batch, see `jaxseg.devices.on_each_device`.
+    On a mesh each device processes its part of the batch, see `jaxseg.devices.on_each_device`.
 
     Args:
-        implementation: the implementation's name, see the module.
-        operands: arrays, and trees of arrays, with the batch as the first axis of each.
+        implementation: the name of the implementation, see the module's docstring.
+        operands: arrays and trees of arrays, with the batch as the first axis of each.
         kernel: the function for GPUs.
         plain: the function for any backend.
-        obstacle: why the kernel cannot take these operands, as the second half of a sentence; None
-            where it can.
+        obstacle: the reason why the kernel does not support these operands, as the second half of a
+            sentence, or None.
 
     Raises:
-        ImplementationError: the kernel is asked for by name and cannot take the operands, or the
-            environment names an implementation that does not exist.
+        ImplementationError: the kernel is requested by name and does not support the operands, or
+            the environment names an implementation that does not exist.
     """
     name = named(implementation)
     if name == "mosaic_gpu":
@@ -107,6 +107,6 @@ def dispatch(
         return on_each_device(kernel)(*operands)
     if name is not None or obstacle or missing_gpu():
         return on_each_device(plain)(*operands)
-    # A process with GPUs may also compile a program for its CPU.
+    # A process with GPUs can also compile a program for its CPU.
     result: T = jax.lax.platform_dependent(*operands, cuda=on_each_device(kernel), default=on_each_device(plain))
     return result

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32
 
-# PyTorch's binary cross entropy bounds each logarithm from below by this value.
+# PyTorch's binary cross entropy limits each logarithm from below by this value.
 LOG_FLOOR = -100.0
 
 
 def binary_cross_entropy(probabilities: Float32[Array, "*n"], targets: Bool[Array, "*n"]) -> Float32[Array, "*n"]:
-    """The binary cross entropy of each element, from probabilities instead of logits.
+    """Computes the binary cross entropy of each element, from probabilities instead of logits.
 
-    An answer that is certain and wrong costs 100 and has no gradient.
+    The loss of a wrong prediction with a probability of 0 or 1 is 100, without a gradient.
     """
     likelihood = jnp.where(targets, probabilities, 1.0 - probabilities)
     positive = likelihood > 0
@@ -19,10 +19,10 @@ def binary_cross_entropy(probabilities: Float32[Array, "*n"], targets: Bool[Arra
 
 
 def smooth_l1(predictions: Float32[Array, "*n"], targets: Float32[Array, "*n"], beta: float) -> Float32[Array, "*n"]:
-    """The smooth L1 loss of each element.
+    """Computes the smooth L1 loss of each element.
 
-    It is `(x - y)^2 / (2 beta)` where the distance is less than `beta`, and `|x - y| - beta / 2`
-    elsewhere. For a `beta` of 0 it is the L1 loss.
+    It is `(x - y)^2 / (2 beta)` if the distance is less than `beta`, and `|x - y| - beta / 2`
+    otherwise. If `beta` is 0, it is the L1 loss.
     """
     distance = jnp.abs(predictions - targets)
     if beta == 0:
@@ -31,18 +31,18 @@ def smooth_l1(predictions: Float32[Array, "*n"], targets: Float32[Array, "*n"], 
 
 
 def sigmoid_focal_loss(logits: Float32[Array, "*n"], targets: Bool[Array, "*n"], *, alpha: float, gamma: float) -> Float32[Array, "*n"]:
-    """RetinaNet's focal loss (arXiv:1708.02002, equation 5) of each element.
+    """Computes RetinaNet's focal loss (arXiv:1708.02002, equation 5) of each element.
 
-    optax gives the same numbers at several times the cost.
+    optax computes the same numbers, but takes several times as long.
 
     Args:
         logits: the logit of each class.
-        targets: whether the class is the right one.
-        alpha: the weight of right classes; the others weigh 1 - `alpha`.
-        gamma: how much weight the elements lose whose answer is nearly right.
+        targets: whether the class is the correct one.
+        alpha: the weight of correct classes; the weight of the others is 1 - `alpha`.
+        gamma: the exponent that reduces the weight of elements with good predictions.
     """
-    # With p the probability of the right answer: log(p) = -softplus(-margin), log(1 - p) =
-    # -softplus(margin).
+    # If p is the probability of the correct result, then log(p) = -softplus(-margin) and
+    # log(1 - p) = -softplus(margin).
     margin = jnp.where(targets, logits, -logits)
     weight = jnp.where(targets, alpha, 1.0 - alpha) * jnp.exp(-gamma * jax.nn.softplus(margin))
     return weight * jax.nn.softplus(-margin)

@@ -1,4 +1,4 @@
-"""Masks of objects: from prototypes, within boxes, as bits, and at the size of a picture."""
+"""Operations on masks: assembly from prototypes, crop, training targets, bits and resize."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,17 @@ from jaxseg.structures import AnyArray
 
 
 def assemble_masks(prototypes: Float32[Array, "h w K"], coefficients: Float32[Array, "D K"]) -> Float32[Array, "D h w"]:
-    """The sigmoid of each detection's combination of prototypes (arXiv:1904.02689, equation 1)."""
+    """Combines prototypes to the soft mask of each detection (arXiv:1904.02689, equation 1)."""
     return jax.nn.sigmoid(jnp.einsum("hwk,dk->dhw", prototypes, coefficients, precision=jax.lax.Precision.HIGHEST))
 
 
 def box_mask(boxes: Float32[Array, "D 4"], size: tuple[int, int], padding: float = 1.0) -> Bool[Array, "D h w"]:
-    """The pixels in each box, with which YOLACT crops its masks.
+    """Returns the pixels in each box, with which YOLACT crops its masks.
 
     Along each axis these are the indices p with low - padding <= p < high + padding.
 
     Args:
-        boxes: `x1, y1, x2, y2` in pixels of the mask. Corners may be swapped, or lie outside.
+        boxes: `x1, y1, x2, y2` in pixels of the mask. Corners may be swapped or outside of it.
         size: the height and width of the mask.
         padding: the number of pixels that are added on every side.
     """
@@ -38,14 +38,13 @@ def box_mask(boxes: Float32[Array, "D 4"], size: tuple[int, int], padding: float
 def box_mask_targets(
     crops: Float32[Array, "R M M"], frames: Float32[Array, "R 4"], rois: Float32[Array, "R 4"], size: int
 ) -> Float32[Array, "R {size} {size}"]:
-    """The part of each cell of a RoI's grid that its object covers.
+    """Computes the fraction of each cell of a RoI's grid that its object covers.
 
-    It is the exact mean over the part of the crop under each cell, as two products with the
-    overlaps of intervals. It is 0 outside of the frame, and everywhere for RoIs and frames without
-    an area.
+    It is the exact mean of the crop over each cell, as two matrix products with the overlaps of
+    intervals. It is 0 outside of the frame, and everywhere if a RoI or a frame has no area.
 
     Args:
-        crops: ground-truth masks, each spread over its frame.
+        crops: ground-truth masks, each over its frame.
         frames: the boxes `x1, y1, x2, y2` that the crops cover.
         rois: any boxes `x1, y1, x2, y2`.
         size: the number of cells on a side of the grid.
@@ -55,7 +54,7 @@ def box_mask_targets(
     def overlaps(low: Array, high: Array, frame_low: Array, frame_high: Array) -> Float32[Array, "R size M"]:
         length, frame = high - low, frame_high - frame_low
         possible = (length > 0) & (frame > 0)
-        # From here on lengths are in cells of the crop.
+        # The following lengths are in cells of the crop.
         scale = cells / jnp.where(possible, frame, 1.0)
         start, step = (low - frame_low) * scale, length * scale / size
         edges = start[:, None] + jnp.arange(size + 1, dtype=jnp.float32) * step[:, None]
@@ -69,17 +68,17 @@ def box_mask_targets(
 
 
 def unpack_bits(packed: UInt8[AnyArray, "*n w8"], width: int) -> Bool[Array, "*n {width}"]:
-    """The inverse of `numpy.packbits` along the last axis."""
+    """Inverts `numpy.packbits` along the last axis."""
     bits = jnp.asarray(packed)[..., None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8) & 1
     return bits.reshape(*packed.shape[:-1], -1)[..., :width].astype(bool)
 
 
 def resize_masks(masks: Float32[Array, "D h w"], picture_size: Int32[Array, "2"], canvas: tuple[int, int]) -> Float32[Array, "D H W"]:
-    """Soft masks at the size of a picture, without a new program for each size.
+    """Resizes soft masks to the size of a picture, with one program for all sizes.
 
-    The size of the picture is data; only the canvas that holds it is static. Masks are interpolated
-    bilinearly with half-pixel centres and no antialias, as two products with the weights of the
-    pixels.
+    The size of the picture is data; only the canvas that contains it is static. Masks are
+    interpolated bilinearly with half-pixel centres and without antialiasing, as two matrix products
+    with the weights of the pixels.
 
     Args:
         masks: masks over the whole picture, at any resolution.

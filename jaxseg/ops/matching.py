@@ -1,4 +1,4 @@
-"""Matchers: which prior, anchor or proposal learns which object of the ground truth."""
+"""Matchers, which assign objects of the ground truth to priors, anchors or proposals."""
 
 import dataclasses
 import enum
@@ -13,7 +13,7 @@ from jaxseg.structures import AnyArray
 
 
 class Match(enum.IntEnum):
-    """What a prior, anchor or proposal is to its object."""
+    """The label of a prior, an anchor or a proposal."""
 
     IGNORE = -1
     NEGATIVE = 0
@@ -25,15 +25,15 @@ class Matches(NamedTuple):
 
     Attributes:
         labels: values of `Match`.
-        indices: the row of the object that a positive anchor learns. Of YOLACT's priors, the others
-            have the object that they overlap most.
+        indices: the row of the object that a positive anchor learns. YOLACT's other priors have the
+            object with the largest IoU.
     """
 
     labels: Int32[Array, "A"]
     indices: Int32[Array, "A"]
 
 
-# Which objects choose anchors of their own, see `Matcher`.
+# The rule of forced matches, see `Matcher`.
 Forced = Literal["none", "own_argmax", "best_anchor"]
 
 
@@ -43,24 +43,24 @@ class Matcher:
 
     Proposals of a second stage are matched in the same way.
 
-    An anchor is positive when it overlaps its best object (the first of equals) by `positive_iou`
-    or more, negative when it does by less than `negative_iou`, and ignored between the two. Objects
-    choose anchors of their own by the rule `forced`:
+    The best object of an anchor is the one with the largest IoU, and the first one if several IoUs
+    are equal. An anchor is positive if this IoU is at least `positive_iou`, negative if it is less
+    than `negative_iou`, and ignored otherwise. The rule `forced` adds further matches:
 
-    - "none": they do not choose (second stages).
-    - "own_argmax": an anchor that overlaps some object as well as any anchor does is positive,
-      however little that is, and learns its own best object (maskrcnn-benchmark, detectron2,
+    - "none": there are none (second stages).
+    - "own_argmax": an anchor that has the largest IoU of all anchors with some object is positive,
+      however small this IoU is, and learns its own best object (maskrcnn-benchmark, detectron2,
       torchvision).
-    - "best_anchor": an anchor that overlaps an object as well as any anchor does, and by
-      `forced_min_iou` or more, learns this object even if it overlaps another one more. Where
-      several objects want an anchor, it learns the last of them (mmdetection).
+    - "best_anchor": an anchor that has the largest IoU of all anchors with an object learns this
+      object if the IoU is at least `forced_min_iou`, even if its IoU with another object is larger.
+      If this holds for several objects, the anchor learns the last of them (mmdetection).
 
     Attributes:
         positive_iou: see above.
         negative_iou: see above.
         forced: see above.
         forced_min_iou: see "best_anchor".
-        pixel_offset: 1 counts pixels inclusively, as maskrcnn-benchmark does.
+        pixel_offset: 1 if boxes end in their last pixel, as in maskrcnn-benchmark.
     """
 
     positive_iou: float
@@ -76,20 +76,20 @@ class Matcher:
         valid: Bool[AnyArray, "N"],
         candidates: Bool[AnyArray, "A"] | None = None,
     ) -> Matches:
-        """The matches of one image.
+        """Matches the anchors of one image.
 
         Args:
             anchors: `x1, y1, x2, y2`.
             boxes: ground truth `x1, y1, x2, y2`, with rows of padding.
-            valid: the rows of `boxes` that hold objects. Without any, all anchors are negative.
-            candidates: the anchors that take part; the others are ignored, and no object chooses
-                them. Without this argument all anchors take part.
+            valid: which rows of `boxes` hold objects. If none does, all anchors are negative.
+            candidates: which anchors are used; the others are ignored, also in forced matches. None
+                uses all anchors.
         """
         anchors, boxes = jnp.asarray(anchors), jnp.asarray(boxes)
         count = anchors.shape[0]
         candidates = jnp.ones(count, bool) if candidates is None else jnp.asarray(candidates)
 
-        # One object at a time: memory is a few rows of `A` numbers, however many objects there are.
+        # Objects are processed one by one, so that memory is a few rows of `A` numbers.
         def look_at(state: tuple[Array, Array, Array], row: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array, Array], None]:
             best, indices, chosen = state
             index, box, exists = row
@@ -115,10 +115,10 @@ class Matcher:
 class PriorMatcher:
     """YOLACT's matching of the priors of one image: SSD's rule with forced matches and crowds.
 
-    A prior is positive when it overlaps its best object by `positive_iou` or more, negative when it
-    does by less than `negative_iou`, and ignored between the two. Every object gets one prior of
-    its own in any case; objects with a larger best overlap choose first. A negative prior that lies
-    in a crowd region by more than `crowd_overlap` of its area is ignored.
+    A prior is positive if its IoU with its best object is at least `positive_iou`, negative if it
+    is less than `negative_iou`, and ignored otherwise. In addition, every object gets one prior for
+    itself; objects with a larger best IoU come first. A negative prior is ignored if more than the
+    fraction `crowd_overlap` of its area is in a crowd region.
 
     Attributes:
         positive_iou: see above.
@@ -137,13 +137,13 @@ class PriorMatcher:
         ordinary: Bool[AnyArray, "N"],
         crowd: Bool[AnyArray, "N"],
     ) -> Matches:
-        """The matches of one image.
+        """Matches the priors of one image.
 
         Args:
             priors: `x1, y1, x2, y2`.
             boxes: ground truth `x1, y1, x2, y2`, with rows of padding.
-            ordinary: the rows of `boxes` that hold ordinary objects.
-            crowd: the rows of `boxes` that hold crowd regions.
+            ordinary: which rows of `boxes` hold ordinary objects.
+            crowd: which rows of `boxes` hold crowd regions.
         """
         overlaps = jnp.where(ordinary[:, None], pairwise_iou(boxes, priors), -1.0)
         best_overlap, indices = overlaps.max(0), overlaps.argmax(0).astype(jnp.int32)
@@ -156,18 +156,18 @@ class PriorMatcher:
 
 
 def _labels(overlaps: Float32[Array, "A"], positive_iou: float, negative_iou: float) -> Int32[Array, "A"]:
-    """What anchors are that overlap their best objects so much."""
+    """Returns the labels of anchors with these IoUs with their best objects."""
     ignored_or_negative = jnp.where(overlaps >= negative_iou, Match.IGNORE, Match.NEGATIVE)
     return jnp.where(overlaps >= positive_iou, Match.POSITIVE, ignored_or_negative).astype(jnp.int32)
 
 
 def _forced_matches(overlaps: Float32[Array, "N A"], ordinary: Bool[AnyArray, "N"]) -> Int32[Array, "A"]:
-    """The object that each prior must learn, -1 for none.
+    """Returns the object that each prior must learn, or -1 for none.
 
-    The object with the largest overlap of all takes the prior of that overlap, both leave, and so
-    on. The best overlap of an object with the priors that are left can only fall, so the last one
-    that was found is an upper bound. A row is searched again only when it comes first with a prior
-    that is taken, which is rare: the loop has about as many turns as there are objects.
+    The object with the largest IoU of all gets the prior of this IoU, both are removed, and so on.
+    The best IoU of an object with the remaining priors can only decrease, so its last value is an
+    upper bound. An object's row is searched again only if the object has the largest bound, but its
+    prior is already taken. This is rare, so the loop has about as many iterations as objects.
     """
     prior_count = overlaps.shape[1]
 
@@ -181,8 +181,8 @@ def _forced_matches(overlaps: Float32[Array, "N A"], ordinary: Bool[AnyArray, "N
         free = owner[prior] < 0
         owner = owner.at[prior].set(jnp.where(free, first.astype(jnp.int32), owner[prior]))
         remaining = jnp.where(owner < 0, overlaps[first], -1.0)
-        # An object that is served has left; another one turns to its best prior among those that
-        # are left.
+        # An object with a prior is removed; any other object gets the IoU of its best prior among
+        # the remaining ones.
         bound = bound.at[first].set(jnp.where(free, -2.0, remaining.max()))
         choice = choice.at[first].set(remaining.argmax().astype(jnp.int32))
         return bound, choice, owner

@@ -1,4 +1,4 @@
-"""Samplers: choices of a fixed size among anchors and proposals, as masks or as rows."""
+"""Samplers, which select a fixed number of anchors or proposals, as masks or as rows."""
 
 import dataclasses
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from jaxseg.ops.matching import Match
 
 
 class SampledRows(NamedTuple):
-    """The anchors or proposals that are sampled, in rows of a fixed number; positives come first.
+    """The sampled anchors or proposals in a fixed number of rows; positives come first.
 
     Attributes:
-        indices: which anchor or proposal the row holds.
-        valid: whether the row holds one.
-        positive: whether it is a positive one.
+        indices: the index of the anchor or proposal in the row.
+        valid: whether the row holds an anchor or proposal.
+        positive: whether it is positive.
     """
 
     indices: Int32[Array, "S"]
@@ -25,7 +25,7 @@ class SampledRows(NamedTuple):
 
 
 class _Chosen(NamedTuple):
-    """Indices of positives and of negatives, and which of them count."""
+    """The indices of positives and of negatives, and which of them are valid."""
 
     positives: Int32[Array, "P"]
     positives_count: Bool[Array, "P"]
@@ -38,20 +38,20 @@ class Sampler:
     """Samples positives and negatives of one image at random, up to a fixed number of each.
 
     Attributes:
-        count: the number of positives and negatives together, where there are enough negatives.
-        positive_fraction: the part of `count` that positives take at most.
+        count: the number of positives and negatives together, if there are enough negatives.
+        positive_fraction: the largest fraction of positives in `count`.
     """
 
     count: int
     positive_fraction: float
 
     def masks(self, labels: Int32[Array, "A"], priorities: Float32[Array, "A"]) -> tuple[Bool[Array, "A"], Bool[Array, "A"]]:
-        """The sampled positives, and the sampled negatives.
+        """Samples positives and negatives, and returns them as masks.
 
         Args:
             labels: values of `Match`.
-            priorities: numbers above -1. The largest are sampled, the first of equals; uniform
-                random numbers make it a uniform sample.
+            priorities: numbers above -1. Entries with the largest priorities are sampled, and the
+                first ones if priorities are equal. Uniform random numbers give a uniform sample.
         """
         chosen = self._choose(labels, priorities)
 
@@ -61,7 +61,7 @@ class Sampler:
         return mask(chosen.positives, chosen.positives_count), mask(chosen.negatives, chosen.negatives_count)
 
     def rows(self, labels: Int32[Array, "A"], priorities: Float32[Array, "A"]) -> SampledRows:
-        """The sampled positives, then the sampled negatives, and then rows that hold nothing.
+        """Samples positives and negatives, and returns rows of these, followed by padding.
 
         Args:
             labels: values of `Match`.
@@ -70,13 +70,13 @@ class Sampler:
         chosen = self._choose(labels, priorities)
         row, found = jnp.arange(self.count), chosen.positives_count.sum()
         positive, valid = row < found, row < found + chosen.negatives_count.sum()
-        # Negatives begin behind all rows of positives, however many of those count.
+        # Negatives begin after all rows of positives, whether those are valid or not.
         place = jnp.where(positive, row, row - found + chosen.positives.size)
         indices = jnp.concatenate([chosen.positives, chosen.negatives])[jnp.where(valid, place, 0)]
         return SampledRows(jnp.where(valid, indices, 0), valid, positive)
 
     def _choose(self, labels: Int32[Array, "A"], priorities: Float32[Array, "A"]) -> _Chosen:
-        """Positives up to their part of the count, and then negatives up to the count."""
+        """Chooses positives up to their limit, and then negatives up to the count."""
         size = labels.shape[0]
         positives, positives_count = choose(labels == Match.POSITIVE, priorities, min(int(self.count * self.positive_fraction), size))
         negatives, candidates = choose(labels == Match.NEGATIVE, priorities, min(self.count, size))
@@ -88,19 +88,19 @@ def choose(mask: Bool[Array, "A"], priorities: Float32[Array, "A"], size: int) -
     """Chooses the entries of a mask with the largest priorities.
 
     Args:
-        mask: the entries that may be chosen.
-        priorities: numbers above -1; uniform random numbers make it a uniform sample.
-        size: the number of rows of the answer, at most `A`.
+        mask: which entries can be chosen.
+        priorities: numbers above -1; uniform random numbers give a uniform sample.
+        size: the number of rows of the result, at most `A`.
 
     Returns:
-        The indices of the entries, and which of these count.
+        The indices of the entries, and which of these are valid.
     """
     best, indices = jax.lax.top_k(jnp.where(mask, priorities, -1.0), size)
     return indices.astype(jnp.int32), best > -1.0
 
 
 def hardest(scores: Float32[Array, "A"], candidates: Bool[Array, "A"], count: Int32[Array, ""]) -> Bool[Array, "A"]:
-    """The `count` candidates with the largest scores, the first of equals."""
+    """Returns the `count` candidates with the largest scores, of equal ones the first."""
     order = jnp.argsort(jnp.where(candidates, -scores, jnp.inf), stable=True)
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
     return candidates & (rank < count)

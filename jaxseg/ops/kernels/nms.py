@@ -2,7 +2,7 @@
 
 A program is one group of 128 threads, and each thread has a box. Areas are computed in float32, in
 the order of operations of `jaxseg.ops.boxes.intersection_and_union` and with each product rounded,
-so that every comparison gives the answer of plain JAX.
+so that every comparison has the same result as in plain JAX.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from jax.experimental import pallas as pl
 from jaxseg.ops.boxes import quotient_reaches, rounded
 from jaxseg.ops.nms.suppression import Rule
 
-# The boxes of a program, one for each thread.
+# The number of boxes of a program, with one for each thread.
 TILE = 128
-# The rows that a program of Fast NMS compares its boxes with. With fewer rows, more programs fill
-# the GPU.
+# The number of rows with which a program of Fast NMS compares its boxes. With fewer rows, there are
+# more programs to fill the GPU.
 FAST_ROWS = 64
-# The rows that are compared without a jump between them, so that they wait for memory together.
+# The number of rows that are compared without a branch, so that they wait for memory together.
 UNROLL = 4
 # The boxes of a word of bits, the words of a tile, and the words that are read together.
 WORD = 32
@@ -42,12 +42,12 @@ class _Box(NamedTuple):
 
 
 def _suppresses(rule: Rule, a: _Box, b: _Box) -> jax.Array:
-    """1 where the boxes suppress each other, else 0. It is symmetric down to the last bit."""
+    """Returns 1 if the boxes suppress each other, else 0; it is symmetric to the last bit."""
     width = jnp.maximum(jnp.minimum(a.x2, b.x2) - jnp.maximum(a.x1, b.x1) + rule.pixel_offset, 0.0)
     height = jnp.maximum(jnp.minimum(a.y2, b.y2) - jnp.maximum(a.y1, b.y1) + rule.pixel_offset, 0.0)
     intersection = rounded(width * height)
     union = a.area + b.area - intersection
-    # Mosaic GPU does not have all operations on booleans, hence integers.
+    # Integers are used because Mosaic GPU does not support all operations on booleans.
     reaches = quotient_reaches(intersection, union, rule.least_iou).astype(jnp.int32)
     suppresses = jnp.where(union > 0, reaches, int(rule.empty >= rule.least_iou))
     return suppresses if a.label is None else jnp.where(a.label == b.label, suppresses, 0)
@@ -58,20 +58,21 @@ def _round_up(count: int, multiple: int) -> int:
 
 
 def _columns(fields: Sequence[jax.Array], count: int) -> jax.Array:
-    """Fields `[*b, k]` of boxes as `[lists, fields, count]`: neighbours are read together."""
+    """Stacks fields `[*b, k]` of boxes to `[lists, fields, count]`, for contiguous reads."""
     columns = jnp.stack([field.reshape(-1, field.shape[-1]) for field in fields], 1)
     return jnp.pad(columns, ((0, 0), (0, 0), (0, count - columns.shape[2])))
 
 
 def fast_suppressed(boxes: jax.Array, areas: jax.Array, rule: Rule) -> jax.Array:
-    """Which boxes an earlier box of their list suppresses, suppressed itself or not (Fast NMS).
+    """Returns which boxes are suppressed by an earlier box of their list, as in Fast NMS.
 
-    A program compares 128 boxes of a list with `FAST_ROWS` earlier ones; no overlap goes to memory.
+    The earlier box may itself be suppressed. A program compares 128 boxes of a list with
+    `FAST_ROWS` earlier ones; no IoU is written to memory.
 
     Args:
-        boxes: lists of boxes, `[*b, k, 4]` float32, the best first in each list.
+        boxes: lists of boxes, `[*b, k, 4]` float32, each in descending order of scores.
         areas: the areas of the boxes, `[*b, k]`.
-        rule: when one box suppresses another.
+        rule: the rule by which one box suppresses another.
 
     Returns:
         `[*b, k]` bool.
@@ -93,8 +94,8 @@ def fast_suppressed(boxes: jax.Array, areas: jax.Array, rule: Rule) -> jax.Array
                 found = found | jnp.where(index > row, _suppresses(rule, own, other), 0)
             return found
 
-        # There are none where all rows come after the tile. Boxes that only fill up the tile come
-        # last and suppress none.
+        # There are no rows to compare if all of them come after the tile. Padding boxes come last
+        # and suppress none.
         rows = jnp.clip((tile + 1) * TILE - first, 0, FAST_ROWS)
         suppressed[group, part, lanes] = jax.lax.fori_loop(0, rows // UNROLL, turn, jnp.zeros((TILE,), jnp.int32))
 
@@ -102,7 +103,7 @@ def fast_suppressed(boxes: jax.Array, areas: jax.Array, rule: Rule) -> jax.Array
     found = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct((len(columns), parts, padded), jnp.int32),
-        # Only the last axis may be longer than 65,535.
+        # Only the last axis of the grid can be longer than 65,535.
         grid=(padded // TILE, parts, len(columns)),
         grid_names=("tile", "part", "group"),
         compiler_params=PARAMETERS,
@@ -111,20 +112,19 @@ def fast_suppressed(boxes: jax.Array, areas: jax.Array, rule: Rule) -> jax.Array
 
 
 def greedy_kept(boxes: jax.Array, areas: jax.Array, candidates: jax.Array, labels: jax.Array | None = None, *, rule: Rule) -> jax.Array:
-    """Which boxes stay when each one goes that an earlier one which stays suppresses.
+    """Returns which boxes are kept by exact greedy NMS, where kept boxes suppress later ones.
 
-    This is exact greedy NMS.
-    There are two kernels, as in torchvision: one compares all pairs and writes a bit for each, the
-    other one goes through the boxes in order.
+    There are two kernels, as in torchvision: one compares all pairs and writes a bit for each, and
+    the other one processes the boxes in order.
 
     Args:
-        boxes: lists of boxes, `[*b, n, 4]` float32, the best first in each list; `n` is at most
-            `MOST_BOXES`.
+        boxes: lists of boxes, `[*b, n, 4]` float32, each in descending order of scores; `n` is at
+            most `MOST_BOXES`.
         areas: the areas of the boxes, `[*b, n]`.
-        candidates: the boxes that may stay, `[*b, n]` bool.
-        labels: `[*b, n]` int32, at most 2^24. Boxes suppress those with the same label only;
+        candidates: which boxes can be kept, `[*b, n]` bool.
+        labels: `[*b, n]` int32, at most 2^24. Boxes suppress only boxes with the same label;
             without labels they suppress all others.
-        rule: when one box suppresses another.
+        rule: the rule by which one box suppresses another.
 
     Returns:
         `[*b, n]` bool.
@@ -141,11 +141,11 @@ def greedy_kept(boxes: jax.Array, areas: jax.Array, candidates: jax.Array, label
 
 
 def _compare(columns: jax.Array, rule: Rule) -> jax.Array:
-    """Which boxes suppress each other, as the bits of int32 words.
+    """Returns which boxes suppress each other, as the bits of int32 words.
 
-    Bit i % 32 of the word `[list, i // 32, j]` is that of boxes i and j.
-    Only those bits are defined where the tile of 128 boxes that j is in does not come before that
-    of i. A program compares 32 boxes i with 128 boxes j.
+    Bit i % 32 of the word `[list, i // 32, j]` is that of boxes i and j. A bit is defined only if
+    the tile of 128 boxes that contains j does not come before that of i. A program compares 32
+    boxes i with 128 boxes j.
     """
     lists, fields, count = columns.shape
 
@@ -173,11 +173,11 @@ def _compare(columns: jax.Array, rule: Rule) -> jax.Array:
 
 
 def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
-    """Which candidates stay; they and the answer are int32 `[list, n]`, 1 or 0.
+    """Returns which candidates are kept; argument and result are int32 `[list, n]`, 1 or 0.
 
-    A program goes through a list, 128 boxes at a time. First the boxes that stayed so far suppress
-    all 128 at once. Then the 128 settle among themselves, one after the other, in four words of
-    bits that every thread holds.
+    A program processes a list in tiles of 128 boxes. First, the boxes that have been kept so far
+    suppress boxes of the tile. Then the boxes of the tile suppress each other, one after the other,
+    in four words of bits that every thread holds.
     """
     lists, count = candidates.shape
     words = _round_up(count // WORD, TILE)
@@ -190,7 +190,7 @@ def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
 
         def block(tile, carry):
             lanes = pl.ds(tile * TILE, TILE)
-            # Memory is asked early for what is used late.
+            # The loads start early, because their results are used late.
             rows, candidate = masks[group, pl.ds(tile * WORDS, WORDS), lanes], candidates[group, lanes]
 
             def pull(turn, removed):
@@ -198,12 +198,12 @@ def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
                     removed = removed | (masks[group, word, lanes] & kept[word])
                 return removed
 
-            # Some words of the last turn come after the tile, where nothing is kept yet.
+            # Some words of the last iteration come after the tile, where nothing is kept yet.
             removed = jax.lax.fori_loop(0, (tile * WORDS + GROUP - 1) // GROUP, pull, jnp.zeros((TILE,), jnp.int32))
             near[...] = rows
             free[...] = jnp.where(removed == 0, candidate, 0)
-            # Each box has a bit, which is 0 once a box that stays suppresses it. Settled boxes lose
-            # theirs, too.
+            # Each box has a bit, which becomes 0 if a kept box suppresses it, and also when the box
+            # has been processed.
             live = (jnp.int32(-1),) * WORDS
             own = removed
             for word in range(WORDS):
@@ -211,11 +211,11 @@ def _settle(masks: jax.Array, candidates: jax.Array) -> jax.Array:
                 def turn(bit, state, word=word):
                     keep, *live = state
                     box = word * WORD + bit
-                    # All bits are set where the box stays, and none where it goes: its bit moves to
+                    # All bits are set if the box is kept, and none otherwise: its bit is shifted to
                     # the sign and back.
                     alive = live[0] << (WORD - 1 - bit) >> (WORD - 1)
-                    # Steps wait for each other from `alive` to `live`. The products do not depend
-                    # on that, and compilers leave them where they stand.
+                    # Each step waits for the step before, from `alive` to `live`. The products do
+                    # not depend on it, and compilers do not move them.
                     goes = [near[other, box] * free[box] for other in range(word, WORDS)]
                     return keep | (free[box] << bit & alive), *(old & ~(new & alive) for old, new in zip(live, goes, strict=True))
 

@@ -2,15 +2,15 @@
 
 Each is one launch for all levels of a pyramid and all images.
 
-XLA computes what bilinear sampling needs as weights for each axis: a cell is a sum of pixels, each
-with the weight of its row times that of its column. A program is one group of 128 threads that
-follow the same RoI and share the channels of a pixel, so that a load is one piece of memory. Sums
-are float32.
+XLA computes the weights of bilinear sampling for each axis: a cell is a sum of pixels, each with
+the weight of its row times that of its column. A program is one group of 128 threads that process
+the same RoI and share the channels of a pixel, so that a load is contiguous in memory. Sums are
+float32.
 
-The sizes of tiles and groups follow from reasoning and have not been measured: the loads of one
-turn of a loop are under way together, and what a program holds leaves room in a multiprocessor's
-registers for several programs. Rows and columns of cells share one index, because with more than
-four indices the compiler does not see that a load is aligned, and splits it.
+The sizes of tiles and groups are derived and have not been measured: the loads of one iteration of
+a loop are in flight together, and the state of a program is small enough for several programs in a
+multiprocessor's registers. Rows and columns of cells share one index, because with more than four
+indices the compiler does not recognise that a load is aligned, and splits it.
 """
 
 import functools
@@ -25,25 +25,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-# A program takes no more channels than this.
+# The largest number of channels of a program.
 MOST_CHANNELS = 256
-# The rows and columns of pixels in one turn of the loops over a cell.
+# The rows and columns of pixels in one iteration of the loops over a cell.
 PIXEL_ROWS, PIXEL_COLUMNS = 2, 4
-# The side of a tile of the gradient in pixels, and the rows and columns of cells in one turn of the
-# loops over the part that a RoI has in it.
+# The side of a tile of the gradient in pixels, and the rows and columns of cells in one iteration
+# of the loops over the part of a RoI in the tile.
 TILE, CELL_ROWS, CELL_COLUMNS = 4, 2, 4
-# The bits of a word, one for each RoI.
+# The number of bits of a word, with one for each RoI.
 WORD = 32
-# No program reads what it or another one has written, so its threads need not wait for each other.
+# No program reads memory that a program has written, so threads need not wait for each other.
 PARAMETERS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup, unsafe_no_auto_barriers=True)
 
 
 def _groups(touched: Array, size: int) -> Array:
-    """The first touched entry, and the turns of a loop from there to the last one, `[..., 2]`.
+    """Returns the first touched entry, and the iterations from it to the last one, `[..., 2]`.
 
     Args:
         touched: whether an entry is touched, `[..., n]` bool.
-        size: the number of entries in one turn.
+        size: the number of entries in one iteration.
     """
     entries = jnp.arange(touched.shape[-1], dtype=jnp.int32)
     first = jnp.where(touched, entries, touched.shape[-1]).min(-1)
@@ -52,35 +52,35 @@ def _groups(touched: Array, size: int) -> Array:
 
 
 def _longer(table: Array, count: int, axis: int = -1) -> Array:
-    """The table with zeros behind it, for a last group that ends past it."""
+    """Appends zeros to a table, for a last group that ends beyond it."""
     padding = [(0, 0)] * table.ndim
     padding[axis] = (0, count)
     return jnp.pad(table, padding)
 
 
 def _in_chunks(array: Array) -> Array:
-    """An array `[..., C]` as `[..., chunks, channels of a program]`."""
+    """Reshapes an array `[..., C]` to `[..., chunks, channels of a program]`."""
     return array.reshape(*array.shape[:-1], -1, math.gcd(array.shape[-1], MOST_CHANNELS))
 
 
 def _weighted_sum(weights: Sequence[Any], values: Sequence[Any], start: Any = None) -> Any:
-    """The sum of scalars times arrays, where one instruction adds each term."""
+    """Computes the sum of scalars times arrays, with one instruction for each term."""
     for weight, value in zip(weights, values, strict=True):
         start = weight * value if start is None else start + weight * value
     return start
 
 
 def _on_own_level(own: Any, levels: Sequence[Any], function: Callable[[Any], Any]) -> Any:
-    """The function's result for the level with the index `own`, which is data."""
+    """Returns the function's result for the level with the index `own`, which is data."""
     return jax.lax.switch(own, [functools.partial(function, level) for level in levels])
 
 
 def pool_samples(features: Sequence[Array], levels: Array, rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
-    """RoIs as sums over the pixels that their samples touch.
+    """Pools RoIs as sums over the pixels that their samples read.
 
     Args:
         features: the levels of the pyramid, `[B, h, w, C]` each; C is a multiple of 128.
-        levels: the index of the level that each RoI is pooled from, `[B, R]`.
+        levels: the index of the level from which each RoI is pooled, `[B, R]`.
         rows: for each row of cells the pixels along y and their weights, `[B, R, P, K]` each. The
             program has K x K sums, so K should be small.
         columns: for each column of cells the pixels along x and their weights.
@@ -113,11 +113,11 @@ def pool_samples(features: Sequence[Array], levels: Array, rows: tuple[Array, Ar
 
 
 def pool_pixels(features: Sequence[Array], levels: Array, rows: Array, columns: Array) -> Array:
-    """RoIs as sums over all pixels under them, for any number of samples.
+    """Pools RoIs as sums over all pixels under them, for any number of samples.
 
     Args:
         features: the levels of the pyramid, `[B, h, w, C]` each; C is a multiple of 128.
-        levels: the index of the level that each RoI is pooled from, `[B, R]`.
+        levels: the index of the level from which each RoI is pooled, `[B, R]`.
         rows: for each row of cells the weights of the rows of pixels, `[B, R, P, H]`; H is at least
             the height of the largest level.
         columns: for each column of cells the weights of the columns of pixels, `[B, R, P, W]`.
@@ -189,10 +189,10 @@ def _pool(body: Callable[..., None], features: Sequence[Array], levels: Array, t
 
 
 def spread(gradient: Array, levels: Array, rows: Array, columns: Array, *, sizes: Sequence[tuple[int, int]]) -> tuple[Array, ...]:
-    """The gradient of the features: each pixel's weights in the cells, times the cells' gradients.
+    """Computes the gradient of the features from the weights of pixels and the cells' gradients.
 
-    A program owns a tile of pixels and goes through the RoIs that touch it, in their order. No two
-    programs add to the same pixel: there are no atomics, and every run gives the same bits.
+    A program owns a tile of pixels and processes the RoIs that touch it in their order. No two
+    programs add to the same pixel, so there are no atomics, and every run gives the same bits.
 
     Args:
         gradient: the gradient of the pooled RoIs, `[B, R, P, P, C]`; C is a multiple of 128.
@@ -212,7 +212,7 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, *, sizes
     rows, columns = _longer(rows, CELL_ROWS - 1, 2), _longer(columns, CELL_COLUMNS - 1, 2)
     tiles = _tiles(sizes)
     words = _rois_of_tiles(levels, row_groups[..., 1] > 0, column_groups[..., 1] > 0, tiles)
-    # Most words are empty, and a program would wait for each of them.
+    # Most words are empty, and without this array a program would wait for each of them.
     used_words = _packed(words != 0)
     gradient = _in_chunks(gradient.reshape(*levels.shape, cells * cells, channels))
     *_, chunks, size = gradient.shape
@@ -278,7 +278,7 @@ def spread(gradient: Array, levels: Array, rows: Array, columns: Array, *, sizes
 
 
 def _tiles(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The level, row and column of each tile, `[tiles, 3]`."""
+    """Returns the level, row and column of each tile, `[tiles, 3]`."""
     return np.array(
         [(level, *tile) for level, (height, width) in enumerate(sizes) for tile in np.ndindex(-(-height // TILE), -(-width // TILE))],
         np.int32,
@@ -286,19 +286,19 @@ def _tiles(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def _in_tiles(weights: Array) -> Array:
-    """Weights `[B, R, P, H]` as `[B, R, P, tiles, pixels of a tile]`: one load brings a tile's."""
+    """Reshapes weights `[B, R, P, H]` to `[B, R, P, tiles, pixels of a tile]`, for single loads."""
     weights = _longer(weights, -weights.shape[-1] % TILE)
     return weights.reshape(*weights.shape[:-1], -1, TILE)
 
 
 def _rois_of_tiles(levels: Array, in_rows: Array, in_columns: Array, tiles: np.ndarray) -> Array:
-    """Which RoIs touch each tile, as bits (see `_packed`)."""
+    """Returns which RoIs touch each tile, as bits (see `_packed`)."""
     level, row, column = tiles.T
     return _packed(in_rows[..., row] & in_columns[..., column] & (levels[..., None] == level))
 
 
 def _packed(flags: Array) -> Array:
-    """Flags `[B, n, tiles]` as the bits of words `[B, words, tiles]`.
+    """Packs flags `[B, n, tiles]` to the bits of words `[B, words, tiles]`.
 
     The first flag is the highest bit, so that the leading zeros of a word count the flags that are
     not set.

@@ -1,8 +1,8 @@
-"""Non-maximum suppression in fixed shapes: which boxes of an image stay.
+"""Non-maximum suppression (NMS) in fixed shapes.
 
-Every function takes one image and can be used under `jax.vmap`, which makes the batch of a kernel
-larger and not its launches more. The argument `implementation` says what compares the boxes, see
-`jaxseg.ops.implementation`; the results have the same bits in any case.
+Every function takes one image and can be used under `jax.vmap`, which makes a kernel's batch larger
+but does not add launches. The argument `implementation` selects the code that compares boxes, see
+`jaxseg.ops.implementation`; all implementations return the same bits.
 
 - `fast.py`: Fast NMS, for each class (`fast_nms`) or for all classes at once
   (`cross_class_fast_nms`).

@@ -1,4 +1,4 @@
-"""How an operation on one image becomes one call for a batch."""
+"""The conversion of an operation on one image to a single call for a batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,16 +12,16 @@ from jaxseg.ops.implementation import dispatch
 def dispatch_images(
     implementation: str | None, *operands: Any, kernel: Callable[..., Any], plain: Callable[..., Any], obstacle: str | None = None
 ) -> Any:
-    """`dispatch` for one image; under `jax.vmap` it runs once, and its batch is all images.
+    """Calls `dispatch` for one image; under `jax.vmap` there is one call with all images.
 
-    So a kernel is launched once however many images there are, and on a mesh each device does its
-    part of them. The calls of `jax.vmap` may be nested.
+    So a kernel is launched once, whatever the number of images, and on a mesh each device processes
+    its part of them. Calls of `jax.vmap` may be nested.
 
     Args:
         implementation: see `dispatch`.
-        operands: arrays, and trees of arrays, of one image.
-        kernel: takes the operands of a batch and gives its results.
-        plain: likewise.
+        operands: arrays and trees of arrays of one image.
+        kernel: the function for GPUs, from the operands of a batch to its results.
+        plain: the same function for any backend.
         obstacle: see `dispatch`.
 
     Raises:

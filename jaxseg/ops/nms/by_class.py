@@ -1,8 +1,8 @@
 """Exact greedy NMS within each class, and then the best boxes of all classes.
 
-A box is suppressed by better boxes of its class only. So all classes together can be gone through
-from the best score down, and what stays is found in the order of the scores: the search ends when
-there are as many boxes as wanted, mostly within the first block of candidates.
+A box is suppressed only by better boxes of its class. So the candidates of all classes can be
+processed together in descending order of scores, and boxes are kept in this order. The search ends
+as soon as there are enough boxes, usually within the first block of candidates.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from jaxseg.ops.nms.kept import Kept
 from jaxseg.ops.nms.suppression import BLOCK_SIZE, Rule, settle, too_many_boxes
 from jaxseg.structures import AnyArray
 
-# The number of boxes that a kernel settles at once, those that are kept already included: mostly
-# enough for all detections of an image.
+# The number of boxes that a kernel decides on at once, with those that are already kept. It usually
+# suffices for all detections of an image.
 KERNEL_ROWS = 1024
 
 
 class _Candidates(NamedTuple):
-    """Pairs of a box and a class, with scores that are -inf where a pair does not take part.
+    """Pairs of a box and a class, with scores that are -inf for pairs that are not candidates.
 
-    Either each box has a score for every class, or it has a label and the score of that class only.
+    Each box has either a score for every class, or a label and only the score of that class.
     """
 
     boxes: Float32[Array, "*b R C 4"] | Float32[Array, "*b R 4"]
@@ -36,23 +36,23 @@ class _Candidates(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Boxes, the best first, with their classes and whether they may stay."""
+    """Boxes in descending order of scores, with their classes, and which of them can be kept."""
 
     boxes: Float32[Array, "*b n 4"]
     classes: Int32[Array, "*b n"]
     free: Bool[Array, "*b n"]
 
 
-# Says which boxes of the second block stay after those of the first one, which are kept; both are of
-# a batch.
+# A function of two blocks of a batch. It returns which boxes of the second block are kept after
+# those of the first block, which have been kept.
 Stays = Callable[[_Block, _Block], Bool[Array, "b n"]]
 
 
 class _Search(NamedTuple):
-    """How far the search is.
+    """The state of the search.
 
     Attributes:
-        remaining: the scores of the candidates that have not been looked at, -inf for the others.
+        remaining: the scores of the candidates that remain, and -inf for the others.
         kept: the boxes that are kept so far.
     """
 
@@ -71,24 +71,24 @@ def class_nms(
     suppress_equal: bool = False,
     implementation: Implementation | None = None,
 ) -> Kept:
-    """Exact greedy NMS of every class, then the best boxes of all classes.
+    """Applies exact greedy NMS to every class, and selects the best boxes of all classes.
 
-    Of equal scores the first row is better, and in a row the first class.
+    If scores are equal, the first row is better, and the first class within a row.
 
     Args:
         boxes: `x1, y1, x2, y2`, a box for each class or one for all classes.
         scores: the score of each class.
-        score_threshold: only candidates with a larger score take part.
-        iou_threshold: a box goes when it overlaps a kept one of its class by more than this.
-        max_detections: the number of rows of the answer.
-        pixel_offset: 1 counts pixels inclusively, as maskrcnn-benchmark does.
-        suppress_equal: whether a box goes at exactly the threshold, too, as in compiled routines
-            for CPUs.
+        score_threshold: candidates with this score or a lower one are dropped.
+        iou_threshold: a box is dropped if its IoU with a kept box of its class is larger.
+        max_detections: the number of rows of the result.
+        pixel_offset: 1 if boxes end in their last pixel, as in maskrcnn-benchmark.
+        suppress_equal: whether a box is also dropped if the IoU equals the threshold, as in
+            compiled routines for CPUs.
         implementation: see `jaxseg.ops.implementation`.
 
     Raises:
-        ImplementationError: the implementation does not exist, or cannot run here or give so many
-            detections.
+        ImplementationError: the implementation does not exist, cannot run in this process, or does
+            not support so many detections.
     """
     rule = Rule(iou_threshold, suppress_equal, pixel_offset)
     candidates = _Candidates(jnp.asarray(boxes), jnp.where(scores > score_threshold, scores, -jnp.inf), None)
@@ -107,7 +107,7 @@ def labelled_nms(
     suppress_equal: bool = False,
     implementation: Implementation | None = None,
 ) -> Kept:
-    """`class_nms` of boxes that have one class each, as RetinaNet's pairs of an anchor and a class.
+    """Does the same as `class_nms` for boxes with one class each, such as RetinaNet's candidates.
 
     Args:
         boxes: `x1, y1, x2, y2`.
@@ -141,13 +141,13 @@ def _best_of_classes(rule: Rule, candidates: _Candidates, max_detections: int, i
 
 
 def _search(candidates: _Candidates, *, stays: Stays, rows: int, max_detections: int) -> Kept:
-    """The detections of a batch.
+    """Finds the detections of a batch.
 
     Args:
         candidates: the candidates of a batch.
-        stays: says which boxes of a block stay.
-        rows: the number of candidates that are looked at in one turn.
-        max_detections: the number of rows of the answer.
+        stays: the function that returns which boxes of a block are kept.
+        rows: the number of candidates that are processed in one iteration.
+        max_detections: the number of rows of the result.
     """
 
     def turn(search: _Search) -> _Search:
@@ -155,23 +155,23 @@ def _search(candidates: _Candidates, *, stays: Stays, rows: int, max_detections:
         blocks = (jax.vmap(_block)(candidates, boxes) for boxes in (search.kept, found))
         return _Search(remaining, jax.vmap(_append)(search.kept, found, stays(*blocks)))
 
-    # Another turn does not change an image that has all it can have.
+    # Further iterations do not change an image that has all its detections.
     start = jax.vmap(partial(_start, max_detections=max_detections))(candidates)
     return jax.lax.while_loop(lambda search: jax.vmap(_is_unfinished)(search).any(), turn, start).kept
 
 
 def _stays(rule: Rule, kept: _Block, block: _Block) -> Bool[Array, "n"]:
-    """Which boxes of one image's block stay."""
+    """Returns which boxes of one image's block are kept."""
     suppresses = rule.suppresses(kept.boxes, block.boxes) & (kept.classes[:, None] == block.classes)
     free = block.free & ~(kept.free[:, None] & suppresses).any(0)
     return settle(free, rule.suppresses(block.boxes, block.boxes) & (block.classes[:, None] == block.classes))
 
 
 def _stays_in_kernel(rule: Rule, kept: _Block, block: _Block) -> Bool[Array, "b n"]:
-    """Which boxes of a batch's blocks stay."""
+    """Returns which boxes of a batch's blocks are kept."""
     from jaxseg.ops.kernels.nms import greedy_kept
 
-    # What is kept already is better than all of the block, and stays again.
+    # Boxes that are already kept are better than all of the block, so they are kept again.
     boxes, classes, free = (jnp.concatenate(pair, 1) for pair in zip(kept, block, strict=True))
     return greedy_kept(boxes, rule.areas(boxes), free, classes, rule=rule)[:, kept.free.shape[1] :]
 
@@ -186,7 +186,7 @@ def _is_unfinished(search: _Search) -> Bool[Array, ""]:
 
 
 def _next_candidates(candidates: _Candidates, remaining: Float32[Array, "n"], count: int) -> tuple[Float32[Array, "n"], Kept]:
-    """What remains without the next candidates, and these, up to `count` of them."""
+    """Returns the remaining scores without the next candidates, and up to `count` of these."""
     scores, order = jax.lax.top_k(remaining, min(count, remaining.size))
     if candidates.labels is None:
         rows, classes = jnp.divmod(order, candidates.scores.shape[1])
@@ -197,15 +197,15 @@ def _next_candidates(candidates: _Candidates, remaining: Float32[Array, "n"], co
 
 
 def _block(candidates: _Candidates, found: Kept) -> _Block:
-    """Boxes that were found, to be compared."""
+    """Returns the boxes of the found candidates for the comparison."""
     of_classes = candidates.boxes.ndim == 3
     boxes = candidates.boxes[found.indices, found.classes] if of_classes else candidates.boxes[found.indices]
     return _Block(boxes, found.classes, found.valid)
 
 
 def _append(kept: Kept, found: Kept, stays: Bool[Array, "n"]) -> Kept:
-    """What is kept, with the boxes that stay behind it."""
+    """Appends the boxes that stay to those that are already kept."""
     rows = len(kept.valid)
-    # Boxes that go have no place, and those that no row is left for drop out.
+    # Suppressed boxes have no position, and boxes beyond the last row are dropped.
     place = jnp.where(stays, kept.valid.sum() + jnp.cumsum(stays) - 1, rows)
     return Kept(*(old.at[place].set(new, mode="drop") for old, new in zip(kept, found, strict=True)))

@@ -11,7 +11,7 @@ from jaxseg.ops.nms.batching import dispatch_images
 from jaxseg.ops.nms.suppression import BLOCK_SIZE, Rule, settle, too_many_boxes
 from jaxseg.structures import AnyArray
 
-# A list has at most this many blocks; of longer lists, the blocks are larger.
+# A list has at most this many blocks; longer lists have larger blocks.
 MAX_BLOCKS = 8
 
 
@@ -25,23 +25,23 @@ def exact_nms(
     suppress_equal: bool = False,
     implementation: Implementation | None = None,
 ) -> Bool[Array, "k"]:
-    """Which boxes stay when each one goes that overlaps a better one which stays.
+    """Returns which boxes are kept if a box is dropped that overlaps a better kept box.
 
-    Of two boxes with the same score, the first one is better.
+    If two boxes have the same score, the first one is better.
 
     Args:
         boxes: `x1, y1, x2, y2` in any unit.
-        scores: the larger a score, the better is its box.
-        valid: the boxes that take part; the others do not stay.
-        iou_threshold: a box goes when it overlaps a kept one by more than this.
-        pixel_offset: 1 counts pixels inclusively, as maskrcnn-benchmark does.
-        suppress_equal: whether a box goes at exactly the threshold, too, as in compiled routines
-            for CPUs.
+        scores: the scores; boxes with larger scores are better.
+        valid: which boxes are used; the others are not kept.
+        iou_threshold: a box is dropped if its IoU with a kept box is larger.
+        pixel_offset: 1 if boxes end in their last pixel, as in maskrcnn-benchmark.
+        suppress_equal: whether a box is also dropped if the IoU equals the threshold, as in
+            compiled routines for CPUs.
         implementation: see `jaxseg.ops.implementation`.
 
     Raises:
-        ImplementationError: the implementation does not exist, or cannot run here or take so many
-            boxes.
+        ImplementationError: the implementation does not exist, cannot run in this process, or does
+            not support so many boxes.
     """
     rule = Rule(iou_threshold, suppress_equal, pixel_offset)
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf))
@@ -57,10 +57,10 @@ def exact_nms(
 
 
 def _keep_by_blocks(rule: Rule, boxes: Float32[Array, "k 4"], candidates: Bool[Array, "k"]) -> Bool[Array, "k"]:
-    """Which candidates stay, the best first.
+    """Returns which candidates are kept; the boxes are in descending order of scores.
 
-    Boxes go block by block: those that stay of the blocks before suppress a whole block at once,
-    then the boxes of the block settle among themselves.
+    Blocks are processed in order: first the kept boxes of earlier blocks suppress boxes of the
+    whole block at once, and then the boxes of the block suppress each other.
     """
     count = len(candidates)
     size = max(BLOCK_SIZE, -(-count // MAX_BLOCKS))

@@ -24,21 +24,21 @@ def fast_nms(
     max_detections: int,
     implementation: Implementation | None = None,
 ) -> Kept:
-    """Fast NMS of each class on its own, then the best boxes of all classes.
+    """Applies Fast NMS to each class, and selects the best boxes of all classes.
 
     No threshold applies to the scores, so a candidate can be kept in many classes.
 
     Args:
         boxes: `x1, y1, x2, y2` in any unit.
         scores: the probability of each class without the background, for each box.
-        candidates: the boxes that take part.
-        iou_threshold: a box goes when it overlaps a better one of its class by more than this.
-        top_k: the number of boxes that take part in each class.
-        max_detections: the number of rows of the answer.
+        candidates: which boxes are used.
+        iou_threshold: a box is dropped if its IoU with a better box of its class is larger.
+        top_k: the number of boxes of each class that are compared.
+        max_detections: the number of rows of the result.
         implementation: see `jaxseg.ops.implementation`.
 
     Raises:
-        ImplementationError: the implementation does not exist or cannot run here.
+        ImplementationError: the implementation does not exist or cannot run in this process.
     """
     boxes, top_k = jnp.asarray(boxes), min(top_k, boxes.shape[0])
     class_scores, indices = jax.lax.top_k(jnp.where(candidates, scores, -1.0), top_k)
@@ -57,23 +57,23 @@ def cross_class_fast_nms(
     top_k: int,
     implementation: Implementation | None = None,
 ) -> Kept:
-    """Fast NMS of all classes at once, where each box has its best class.
+    """Applies Fast NMS to all classes at once, where each box has its best class.
 
     Args:
         boxes: see `fast_nms`.
         scores: see `fast_nms`.
         candidates: see `fast_nms`.
-        iou_threshold: a box goes when it overlaps a better one of any class by more than this.
-        top_k: the number of boxes that take part, and of rows of the answer.
+        iou_threshold: a box is dropped if its IoU with a better box of any class is larger.
+        top_k: the number of boxes that are compared, and of rows of the result.
         implementation: see `jaxseg.ops.implementation`.
 
     Raises:
-        ImplementationError: the implementation does not exist or cannot run here.
+        ImplementationError: the implementation does not exist or cannot run in this process.
     """
     boxes, rows, top_k = jnp.asarray(boxes), top_k, min(top_k, boxes.shape[0])
     best, indices = jax.lax.top_k(jnp.where(candidates, scores.max(0), -1.0), top_k)
     keep = _unsuppressed(boxes[indices], iou_threshold, implementation) & (best > -1.0)
-    # The kept boxes move to the front and stay in the order of their scores.
+    # The kept boxes are moved to the front, in the order of their scores.
     order = jnp.argsort(~keep, stable=True)
     indices = indices[order].astype(jnp.int32)
     classes = scores[:, indices].argmax(0).astype(jnp.int32)
@@ -81,9 +81,9 @@ def cross_class_fast_nms(
 
 
 def _unsuppressed(boxes: Float32[Array, "*c k 4"], iou_threshold: float, implementation: Implementation | None) -> Bool[Array, "*c k"]:
-    """Which boxes overlap no box before them in their list by more than the threshold."""
-    # Of two boxes without area the second one goes: their overlap is NaN in the original, and
-    # suppresses.
+    """Returns which boxes overlap no earlier box of their list by more than the threshold."""
+    # If two boxes have no area, the second one is dropped, because their IoU is NaN in the
+    # original, and NaN suppresses.
     rule = Rule(iou_threshold, empty=math.inf)
     return dispatch_images(implementation, boxes, kernel=partial(_compare_in_kernel, rule), plain=partial(_compare_all, rule))
 

@@ -1,4 +1,4 @@
-"""The boxes that stay after suppression, as rows of a fixed number."""
+"""The boxes that non-maximum suppression keeps, in a fixed number of rows."""
 
 from typing import NamedTuple
 
@@ -7,13 +7,13 @@ from jaxtyping import Array, Bool, Float32, Int32
 
 
 class Kept(NamedTuple):
-    """The boxes that stay, the best score first.
+    """The kept boxes in descending order of scores.
 
     Attributes:
-        indices: the rows of the input that the boxes come from.
+        indices: the rows of the boxes in the input.
         classes: the class of each box.
         scores: the score of each box in its class.
-        valid: whether the row holds a box; the rows that do not are at the end.
+        valid: whether the row holds a box; all other rows are at the end.
     """
 
     indices: Int32[Array, "D"]
@@ -22,6 +22,6 @@ class Kept(NamedTuple):
     valid: Bool[Array, "D"]
 
     def padded(self, rows: int) -> "Kept":
-        """The same boxes in as many rows, with zeros in the rows that hold none."""
+        """Returns the same boxes in `rows` rows, with zeros in the rows without a box."""
         indices, classes, scores, valid = (jnp.pad(field, (0, rows - field.shape[0])) for field in self)
         return Kept(jnp.where(valid, indices, 0), jnp.where(valid, classes, 0), jnp.where(valid, scores, 0.0), valid)

@@ -1,4 +1,4 @@
-"""When one box suppresses another, and which boxes of a list stay."""
+"""The rule by which one box suppresses another, and the boxes of a list that are kept."""
 
 from typing import NamedTuple
 
@@ -9,23 +9,23 @@ from jaxtyping import Array, Bool, Float32
 
 from jaxseg.ops.boxes import box_area, intersection_and_union, quotient_reaches, rounded
 
-# The longest list that the kernel of greedy suppression takes: of a longer one, the bits of all
+# The longest list that the kernel of greedy suppression supports. For a longer one, the bits of all
 # pairs would need more than 128 MiB.
 MOST_BOXES = 32768
-# The number of boxes that plain greedy suppression settles at once. Smaller blocks compute less on
+# The number of boxes in a block of plain greedy suppression. Smaller blocks need less arithmetic on
 # CPUs; larger ones need fewer steps on accelerators, and smaller programs.
 BLOCK_SIZE = 512
 
 
 class Rule(NamedTuple):
-    """When one box suppresses another.
+    """The rule by which one box suppresses another.
 
     Attributes:
-        iou_threshold: boxes suppress each other when they overlap by more than this.
-        suppress_equal: whether boxes that overlap by exactly the threshold suppress each other,
-            too.
-        pixel_offset: is added to widths and heights; 1 counts pixels inclusively.
-        empty: the overlap of two boxes that both have no area.
+        iou_threshold: boxes suppress each other if their IoU is larger.
+        suppress_equal: whether boxes also suppress each other if their IoU equals the threshold.
+        pixel_offset: the number that is added to widths and heights, which is 1 if boxes end in
+            their last pixel.
+        empty: the IoU of two boxes that both have no area.
     """
 
     iou_threshold: float
@@ -35,16 +35,16 @@ class Rule(NamedTuple):
 
     @property
     def least_iou(self) -> np.float32:
-        """The smallest overlap that suppresses."""
+        """The smallest IoU that suppresses."""
         threshold = np.float32(self.iou_threshold)
         return threshold if self.suppress_equal else np.nextafter(threshold, np.float32(np.inf))
 
     def areas(self, boxes: Float32[Array, "*b n 4"]) -> Float32[Array, "*b n"]:
-        """The areas of boxes, rounded as `intersection_and_union` rounds them."""
+        """Computes the areas of boxes, rounded as in `intersection_and_union`."""
         return jnp.asarray(rounded(box_area(boxes, self.pixel_offset)))
 
     def suppresses(self, a: Float32[Array, "*b n 4"], b: Float32[Array, "*b m 4"]) -> Bool[Array, "*b n m"]:
-        """Which boxes of `a` and of `b` suppress each other."""
+        """Returns which boxes of `a` and of `b` suppress each other."""
         intersection, union = intersection_and_union(a, b, self.pixel_offset)
 
         def divided(intersection: Array, union: Array) -> Array:
@@ -53,21 +53,21 @@ class Rule(NamedTuple):
         def compared(intersection: Array, union: Array) -> Array:
             return jnp.asarray(quotient_reaches(intersection, union, self.least_iou))
 
-        # CPUs divide exactly, and in less time.
+        # CPUs divide exactly, and are faster with a division.
         reaches = jax.lax.platform_dependent(intersection, union, cpu=divided, default=compared)
         return jnp.where(union > 0, reaches, bool(self.empty >= self.least_iou))
 
 
 def settle(candidates: Bool[Array, "k"], suppresses: Bool[Array, "k k"]) -> Bool[Array, "k"]:
-    """Which candidates of a list stay when each one goes that a better one which stays suppresses.
+    """Returns which candidates of a list are kept by greedy suppression.
 
-    All candidates stay at first, and those go that a better one suppresses which stays so far; then
-    the same again. After n turns the first n answers are final, and all of them once nothing
-    changes. There are as many turns as the longest chain of suppressions has boxes, which is mostly
-    few.
+    In the first iteration all candidates are kept. Each further iteration drops the candidates that
+    are suppressed by a better one which the iteration before kept. After n iterations the first n
+    results are final, and all of them are final if nothing changes. There are as many iterations as
+    the longest chain of suppressions has boxes, which is usually a small number.
 
     Args:
-        candidates: the boxes that may stay, the best first.
+        candidates: the boxes that can be kept, in descending order of scores.
         suppresses: which of them suppress each other.
     """
     suppresses = jnp.triu(suppresses, 1)
@@ -80,7 +80,7 @@ def settle(candidates: Bool[Array, "k"], suppresses: Bool[Array, "k k"]) -> Bool
 
 
 def too_many_boxes(count: int) -> str | None:
-    """Why the kernel of greedy suppression cannot take so many boxes; None where it can."""
+    """Returns why the kernel of greedy suppression does not support so many boxes, or None."""
     if count > MOST_BOXES:
         return f"{count} boxes of one list, and {MOST_BOXES} are the most"
     return None

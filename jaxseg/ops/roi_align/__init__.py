@@ -1,18 +1,18 @@
 """RoIAlign over a feature pyramid: bilinear samples, averaged in the cells of a grid over each box.
 
 Sampling and averaging are separable. The result is `rows @ features @ columns^T`, where
-`rows [P, h]` has the mean bilinear weights of the samples of each cell, whatever their number. Three
-forms in plain JAX build on that and have the same results; "xla" takes the best of them, see
-`choice.py`.
+`rows [P, h]` has the mean bilinear weights of the samples of each cell, for any number of samples.
+Three forms in plain JAX use this formula and have the same results; "xla" selects the best of them,
+see `choice.py`.
 
 - `gather.py` adds up the pixels around each sample, for a fixed number of samples.
-- `matmul.py` multiplies whole levels with the weights: its cost grows with the area of the levels
+- `matmul.py` multiplies whole levels by the weights: its cost grows with the area of the levels
   and not with the number of samples.
-- `window.py` goes through the RoIs one by one and multiplies the pixels under each with small
-  matrices. It needs the least arithmetic and no scatter, but is sequential: it is for CPUs.
+- `window.py` loops over the RoIs, and multiplies the pixels under each RoI by small matrices. It
+  needs the least arithmetic and no scatter, but it is sequential, so it is meant for CPUs.
 
-`kernel.py` is the way to the kernels for GPUs ("mosaic_gpu"), `bilinear.py` has what all of them
-share, and `operation.py` puts them together.
+`kernel.py` calls the kernels for GPUs ("mosaic_gpu"), `bilinear.py` contains the parts that all
+forms share, and `operation.py` combines them.
 """
 
 from jaxseg.ops.roi_align.choice import FORMS, Form

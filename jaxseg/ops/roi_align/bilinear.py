@@ -1,4 +1,4 @@
-"""Where the samples of RoIAlign lie, and the weights that they give to pixels."""
+"""The positions of RoIAlign's samples, and the weights of pixels in them."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ from jax import Array
 
 from jaxseg.ops.boxes import rounded
 
-# Adaptive samples lie more than half a pixel apart, so at most 4 of them are within a pixel of a
-# given one; there are 2 more for rounding.
+# The distance of adaptive samples is more than half a pixel, so at most 4 of them are within a
+# pixel of a given one; 2 more allow for rounding.
 _NEIGHBORS = 6
 
 
 class Geometry(NamedTuple):
-    """What is known of a call of `roi_align` when it is traced.
+    """The static properties of a call of `roi_align`.
 
     Attributes:
         sizes: the height and width of each level.
@@ -32,7 +32,7 @@ class Geometry(NamedTuple):
 
     @property
     def areas(self) -> list[int]:
-        """The number of pixels of each level."""
+        """Returns the number of pixels of each level."""
         return [height * width for height, width in self.sizes]
 
 
@@ -40,7 +40,7 @@ class Axis(NamedTuple):
     """The samples of RoIs along y or x.
 
     Attributes:
-        start: where the RoI begins, in pixels of its level.
+        start: the start of the RoI, in pixels of its level.
         cell: the length of a cell, in pixels of the level.
         samples: the number of samples in a cell.
     """
@@ -51,9 +51,9 @@ class Axis(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """The pixels that samples along one axis touch, and their weights, `[*n, P, 2 * samples]` each.
+    """The pixels that samples along one axis read, and their weights, `[*n, P, 2 * samples]` each.
 
-    Each sample touches two pixels. The sum with the weights of a cell is the mean of its samples.
+    Each sample reads two pixels. The sum with the weights of a cell is the mean of its samples.
     """
 
     pixels: Array
@@ -61,7 +61,7 @@ class Taps(NamedTuple):
 
 
 def axes(geometry: Geometry, boxes: Array, levels: Array) -> tuple[Axis, Axis]:
-    """The samples along y and along x, `[*b, R]`, of boxes `[*b, R, 4]` on levels `[*b, R]`."""
+    """Makes the samples along y and x, `[*b, R]`, of boxes `[*b, R, 4]` on levels `[*b, R]`."""
     scale = jnp.asarray([1.0 / stride for stride in geometry.strides], jnp.float32)[levels]
     shift = 0.5 if geometry.aligned else 0.0
 
@@ -78,15 +78,15 @@ def axes(geometry: Geometry, boxes: Array, levels: Array) -> tuple[Axis, Axis]:
 
 
 def lengths(geometry: Geometry, levels: Array) -> tuple[Array, Array]:
-    """The height and the width of the level of each RoI."""
+    """Returns the height and the width of the level of each RoI."""
     heights, widths = (jnp.asarray(side, jnp.int32)[levels] for side in zip(*geometry.sizes, strict=True))
     return heights, widths
 
 
 def pixels_of_cell(size: Array, cell: Array, cells: int) -> Array:
-    """The number of adaptive samples, `ceil(size / cells)` and at least 0.
+    """Returns the number of adaptive samples, which is `ceil(size / cells)` and at least 0.
 
-    It is exact where `cell` is the quotient within a rounding or two: 21 by 7 is 3 on GPUs, too.
+    It is exact even if `cell` is a quotient with one or two rounding errors, as on GPUs.
     """
     count = jnp.ceil(cell)
     count = count - ((count - 1.0) * cells >= size) + (count * cells < size)
@@ -94,16 +94,16 @@ def pixels_of_cell(size: Array, cell: Array, cells: int) -> Array:
 
 
 def quotient(a: Array, b: Array | float) -> Array:
-    """The quotient `a / b` with the one rounding of a division.
+    """Computes the quotient `a / b` with a single rounding, as in a division.
 
-    By a constant XLA would multiply with the rounded reciprocal. On GPUs its division may be wrong
-    in the last bit or two.
+    XLA would replace a division by a constant by a product with the rounded reciprocal. On GPUs,
+    the last one or two bits of a division may be wrong.
     """
     return a / jnp.where(jnp.isnan(a), jnp.nan, b)
 
 
 def weights(geometry: Geometry, axis: Axis, pixels: Array, length: Array | int) -> Array:
-    """The mean weight of each pixel in the cells of each RoI, `[*n, P, K]`.
+    """Computes the mean weight of each pixel in the cells of each RoI, `[*n, P, K]`.
 
     Args:
         geometry: the call.
@@ -117,8 +117,7 @@ def weights(geometry: Geometry, axis: Axis, pixels: Array, length: Array | int) 
     if geometry.sampling_ratio:
         indices = [jnp.float32(i) for i in range(geometry.sampling_ratio)]
     else:
-        # One sample may stand for a cell of less than half a pixel: a larger step finds its index
-        # as well.
+        # A cell of less than half a pixel has one sample, whose index a larger step also finds.
         step = jnp.maximum(axis.cell / jnp.maximum(axis.samples, 1.0), 0.5)
         first = jnp.floor((pixels - 1.0 - axis.start - cells * axis.cell) / step - 0.5)
         indices = [first + i for i in range(_NEIGHBORS)]
@@ -132,7 +131,7 @@ def weights(geometry: Geometry, axis: Axis, pixels: Array, length: Array | int) 
 
 
 def taps(geometry: Geometry, axis: Axis, length: Array) -> Taps:
-    """The pixels that each sample touches, for a fixed number of samples.
+    """Returns the pixels that each sample reads, for a fixed number of samples.
 
     Args:
         geometry: the call.
@@ -151,23 +150,23 @@ def taps(geometry: Geometry, axis: Axis, length: Array) -> Taps:
 
 
 def _of_cells(axis: Axis) -> Axis:
-    """The same with two axes behind, for cells and for samples or pixels."""
+    """Adds two trailing axes, for cells and for samples or pixels."""
     return Axis(*(value[..., None, None] for value in axis))
 
 
 def _sample(axis: Axis, cells: Array, index: Array) -> Array:
-    """Where the sample `index` of each cell lies, in pixels of the level.
+    """Returns the position of the sample `index` of each cell, in pixels of the level.
 
-    It is rounded where the originals round, down to the last bit.
+    It is rounded as in the originals, to the last bit.
     """
     return axis.start + rounded(cells * axis.cell) + quotient((index + 0.5) * axis.cell, jnp.maximum(axis.samples, 1.0))
 
 
 def _is_near(position: Array, length: Array | int) -> Array:
-    """Whether a sample counts: it lies in the level, or at most a pixel outside."""
+    """Returns whether a sample counts, which is in the level or at most a pixel outside."""
     return (position >= -1.0) & (position <= length)
 
 
 def einsum(subscripts: str, a: Array, b: Array) -> Array:
-    """A product with float32 sums. Rounded weights would cost more accuracy than they save time."""
+    """Computes a product with float32 sums; rounded weights would be inaccurate and save little."""
     return jnp.einsum(subscripts, a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)

@@ -1,4 +1,4 @@
-"""Which form of plain JAX computes RoIAlign where nobody names one."""
+"""The default choice among the forms of RoIAlign in plain JAX."""
 
 from typing import Literal, NamedTuple, get_args
 
@@ -8,18 +8,18 @@ from jaxseg.ops.roi_align.bilinear import Geometry
 Form = Literal["gather", "matmul", "window"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
-# The products cost as much as the gather where the side of a RoI's cells times the pixels of all
-# levels is this many times the rows that the gather moves, by XLA's own estimate for TPUs (see
+# The products and the gather have equal costs if the side of a RoI's cells times the pixels of all
+# levels is this multiple of the rows that the gather moves, by XLA's own estimate for TPUs (see
 # docs/benchmarks.md).
 PIXELS_PER_ROW = 200
 
 
 class Forms(NamedTuple):
-    """Plain forms.
+    """The forms in plain JAX that a call uses.
 
     Attributes:
-        alone: the form of the result, where only that is wanted.
-        with_gradient: the form of both, where the gradient is wanted, too.
+        alone: the form of the result if the gradient is not computed.
+        with_gradient: the form of the result and of the gradient if both are computed.
     """
 
     alone: Form
@@ -27,20 +27,22 @@ class Forms(NamedTuple):
 
 
 def default_forms(geometry: Geometry, rois: int) -> Forms:
-    """The forms for so many RoIs of an image, by a rule for the platform that is compiled for.
+    """Chooses the forms for `rois` RoIs per image, by a rule for the platform of the program.
 
-    On CPUs it is the loop over RoIs. For fixed samples it is also the gather, which XLA fuses into
-    one pass there, as long as there are enough cells to be worth its copy of all pixels into one
-    table. The gather's gradient, a scatter, is slow there, and XLA computes the result again for
-    each use in a backward pass. `benchmarks/roi_align.py` measures that.
+    On CPUs, the default is the loop over RoIs. For fixed samples without a gradient it is the
+    gather, which XLA fuses into one pass on CPUs, if there are enough cells to justify the copy of
+    all pixels into one table. The gather's gradient is a scatter, which is slow on CPUs, and XLA
+    computes the result again for each use in a backward pass. `benchmarks/roi_align.py` measures
+    this.
 
-    Elsewhere every turn of a loop has to wait for the one before. It is the gather for fixed
-    samples, and for adaptive samples it is the products, whose cost does not depend on the number
-    of samples. This has not been measured on GPUs.
+    On other platforms, each iteration of a loop has to wait for the one before. So the default is
+    the gather for fixed samples, and the products for adaptive samples, because their cost does not
+    depend on the number of samples. This has not been measured on GPUs.
 
-    On TPUs it is the products for small maps, too. They cost the side of a RoI's cells times the
-    pixels of all levels, and the gather with its scatter costs the rows that it moves,
-    `(2 * samples * cells)^2`. This follows the compiler's estimates; nothing has run on a TPU.
+    On TPUs, the products are also the default for small maps. Their cost is the side of a RoI's
+    cells times the pixels of all levels, while the cost of the gather with its scatter is the
+    number of rows that it moves, `(2 * samples * cells)^2`. This follows the compiler's estimates;
+    it has not been measured on a TPU.
     """
     pixels = sum(geometry.areas)
     if platform() == "cpu":

@@ -1,4 +1,4 @@
-"""RoIAlign as a sum over the pixels that each sample touches; the number of samples is fixed."""
+"""RoIAlign as a sum over the pixels that each sample reads, for a fixed number of samples."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from jaxseg.ops.roi_align.bilinear import Geometry, axes, lengths, taps
 
 
 def pool(geometry: Geometry, features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
-    """The cells of each RoI, float32 `[B, R, P, P, C]`.
+    """Computes the cells of each RoI, float32 `[B, R, P, P, C]`.
 
     Args:
         geometry: the call.
@@ -30,7 +30,7 @@ def pool(geometry: Geometry, features: tuple[Array, ...], boxes: Array, levels: 
 
 
 def spread(geometry: Geometry, gradient: Array, boxes: Array, levels: Array) -> tuple[Array, ...]:
-    """The gradient of the features from that of the cells, float32.
+    """Computes the gradient of the features from that of the cells, float32.
 
     Args:
         geometry: the call.
@@ -41,7 +41,7 @@ def spread(geometry: Geometry, gradient: Array, boxes: Array, levels: Array) -> 
     areas, channels = geometry.areas, gradient.shape[-1]
 
     def image(gradient: Array, boxes: Array, levels: Array) -> Array:
-        # All terms share one table: adding up a table for each would be most of the work.
+        # All terms are added to one table, because a sum of tables would take most of the time.
         table = jnp.zeros((sum(areas), channels), jnp.float32)
         for row, weight in _terms(geometry, boxes, levels):
             table = table.at[row].add(gradient.astype(jnp.float32) * weight[..., None])
@@ -53,9 +53,9 @@ def spread(geometry: Geometry, gradient: Array, boxes: Array, levels: Array) -> 
 
 
 def _terms(geometry: Geometry, boxes: Array, levels: Array) -> Iterator[tuple[Array, Array]]:
-    """The terms of the sum that a cell is: pixels and their weights, `[R, P, P]` each.
+    """Yields the terms of the sum over a cell: pixels and their weights, `[R, P, P]` each.
 
-    Pixels are rows of a table that has all pixels of all levels of one image.
+    Pixels are rows of a table with all pixels of all levels of one image.
     """
     heights, widths = lengths(geometry, levels)
     first = jnp.asarray([sum(geometry.areas[:level]) for level in range(len(geometry.sizes))], jnp.int32)[levels]

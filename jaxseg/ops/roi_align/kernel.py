@@ -1,4 +1,4 @@
-"""RoIAlign by the kernels for GPUs: what they are given, and what they cannot take."""
+"""RoIAlign with the kernels for GPUs: the preparation of their arguments, and their limits."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -7,13 +7,13 @@ from jaxseg.ops.roi_align.bilinear import Geometry, axes, lengths, taps, weights
 
 # The threads of a program, which share the channels of a pixel evenly.
 LANES = 128
-# The kernel writes out each pixel of up to this many samples in a row of a cell; with more samples,
-# or adaptive ones, it sums all pixels under a cell.
+# For up to this many samples in a row of a cell, the kernel adds the pixels of each sample. With
+# more samples, or adaptive ones, it sums all pixels under a cell.
 MOST_WRITTEN_OUT = 2
 
 
 def obstacle(array: Array) -> str | None:
-    """Why the kernels cannot take features, or the gradient of cells; None where they can."""
+    """Returns why the kernels do not support features or gradients of cells, or None."""
     if array.dtype not in (jnp.float32, jnp.bfloat16):
         return f"features are {array.dtype}, and it takes float32 and bfloat16"
     if array.shape[-1] % LANES:
@@ -22,7 +22,7 @@ def obstacle(array: Array) -> str | None:
 
 
 def pool(geometry: Geometry, features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
-    """The cells of each RoI, `[B, R, P, P, C]`, in the type of the features.
+    """Computes the cells of each RoI, `[B, R, P, P, C]`, in the type of the features.
 
     Args:
         geometry: the call.
@@ -39,7 +39,7 @@ def pool(geometry: Geometry, features: tuple[Array, ...], boxes: Array, levels: 
 
 
 def spread(geometry: Geometry, gradient: Array, boxes: Array, levels: Array) -> tuple[Array, ...]:
-    """The gradient of the features from that of the cells, in its type.
+    """Computes the gradient of the features from that of the cells, in the same type.
 
     Args:
         geometry: the call.
@@ -53,9 +53,9 @@ def spread(geometry: Geometry, gradient: Array, boxes: Array, levels: Array) -> 
 
 
 def _weights_of_own_level(geometry: Geometry, boxes: Array, levels: Array) -> tuple[Array, Array]:
-    """The weights of rows `[B, R, P, H]` and of columns `[B, R, P, W]` in the level of each RoI.
+    """Computes the weights of rows `[B, R, P, H]` and columns `[B, R, P, W]` for each RoI.
 
-    H and W are the sides of the largest level; behind the RoI's own level there are zeros.
+    H and W are the sides of the largest level; beyond the RoI's own level, weights are 0.
     """
     rows, columns = (
         weights(geometry, axis, jnp.arange(max(sides)), own[..., None, None])

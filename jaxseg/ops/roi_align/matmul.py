@@ -6,12 +6,12 @@ from jax import Array
 
 from jaxseg.ops.roi_align.bilinear import Geometry, axes, einsum, weights
 
-# The bytes that the products with one level may hold between the first product and the second.
+# The limit in bytes for the intermediate results between the two products with one level.
 MOST_BYTES = 2**28
 
 
 def pool(geometry: Geometry, features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
-    """The cells of each RoI, float32 `[B, R, P, P, C]`.
+    """Computes the cells of each RoI, float32 `[B, R, P, P, C]`.
 
     Args:
         geometry: the call.
@@ -38,7 +38,7 @@ def pool(geometry: Geometry, features: tuple[Array, ...], boxes: Array, levels: 
 
 
 def spread(geometry: Geometry, gradient: Array, boxes: Array, levels: Array) -> tuple[Array, ...]:
-    """The gradient of the features from that of the cells, float32.
+    """Computes the gradient of the features from that of the cells, float32.
 
     Args:
         geometry: the call.

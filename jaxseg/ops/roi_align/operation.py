@@ -1,4 +1,4 @@
-"""RoIAlign: the call, its gradient, and what computes both."""
+"""RoIAlign: the call, its gradient, and the choice of the code that computes both."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -45,32 +45,32 @@ def roi_align(
     aligned: bool,
     implementation: str | None = None,
 ) -> Float[Array, "B R {output_size} {output_size} C"]:
-    """RoIAlign (arXiv:1703.06870, section 3) as maskrcnn-benchmark, detectron2 and mmcv compute it.
+    """Applies RoIAlign (arXiv:1703.06870, section 3) as in maskrcnn-benchmark, detectron2 and mmcv.
 
-    A box is cut into `output_size` x `output_size` cells, and each cell gets the mean of its
-    bilinear samples. Samples that lie more than a pixel outside of the level count as 0; nearer
-    ones have the value at the border. Sums are float32 whatever the type of the features. Gradients
-    flow to the features only.
+    A box is divided into `output_size` x `output_size` cells, and each cell gets the mean of its
+    bilinear samples. Samples that are more than a pixel outside of the level count as 0; nearer
+    ones have the value at the border. Sums are float32 for any type of the features. Gradients flow
+    to the features only.
 
     Args:
         features: the levels of the pyramid, the finest first.
-        boxes: `x1, y1, x2, y2` in pixels of the network's input. Boxes without area give numbers,
-            too, see `aligned`.
-        levels: the index of the level that each box is pooled from.
+        boxes: `x1, y1, x2, y2` in pixels of the network's input. For boxes without area see
+            `aligned`.
+        levels: the index of the level from which each box is pooled.
         strides: the pixels of the input per pixel of each level.
         output_size: the number of cells per side.
         sampling_ratio: the number of samples per cell and side; 0 takes as many as a cell has
             pixels, rounded up.
         aligned: whether boxes are shifted by half a pixel, so that samples refer to the centres of
-            pixels (detectron2, mmdetection). A box without area is then 0 where sampling is
-            adaptive. Otherwise boxes are at least one pixel of the level wide and high
-            (maskrcnn-benchmark, torchvision).
+            pixels (detectron2, mmdetection). The result for a box without area is then 0 if
+            sampling is adaptive. Without the shift, boxes are at least one pixel of the level wide
+            and high (maskrcnn-benchmark, torchvision).
         implementation: the name of an implementation (see `jaxseg.ops.implementation`), or a form
-            of plain JAX. The kernel takes float32 and bfloat16, and channels in multiples of 128.
+            of plain JAX. The kernel supports float32 and bfloat16, and multiples of 128 channels.
 
     Raises:
         ValueError: there are not as many strides as levels.
-        ImplementationError: the implementation does not exist or cannot do this.
+        ImplementationError: the implementation does not exist or does not support this call.
     """
     if len(features) != len(strides):
         raise ValueError(f"{len(features)} levels but {len(strides)} strides.")
@@ -84,7 +84,7 @@ def roi_align(
     if form is not None:
         plan = _Plan(geometry, "xla", Forms(form, form))
     else:
-        # There is nothing to launch where there are no RoIs.
+        # Without RoIs there is no kernel to launch.
         plan = _Plan(geometry, named(implementation) if boxes.size else "xla", default_forms(geometry, boxes.shape[1]))
     return _align(plan, tuple(features), boxes, levels)
 

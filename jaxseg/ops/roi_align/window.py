@@ -1,6 +1,6 @@
 """RoIAlign as a loop over RoIs, with two small products of the pixels under each RoI.
 
-It takes any number of samples.
+It supports any number of samples.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from jax import Array
 
 from jaxseg.ops.roi_align.bilinear import Axis, Geometry, axes, einsum, weights
 
-# The rows and columns of pixels that the loop cuts from a level at a time. RoIs of a pyramid are
-# seldom more than 28 pixels wide.
+# The rows and columns of pixels that an iteration slices from a level. RoIs of a pyramid are seldom
+# wider than 28 pixels.
 WINDOW = (12, 24)
 
 
@@ -22,7 +22,7 @@ class _Window(NamedTuple):
 
     Attributes:
         roi: the row of the RoI.
-        corner: where the window begins: image, y, x and channel.
+        corner: the start of the window: image, y, x and channel.
         rows: the weights of its rows of pixels.
         columns: the weights of its columns of pixels.
     """
@@ -34,14 +34,14 @@ class _Window(NamedTuple):
 
 
 class _Extent(NamedTuple):
-    """The pixels that each RoI touches along one axis: the first one, and how many there are."""
+    """The pixels that each RoI reads along one axis: the first one, and their number."""
 
     first: Array
     size: Array
 
 
 def pool(geometry: Geometry, features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
-    """The cells of each RoI, float32 `[B, R, P, P, C]`.
+    """Computes the cells of each RoI, float32 `[B, R, P, P, C]`.
 
     Args:
         geometry: the call.
@@ -65,7 +65,7 @@ def pool(geometry: Geometry, features: tuple[Array, ...], boxes: Array, levels: 
 
 
 def spread(geometry: Geometry, gradient: Array, boxes: Array, levels: Array) -> tuple[Array, ...]:
-    """The gradient of the features from that of the cells, float32.
+    """Computes the gradient of the features from that of the cells, float32.
 
     Args:
         geometry: the call.
@@ -87,15 +87,15 @@ def spread(geometry: Geometry, gradient: Array, boxes: Array, levels: Array) -> 
 def _fold_windows(
     geometry: Geometry, boxes: Array, levels: Array, *, level: int, step: Callable[[Array, _Window], Array], start: Array
 ) -> Array:
-    """Applies `step` to one window after the other of those that cover the RoIs of one level.
+    """Applies `step` to the windows that cover the RoIs of one level, one after the other.
 
     Args:
         geometry: the call.
         boxes: see `pool`.
         levels: see `pool`.
         level: the index of the level.
-        step: takes what it gave for the window before, and a window.
-        start: what it takes for the first window.
+        step: a function of its result for the window before, and of a window.
+        start: the value that replaces this result for the first window.
     """
     if not levels.size:
         return start
@@ -115,7 +115,7 @@ def _fold_windows(
         pixel_weights: list[Array] = []
         for axis, extent, length, side, index in zip(both_axes, extents, lengths, sides, jnp.divmod(tile, tiles[1][roi]), strict=True):
             first = extent.first[roi] + index * side
-            # At the border the window moves back, over pixels that an earlier one may have covered.
+            # At the border the window is moved back, over pixels that an earlier one may contain.
             corner.append(jnp.minimum(first, length - side))
             pixels = corner[-1] + jnp.arange(side)
             own = Axis(*(values[roi] for values in axis))
@@ -135,8 +135,8 @@ def _extent(geometry: Geometry, axis: Axis, length: int) -> _Extent:
 
 
 def _for_each_row(window: _Window) -> Array:
-    """The weights of the columns, repeated for the rows of pixels.
+    """Repeats the weights of the columns for the rows of pixels.
 
-    A batched product keeps the layout of the pixels, and a plain one would transpose them.
+    A batched product keeps the layout of the pixels, while a plain one would transpose them.
     """
     return jnp.broadcast_to(window.columns, (window.rows.shape[-1], *window.columns.shape))
