@@ -63,7 +63,7 @@ def test_devices_tell_each_other_sums_in_training_and_nothing_in_detection(name)
         pytest.param("mask_rcnn", _detection, 6, marks=pytest.mark.slow),
         # There are two kernels for proposals, and RoIAlign for boxes and for masks, forward and
         # backward.
-        ("mask_rcnn", _train_step, 6),
+        pytest.param("mask_rcnn", _train_step, 6, marks=pytest.mark.slow),
     ],
 )
 def test_whole_programs_lower_for_gpus_with_their_kernels(name, program, kernels):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from model_shapes.inputs import boxes_around_objects
 from model_shapes.nms import CLASS_NMS_SHAPES, EXACT_NMS_SHAPES, FAST_NMS_SHAPES, NMS_SHAPES
 from model_shapes.roi_align import ROI_ALIGN_SHAPES
@@ -56,6 +57,7 @@ def test_boxes_spread_over_the_pyramid_as_objects_of_coco_do():
     assert boxes.reshape(-1, 4).max(0).tolist() <= [1344, 800] * 2
 
 
+@pytest.mark.slow
 def test_regions_come_from_every_level_and_are_the_same_for_a_seed():
     shape = named("train_boxes", ROI_ALIGN_SHAPES).tiny()
     inputs = shape.inputs(3, jnp.bfloat16)
@@ -65,6 +67,7 @@ def test_regions_come_from_every_level_and_are_the_same_for_a_seed():
     assert not np.array_equal(inputs.boxes, shape.inputs(4).boxes)
 
 
+@pytest.mark.slow
 def test_suppression_has_work_and_ties():
     shape = named("proposals_detect", EXACT_NMS_SHAPES)
     boxes, scores, valid = (array[0, 0] for array in shape.inputs(0))

@@ -66,6 +66,7 @@ def test_two_processes_reach_what_one_reaches(one_device, tmp_path):
     assert_close(tmp_path, one_device)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_when_one_is_told_to_and_go_on(one_device, tmp_path):
     pair = start_pair(tmp_path, "delay=0.2")
     wait_for_step(pair[0], 1)

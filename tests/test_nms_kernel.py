@@ -106,7 +106,10 @@ def test_cross_class_fast_nms(interpreted: None) -> None:
     assert kept.valid.shape == (2, 70)
 
 
-@pytest.mark.parametrize("rule", ["strict", "mmcv_cpu", "mmcv_off1"])
+KERNEL_RULES = ["strict", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("mmcv_cpu", "mmcv_off1"))]
+
+
+@pytest.mark.parametrize("rule", KERNEL_RULES)
 def test_exact_nms(rule: str, interpreted: None) -> None:
     """The lists are longer than a word of 32 boxes and a tile of 128.
 
@@ -122,6 +125,7 @@ def test_exact_nms(rule: str, interpreted: None) -> None:
     assert 20 < keep[1].sum() < 120
 
 
+@pytest.mark.slow
 def test_exact_nms_of_levels_of_images(interpreted: None) -> None:
     """Calls of `vmap` are nested, and the levels of an image share the array of valid rows."""
     rng = np.random.default_rng(2)
@@ -134,7 +138,7 @@ def test_exact_nms_of_levels_of_images(interpreted: None) -> None:
     assert 0 < keep.sum() < np.broadcast_to(valid[:, None], keep.shape).sum()
 
 
-@pytest.mark.parametrize("per_class", [True, False])
+@pytest.mark.parametrize("per_class", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_class_nms(per_class: bool, interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are several iterations, and the images need different numbers of them."""
     monkeypatch.setattr(by_class, "BLOCK_SIZE", 30)
@@ -148,6 +152,7 @@ def test_class_nms(per_class: bool, interpreted: None, monkeypatch: pytest.Monke
     assert len(np.unique(kept.classes)) == 3
 
 
+@pytest.mark.slow
 def test_labelled_nms(interpreted: None) -> None:
     """Boxes of different classes do not suppress each other, even with the largest labels."""
     rng = np.random.default_rng(4)
@@ -158,7 +163,7 @@ def test_labelled_nms(interpreted: None) -> None:
     assert kept.valid.sum() > alone.valid.sum() > 3
 
 
-@pytest.mark.parametrize("rule", ["strict", "mmcv_cpu", "mmcv_off1"])
+@pytest.mark.parametrize("rule", KERNEL_RULES)
 def test_exact_nms_keeps_what_the_originals_keep(golden, rule: str, interpreted: None) -> None:
     """One launch has all cases with equal scores or IoUs."""
     g = load_arrays(golden / "two_stage" / "nms.npz")

@@ -93,7 +93,11 @@ class Learner:
         return to_targets(sample, view_rule(spec).whole(sample.picture_size), spec, ROWS)
 
 
-@pytest.fixture(scope="module", params=DETECTORS)
+# Mask R-CNN takes the longest to compile.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if "Mask" in name else []) for name in DETECTORS],
+)
 def learner(request: pytest.FixtureRequest) -> Learner:
     name, changes = DETECTORS[request.param]
     return Learner(load_config(f"configs/{name}.py", changes))

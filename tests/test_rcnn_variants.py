@@ -61,6 +61,7 @@ def look(model: Rcnn, images: jax.Array, sizes: jax.Array) -> dict[str, Any]:
     return {"levels": levels, "outputs": model(images, sizes), "detections": model.detect(images, sizes)}
 
 
+@pytest.mark.slow
 def test_c4_detects(c4: Any) -> None:
     """C5 turns regions of 14 x 14 cells into maps of 7 x 7.
 
@@ -126,6 +127,7 @@ def test_dilated_c5_detects(dilated_c5: Any) -> None:
         np.testing.assert_allclose(found["detections"].masks[i, :, ::3, ::3], original[f"detected_masks{i}"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dilated_c5_learns(dilated_c5: Any) -> None:
     original, config, model, variables = dilated_c5
     losses, gradient = gradients(model, variables, training_batch(original, mask_crop=16))
@@ -134,6 +136,7 @@ def test_dilated_c5_learns(dilated_c5: Any) -> None:
     check_gradients(original, config, gradient, variables, names_rcnn.DETECTRON2)
 
 
+@pytest.mark.slow
 def test_group_norm() -> None:
     """A RetinaNet of maskrcnn-benchmark with group norm agrees in its pyramid and losses.
 

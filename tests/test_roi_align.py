@@ -116,6 +116,7 @@ def test_every_form_is_the_sum_over_samples(implementation: str, sampling_ratio:
     np.testing.assert_allclose(product, jnp.vdot(pooled, gradient), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_products_with_whole_levels_in_several_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     features, boxes, levels = two_images()
     gradient = jnp.ones((*levels.shape, 3, 3, 3))
@@ -127,6 +128,7 @@ def test_products_with_whole_levels_in_several_rounds(monkeypatch: pytest.Monkey
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), at_once, rounds)
 
 
+@pytest.mark.slow
 def test_cpus_gather_many_cells_and_loop_over_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a gradient there is a separate form; with a gradient, both results use the loop.
 

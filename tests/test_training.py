@@ -261,7 +261,7 @@ def test_the_data_may_move_and_the_precision_change(straight):
         loop.train(moved, straight)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_leaves_cleanly(straight, tmp_path, number):
     process = run_in_own_process(tmp_path, "delay=0.2")
     wait_for_step(process, 2)

@@ -96,6 +96,7 @@ def workers():
     return lambda: [process for process in multiprocessing.active_children() if process not in before]
 
 
+@pytest.mark.slow
 def test_a_worker_process_that_is_killed_is_started_again_and_no_batch_is_lost(caplog, workers):
     reference = take(iterator(workers=0), 24)
     running = iterator(workers=2)

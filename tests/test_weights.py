@@ -85,7 +85,7 @@ def logging_as_before():
 # ---- The originals' weights ----
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "yolact_r50" else pytest.mark.slow) for name in RUNS])
 def test_a_pth_gives_what_its_arrays_give(golden, tmp_path, name):
     """This holds for every configuration with goldens, and for weights of another seed."""
     config = jaxseg.load_config(f"configs/{name}.py")
@@ -163,6 +163,7 @@ def test_torchvisions_names(golden):
     assert set(names_torchvision.RESNET.names(config.model, paths).values()) == theirs
 
 
+@pytest.mark.slow
 def test_a_darknet_fills_the_backbone():
     variables = noise(DARKNET)
     state = export.state_dict(variables, DARKNET)

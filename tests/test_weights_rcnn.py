@@ -381,7 +381,7 @@ def test_the_weights_in_each_kind_of_file(tmp_path, name, file, write):
     assert_equal(jaxseg.load_weights(tmp_path / file, config), values)
 
 
-@pytest.mark.parametrize("statistics", [False, True])
+@pytest.mark.parametrize("statistics", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_msras_resnet_fills_the_backbone(tmp_path, statistics):
     """R-50.pkl exists in two versions, for Detectron and for detectron2.
 

@@ -243,6 +243,7 @@ def test_matches_of_a_training_batch_are_the_originals(golden):
         np.testing.assert_array_equal(indices, arrays["idx_t"][i])
 
 
+@pytest.mark.slow
 def test_an_image_without_objects_teaches_nothing_unless_asked():
     """The original divides by zero here; negatives are mined if the configuration says so."""
     config = jaxseg.load_config("configs/demo_shapes.py")
