@@ -53,7 +53,7 @@ class ModelConfig:
             return
         known = _KINDS.get(kind)
         # A config file that defines a subclass may be executed more than once.
-        if known is not None and (known.__name__, known.__qualname__) != (cls.__name__, cls.__qualname__):
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(f"{cls.__name__} and {known.__name__} both call their kind of model {kind!r}.")
         _KINDS[kind] = cls
 
