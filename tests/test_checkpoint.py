@@ -23,9 +23,10 @@ def state():
     return create_state(variables, make_optimizer(CONFIG.train, trainable_tiny(CONFIG, variables["params"])), CONFIG.train)
 
 
+@jax.jit
 def at(state, step: int):
     """Returns the state with a step's number, and with parameters that identify the step."""
-    return state.replace(step=jax.numpy.int32(step), params=jax.tree.map(lambda leaf: leaf * 0 + step, state.params))
+    return state.replace(step=step, params=jax.tree.map(lambda leaf: leaf * 0 + step, state.params))
 
 
 def abstract(state):

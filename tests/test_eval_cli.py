@@ -14,6 +14,7 @@ import pytest
 import tiny_yolact
 import white_boxes
 from tiny_pictures import huge_png
+from tiny_training import programs_kept_in
 
 from jaxseg import picture_files
 from jaxseg.commands import evaluate as commands
@@ -28,6 +29,13 @@ from jaxseg.training.checkpoint import Checkpoints, save_config
 from jaxseg.training.step import create_state
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    """Shares compiled programs between the calls, which have few different ones."""
+    with programs_kept_in(tmp_path_factory.mktemp("programs")):
+        yield
 
 
 @pytest.fixture(scope="module")

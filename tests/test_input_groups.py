@@ -101,7 +101,8 @@ def test_groups_draw_augmentations_of_their_own():
     assert len(np.unique(slots[:, 1])) == 3 * SIZE
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+# `test_stream.py` has worker processes.
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_restored_state_continues_bit_for_bit(workers):
     reference = take(iterator(), 18)
     running = iterator(workers=workers)
@@ -158,7 +159,7 @@ def test_evaluation_gives_all_processes_as_many_batches_of_the_same_input_sizes(
     np.testing.assert_array_equal(np.sort(seen), np.arange(SIZE))
 
 
-@pytest.mark.parametrize("rule", ["opencv", "pillow_truncated"])
+@pytest.mark.parametrize("rule", [pytest.param("opencv", marks=pytest.mark.slow), "pillow_truncated"])
 def test_real_images_have_two_input_sizes_and_masks_in_their_boxes(coco_mini, rule):
     """Annotated masks touch all sides of their boxes, and so do their crops."""
     config = override(

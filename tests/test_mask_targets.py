@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from goldens import load_arrays
@@ -14,9 +14,12 @@ from jaxseg.ops.masks import box_mask_targets
 CROP = 112
 
 
+run = jax.jit(box_mask_targets, static_argnums=3)
+
+
 def targets(crop: list, frame: list[float], roi: list[float], size: int) -> np.ndarray:
-    arrays = (jnp.asarray([value], jnp.float32) for value in (crop, frame, roi))
-    return np.asarray(box_mask_targets(*arrays, size)[0])
+    arrays = (np.array([value], np.float32) for value in (crop, frame, roi))
+    return np.asarray(run(*arrays, size))[0]
 
 
 def test_a_cell_is_the_part_that_the_mask_covers() -> None:
@@ -55,9 +58,7 @@ def test_crops_instead_of_polygons_and_bitmaps(golden: Path, original: str, shif
     frames = np.array([[*points.min(0), *points.max(0)] for points in corners], np.float32)
     crops = crop_masks(numbers["bitmaps"], np.arange(len(frames)), frames, (CROP, CROP)).astype(np.float32)
     theirs = numbers[f"{original}_target28"]
-    ours = np.asarray(
-        box_mask_targets(jnp.asarray(crops), jnp.asarray(frames), jnp.asarray(numbers["boxes_clipped"] + np.float32(shift)), 28)
-    )
+    ours = np.asarray(run(crops, frames, numbers["boxes_clipped"] + np.float32(shift), 28))
     assert overlap(ours >= 0.5, theirs >= 0.5) > least
     if original == "tv":
         assert np.abs(ours - theirs).mean() < 0.01

@@ -5,6 +5,7 @@ that accumulate over the steps. The relative tolerance is 1e-5, which is a hundr
 the smallest change of a step here.
 """
 
+import logging
 import signal
 import socket
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_training import params_of, run_in_own_process, wait_for_step
+from jax.sharding import Mesh
+from tiny_training import params_of, run_in_own_process, train_tiny, wait_for_step
 
 from jaxseg import devices as sharding
 from jaxseg.config import ConfigError
@@ -50,6 +52,12 @@ def assert_close(folder: Path, other: Path) -> None:
         np.testing.assert_allclose(value, theirs[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_two_devices_reach_what_one_reaches(one_device, tmp_path, two_devices: Mesh):
+    train_tiny(tmp_path)
+    assert_close(tmp_path, one_device)
+
+
+@pytest.mark.slow
 def test_eight_devices_reach_what_one_reaches(one_device, tmp_path):
     (output,) = finish(start(tmp_path, devices=8))
     assert "8 of 8 devices" in output
@@ -108,10 +116,12 @@ def test_a_single_machine_joins_nobody(joined):
     assert joined == []
 
 
-def test_the_explicit_address_is_joined(joined, monkeypatch):
+def test_the_explicit_address_is_joined(joined, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="jaxseg")
     set_environment(monkeypatch, JAX_COORDINATOR_ADDRESS="host:1234", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3")
     sharding.initialize_distributed(timeout=7)
     assert joined == [{"initialization_timeout": 7, "coordinator_address": "host:1234", "num_processes": 4, "process_id": 3}]
+    assert "waiting for 4 processes at host:1234, 7 seconds at most; the same command has to run on each" in caplog.text
 
 
 @pytest.mark.parametrize(("tasks", "calls"), [("1", 0), ("2", 1)])
@@ -151,6 +161,7 @@ def test_an_incomplete_environment_is_refused(joined, monkeypatch, environment, 
         sharding.initialize_distributed()
 
 
+@pytest.mark.slow
 def test_what_is_waited_for_is_told_before_it_fails(tmp_path):
     process = start(tmp_path, "timeout=1", devices=1, JAX_COORDINATOR_ADDRESS="127.0.0.1:9", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="1")
     output, _ = process.communicate(timeout=60)

@@ -6,7 +6,6 @@ The originals are the compiled routines of maskrcnn-benchmark and mmcv, and torc
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from goldens import load_arrays
@@ -24,7 +23,10 @@ RULES = {
 }
 
 # There is one program for each rule and number of boxes.
-run_exact = jax.jit(exact_nms, static_argnames=("iou_threshold", "pixel_offset", "suppress_equal"))
+RULE = ("iou_threshold", "pixel_offset", "suppress_equal")
+run_exact = jax.jit(exact_nms, static_argnames=RULE)
+run_class = jax.jit(class_nms, static_argnames=(*RULE, "score_threshold", "max_detections"))
+run_labelled = jax.jit(labelled_nms, static_argnames=(*RULE, "score_threshold", "max_detections"))
 
 
 def greedy(
@@ -66,8 +68,22 @@ def rows(kept: Kept) -> list[tuple[int, int]]:
     return list(zip(np.asarray(kept.indices)[valid].tolist(), np.asarray(kept.classes)[valid].tolist(), strict=True))
 
 
-@pytest.mark.parametrize("count", [1, 7, 512, 513, 1100])
-def test_exact_nms_is_the_loop_over_boxes(count):
+LOOP_RULES = (
+    {"iou_threshold": 0.5},
+    {"iou_threshold": 0.5, "suppress_equal": True},
+    {"iou_threshold": 0.3, "pixel_offset": 1.0, "suppress_equal": True},
+)
+
+
+@pytest.mark.parametrize(
+    ("count", "rule"),
+    [
+        pytest.param(count, rule, marks=[] if i % 3 == j else pytest.mark.slow)
+        for i, count in enumerate((1, 7, 512, 513, 1100))
+        for j, rule in enumerate(LOOP_RULES)
+    ],
+)
+def test_exact_nms_is_the_loop_over_boxes(count, rule):
     """There are one or several blocks, equal scores, and boxes that are equal, empty or invalid."""
     rng = np.random.default_rng(count)
     for picture in (10, 60, 300):
@@ -75,13 +91,8 @@ def test_exact_nms_is_the_loop_over_boxes(count):
         scores = (rng.integers(20, size=count) / 20).astype(np.float32)
         order = np.argsort(-scores, kind="stable")
         for valid in (rng.random(count) < 0.8, np.zeros(count, bool)):
-            for rule in (
-                {"iou_threshold": 0.5},
-                {"iou_threshold": 0.5, "suppress_equal": True},
-                {"iou_threshold": 0.3, "pixel_offset": 1.0, "suppress_equal": True},
-            ):
-                expected = np.isin(np.arange(count), greedy(boxes, order[valid[order]], **rule))
-                np.testing.assert_array_equal(run_exact(boxes, scores, valid, **rule), expected)
+            expected = np.isin(np.arange(count), greedy(boxes, order[valid[order]], **rule))
+            np.testing.assert_array_equal(run_exact(boxes, scores, valid, **rule), expected)
 
 
 def test_exact_nms_of_larger_blocks_and_of_a_batch(monkeypatch):
@@ -101,21 +112,21 @@ def test_exact_nms_follows_a_chain_to_its_end():
     """Each box overlaps only its neighbours, so every second one is kept; no chain is longer."""
     left = np.arange(300, dtype=np.float32)[:, None] * 5
     boxes = np.concatenate([left, np.zeros_like(left), left + 10, np.full_like(left, 10)], 1)
-    keep = run_exact(boxes, jnp.linspace(1, 0, 300), np.ones(300, bool), iou_threshold=0.3)
+    keep = run_exact(boxes, np.linspace(1, 0, 300, dtype=np.float32), np.ones(300, bool), iou_threshold=0.3)
     np.testing.assert_array_equal(keep, np.arange(300) % 2 == 0)
 
 
 def test_exact_nms_of_nothing():
-    assert exact_nms(np.zeros((0, 4), np.float32), jnp.zeros(0), np.zeros(0, bool), iou_threshold=0.5).shape == (0,)
+    assert run_exact(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, bool), iou_threshold=0.5).shape == (0,)
 
 
 def test_exact_nms_of_a_batch_without_images():
-    keep = jax.vmap(lambda b, s: exact_nms(b, s, s > 0, iou_threshold=0.5))(jnp.zeros((0, 5, 4)), jnp.zeros((0, 5)))
-    assert keep.shape == (0, 5)
+    run = jax.jit(jax.vmap(lambda b, s: exact_nms(b, s, s > 0, iou_threshold=0.5)))
+    assert run(np.zeros((0, 5, 4), np.float32), np.zeros((0, 5), np.float32)).shape == (0, 5)
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("percent", [30, 50, 70])
+@pytest.mark.parametrize("percent", [pytest.param(30, marks=pytest.mark.slow), 50, pytest.param(70, marks=pytest.mark.slow)])
 def test_exact_nms_keeps_what_the_originals_keep(golden, rule, percent):
     """All cases are padded to 1000 rows, of which only their own rows are valid."""
     g = load_arrays(golden / "two_stage" / "nms.npz")
@@ -127,21 +138,33 @@ def test_exact_nms_keeps_what_the_originals_keep(golden, rule, percent):
         np.testing.assert_array_equal(np.flatnonzero(keep), np.sort(g[f"{case}_t{percent}_{rule}"]), err_msg=case)
 
 
-@pytest.mark.parametrize(("count", "per_class"), [(5, True), (40, False), (2000, True)])
-def test_class_nms_is_the_loop_over_boxes_of_each_class(monkeypatch, count, per_class):
+# The number of boxes and of classes, and the side of the picture.
+MANY, FEW_CLASSES, FEW = (50, 6, 20), (200, 3, 80), (3, 2, 5)
+SHORT = [(5, True, MANY), (40, False, FEW_CLASSES), (2000, True, FEW), (2000, True, FEW_CLASSES)]
+
+
+@pytest.mark.parametrize(
+    ("count", "per_class", "sizes"),
+    [
+        pytest.param(*case, sizes, marks=[] if (*case, sizes) in SHORT else pytest.mark.slow)
+        for case in ((5, True), (40, False), (2000, True))
+        for sizes in (MANY, FEW_CLASSES, FEW)
+    ],
+)
+def test_class_nms_is_the_loop_over_boxes_of_each_class(monkeypatch, count, per_class, sizes):
     """There are fewer or more detections than a block of candidates, and equal scores."""
     monkeypatch.setattr(by_class, "BLOCK_SIZE", 16)
     rule = {"score_threshold": 0.4, "iou_threshold": 0.4, "pixel_offset": 1.0, "suppress_equal": True}
     detect = jax.jit(partial(class_nms, max_detections=count, **rule))
     rng = np.random.default_rng(count)
-    for size, classes, picture in ((50, 6, 20), (200, 3, 80), (3, 2, 5)):
-        boxes = pixel_boxes(rng, size, *([classes] if per_class else []), picture=picture)
-        random_scores = (rng.integers(30, size=(size, classes)) / 30).astype(np.float32)
-        for scores in (random_scores, random_scores / 3):
-            kept = detect(boxes, scores)
-            assert kept.scores.shape == (count,)
-            assert rows(kept) == greedy_by_class(boxes, scores, count=count, **rule)
-            np.testing.assert_array_equal(np.asarray(kept.scores)[: len(rows(kept))], [scores[at] for at in rows(kept)])
+    size, classes, picture = sizes
+    boxes = pixel_boxes(rng, size, *([classes] if per_class else []), picture=picture)
+    random_scores = (rng.integers(30, size=(size, classes)) / 30).astype(np.float32)
+    for scores in (random_scores, random_scores / 3):
+        kept = detect(boxes, scores)
+        assert kept.scores.shape == (count,)
+        assert rows(kept) == greedy_by_class(boxes, scores, count=count, **rule)
+        np.testing.assert_array_equal(np.asarray(kept.scores)[: len(rows(kept))], [scores[at] for at in rows(kept)])
 
 
 def test_class_nms_of_a_batch_is_that_of_its_images(monkeypatch):
@@ -149,7 +172,7 @@ def test_class_nms_of_a_batch_is_that_of_its_images(monkeypatch):
     monkeypatch.setattr(by_class, "BLOCK_SIZE", 16)
     rng = np.random.default_rng(0)
     boxes = np.stack([pixel_boxes(rng, 100, picture=2), pixel_boxes(rng, 100, picture=400), pixel_boxes(rng, 100)])
-    scores = jnp.asarray(rng.random((3, 100, 2), np.float32) * np.array([1, 1, 0.1], np.float32)[:, None, None])
+    scores = rng.random((3, 100, 2), np.float32) * np.array([1, 1, 0.1], np.float32)[:, None, None]
     rule = jax.jit(partial(class_nms, score_threshold=0.2, iou_threshold=0.3, max_detections=60))
     together = jax.jit(jax.vmap(rule))(boxes, scores)
     counts = []
@@ -165,9 +188,9 @@ def test_class_nms_of_a_batch_is_that_of_its_images(monkeypatch):
 def test_boxes_of_different_levels_and_classes_do_not_suppress_each_other(golden, case):
     """The batched NMS of torchvision and mmcv gives the same rows in the same order."""
     g = load_arrays(golden / "two_stage" / "nms.npz")
-    boxes, scores, groups = (jnp.asarray(g[f"{case}_{name}"]) for name in ("boxes", "scores", "ids"))
+    boxes, scores, groups = (g[f"{case}_{name}"] for name in ("boxes", "scores", "ids"))
     threshold = float(g[f"{case}_thr"])
-    kept = labelled_nms(boxes, scores, groups, score_threshold=-0.5, iou_threshold=threshold, max_detections=len(boxes))
+    kept = run_labelled(boxes, scores, groups, score_threshold=-0.5, iou_threshold=threshold, max_detections=len(boxes))
     for library in ("tv", "mmcv"):
         expected = g[f"{case}_{library}"]
         assert rows(kept) == list(zip(expected.tolist(), groups[expected].tolist(), strict=True))
@@ -181,12 +204,12 @@ def test_detections_of_a_second_stage_are_the_originals(golden, library):
     """
     g = load_arrays(golden / "two_stage" / "nms.npz")
     offset = 1.0 if library == "mrb" else 0.0
-    boxes = clip_boxes(g["det_boxes"], g["det_hw"], pixel_offset=offset)
-    scores = jnp.asarray(g["det_probs_bglast"][:, :-1])
+    boxes = np.asarray(jax.jit(partial(clip_boxes, pixel_offset=offset))(g["det_boxes"], g["det_hw"]))
+    scores = g["det_probs_bglast"][:, :-1]
     rule = {"iou_threshold": 0.5, "pixel_offset": offset, "suppress_equal": library == "mrb"}
-    kept = class_nms(boxes, scores, score_threshold=0.05, max_detections=100, **rule)
+    kept = jax.tree.map(np.asarray, run_class(boxes, scores, score_threshold=0.05, max_detections=100, **rule))
     assert kept.valid.all()
-    found = np.asarray(boxes[kept.indices, kept.classes])
+    found = boxes[kept.indices, kept.classes]
     if library == "mmdet":
         np.testing.assert_array_equal(np.concatenate([found, kept.scores[:, None]], 1), g["det_mmdet_dets"])
         np.testing.assert_array_equal(kept.classes, g["det_mmdet_labels"])

@@ -42,10 +42,12 @@ TINY_RCNN = TINY | {
     "model.roi.mask_convolutions": 1,
     "model.roi.mask_crop_size": 32,
 }
+# Without a pyramid, regions are pooled from one level, which takes a third of the time to compile.
+ONE_LEVEL = {"model.neck": "dilated_c5", "model.anchor_sizes": ((8, 16, 32, 64, 128),)}
 DETECTORS = {
     "maskrcnn-benchmark's Mask R-CNN": ("mask_rcnn_r50_fpn_1x", TINY_RCNN),
-    "mmdetection's Faster R-CNN": ("faster_rcnn_r50_fpn_1x", TINY_RCNN),
-    "RetinaNet": ("retinanet_r50_fpn_1x", TINY),
+    "mmdetection's Faster R-CNN": ("faster_rcnn_r50_fpn_1x", TINY_RCNN | ONE_LEVEL),
+    "RetinaNet": ("retinanet_r50_fpn_1x", TINY | {"model.head_convolutions": 1}),
 }
 # The losses that need an object.
 OF_OBJECTS = {"rpn_box", "box", "mask"}

@@ -13,6 +13,7 @@ import tiny_yolact
 from pycocotools import mask as coco_mask
 from rcnn_originals import load_rcnn
 from tiny_pictures import huge_png
+from tiny_training import programs_kept_in
 from white_boxes import CLASS_NAMES, CONFIG, SIZE, VARIABLES, PaddedDetector, WhiteBoxDetector, picture
 
 from jaxseg import memory
@@ -30,6 +31,13 @@ PICTURES = [
     (SIZE // 2, SIZE, (2, 2, 10, 10), 100),
     (SIZE, 4 * SIZE, (8, 8, 128, 16), 255),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    """Shares compiled programs between the predictors, most of which have the same ones."""
+    with programs_kept_in(tmp_path_factory.mktemp("programs")):
+        yield
 
 
 @pytest.fixture
@@ -80,7 +88,7 @@ WIDE = [
 TALL = (4 * SIZE, 2 * SIZE, (4, 8, 60, 120), 100)
 
 
-@pytest.mark.parametrize("mask_frame", ["image", "box", "integer_box", None])
+@pytest.mark.parametrize("mask_frame", [pytest.param("image", marks=pytest.mark.slow), "box", "integer_box", None])
 def test_pictures_in_inputs_of_two_shapes_come_back_in_order(use_detector, mask_frame):
     detector = use_detector(PaddedDetector(mask_frame))
     predictor = Predictor(CONFIG, VARIABLES, batch_size=2)
@@ -332,12 +340,12 @@ def test_a_real_detector_gets_what_the_evaluation_transform_makes():
     expected = jax.jit(lambda images: model.apply(variables, images, jnp.array([[90, 130]]), method="detect"))(stretched[None])
     found = Predictor(tiny_yolact.CONFIG, variables, top_k=5)(image)
     assert len(found) == 5
-    np.testing.assert_allclose(found.scores, expected.scores[0, :5], atol=1e-5)
-    np.testing.assert_array_equal(found.classes, expected.classes[0, :5])
-    boxes = np.clip(np.asarray(expected.boxes[0, :5]), 0, 64) * np.array([130, 90, 130, 90]) / 64
+    np.testing.assert_allclose(found.scores, np.asarray(expected.scores)[0, :5], atol=1e-5)
+    np.testing.assert_array_equal(found.classes, np.asarray(expected.classes)[0, :5])
+    boxes = np.clip(np.asarray(expected.boxes)[0, :5], 0, 64) * np.array([130, 90, 130, 90]) / 64
     np.testing.assert_allclose(found.boxes, boxes, atol=0.02)
-    soft = jax.image.resize(expected.masks[0, :5], (5, 90, 130), "linear", antialias=False)
-    assert (found.masks != (soft > 0.5)).mean() < 1e-3
+    soft = jax.jit(lambda masks: jax.image.resize(masks, (5, 90, 130), "linear", antialias=False))(np.asarray(expected.masks)[0, :5])
+    assert (found.masks != (np.asarray(soft) > 0.5)).mean() < 1e-3
     assert not math.isclose(found.masks.mean(), 0)
 
 

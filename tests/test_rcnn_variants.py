@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tiny_detectors import check_detections, check_gradients, gradients, inputs, load, state_dict, training_batch
+from tiny_detectors import check_detections, check_gradients, inputs, learning, load, state_dict, training_batch
 
 import jaxseg
 from jaxseg.config import Config, override
@@ -58,7 +58,7 @@ def dilated_c5() -> tuple[dict[str, np.ndarray], Config, Rcnn, dict[str, Any]]:
 def look(model: Rcnn, images: jax.Array, sizes: jax.Array) -> dict[str, Any]:
     """Computes all intermediate and final results of detection."""
     levels = model.pyramid(images, sizes, train=False)
-    return {"levels": levels, "outputs": model(images, sizes), "detections": model.detect(images, sizes)}
+    return {"levels": levels, "outputs": vars(model(images, sizes)), "detections": model.detect(images, sizes)}
 
 
 @pytest.mark.slow
@@ -68,19 +68,19 @@ def test_c4_detects(c4: Any) -> None:
     The mean of a map gives classes and boxes, and the map itself gives masks of 14 x 14 cells.
     """
     original, _, model, variables = c4
-    found = jax.jit(lambda v, *x: model.apply(v, *x, method=look))(variables, *inputs(original))
+    found = jax.device_get(jax.jit(lambda v, *x: model.apply(v, *x, method=look))(variables, *inputs(original)))
     outputs = found["outputs"]
     (level,) = found["levels"]
     np.testing.assert_allclose(np.moveaxis(level, -1, 1)[:, ::8], original["c4"], rtol=1e-4, atol=1e-4)
     objectness, deltas = np.moveaxis(original["objectness"], 1, -1), np.moveaxis(original["anchor_deltas"], 1, -1)
-    np.testing.assert_allclose(outputs.objectness, objectness.reshape(2, -1), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(outputs.anchor_deltas, deltas.reshape(2, -1, 4), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(outputs["objectness"], objectness.reshape(2, -1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(outputs["anchor_deltas"], deltas.reshape(2, -1, 4), rtol=1e-4, atol=1e-4)
     for i in (0, 1):
-        assert outputs.proposals_valid[i].all()
-        np.testing.assert_allclose(outputs.proposals[i], original[f"proposals{i}"], atol=2e-3)
+        assert outputs["proposals_valid"][i].all()
+        np.testing.assert_allclose(outputs["proposals"][i], original[f"proposals{i}"], atol=2e-3)
         logits, deltas = original[f"class_logits{i}"], original[f"box_deltas{i}"].reshape(20, 5, 4)
-        np.testing.assert_allclose(outputs.class_logits[i], np.roll(logits, -1, 1), rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(outputs.box_deltas[i], deltas[:, 1:], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(outputs["class_logits"][i], np.roll(logits, -1, 1), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(outputs["box_deltas"][i], deltas[:, 1:], rtol=1e-4, atol=1e-4)
     assert check_detections(original, found["detections"]) == [10, 10]
     for i in (0, 1):
         np.testing.assert_allclose(found["detections"].masks[i], original[f"detected_masks{i}"], atol=1e-4)
@@ -92,7 +92,7 @@ def test_c4_learns(c4: Any) -> None:
     All convolutions of C5 learn, and its norms do not.
     """
     original, config, model, variables = c4
-    losses, gradient = gradients(model, variables, training_batch(original, mask_crop=16))
+    losses, gradient = learning(model, variables)(training_batch(original, mask_crop=16))
     for ours, theirs in (
         ("rpn_class", "objectness"),
         ("rpn_box", "rpn_box_reg"),
@@ -109,19 +109,19 @@ def test_c4_learns(c4: Any) -> None:
 def test_dilated_c5_detects(dilated_c5: Any) -> None:
     """All blocks of C5 have C4's resolution; proposals, regions and masks are made from C5."""
     original, _, model, variables = dilated_c5
-    found = jax.jit(lambda v, *x: model.apply(v, *x, method=look))(variables, *inputs(original))
+    found = jax.device_get(jax.jit(lambda v, *x: model.apply(v, *x, method=look))(variables, *inputs(original)))
     outputs = found["outputs"]
     (level,) = found["levels"]
     assert level.shape == (2, 96 // 16, 128 // 16, 32 * 8)
     np.testing.assert_allclose(np.moveaxis(level, -1, 1)[:, ::8], original["c5"], rtol=1e-4, atol=1e-4)
     # The original's anchors are ordered by size, then by aspect ratio.
     objectness = original["objectness"].reshape(2, 3, 3, 6, 8).transpose(0, 3, 4, 2, 1)
-    np.testing.assert_allclose(outputs.objectness, objectness.reshape(2, -1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(outputs["objectness"], objectness.reshape(2, -1), rtol=1e-4, atol=1e-4)
     for i in (0, 1):
-        assert outputs.proposals_valid[i].all()
-        np.testing.assert_allclose(outputs.proposals[i], original[f"proposals{i}"], atol=2e-3)
-        np.testing.assert_allclose(outputs.class_logits[i], original[f"class_logits{i}"], rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(outputs.box_deltas[i], original[f"box_deltas{i}"].reshape(20, 4, 4), rtol=1e-4, atol=1e-4)
+        assert outputs["proposals_valid"][i].all()
+        np.testing.assert_allclose(outputs["proposals"][i], original[f"proposals{i}"], atol=2e-3)
+        np.testing.assert_allclose(outputs["class_logits"][i], original[f"class_logits{i}"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(outputs["box_deltas"][i], original[f"box_deltas{i}"].reshape(20, 4, 4), rtol=1e-4, atol=1e-4)
     assert check_detections(original, found["detections"]) == [10, 10]
     for i in (0, 1):
         np.testing.assert_allclose(found["detections"].masks[i, :, ::3, ::3], original[f"detected_masks{i}"], atol=1e-4)
@@ -130,7 +130,7 @@ def test_dilated_c5_detects(dilated_c5: Any) -> None:
 @pytest.mark.slow
 def test_dilated_c5_learns(dilated_c5: Any) -> None:
     original, config, model, variables = dilated_c5
-    losses, gradient = gradients(model, variables, training_batch(original, mask_crop=16))
+    losses, gradient = learning(model, variables)(training_batch(original, mask_crop=16))
     for ours, theirs in (("rpn_class", "rpn_cls"), ("rpn_box", "rpn_loc"), ("class", "cls"), ("box", "box_reg"), ("mask", "mask")):
         np.testing.assert_allclose(losses[ours], original[f"loss/loss_{theirs}"], rtol=1e-4, err_msg=ours)
     check_gradients(original, config, gradient, variables, names_rcnn.DETECTRON2)
@@ -160,7 +160,7 @@ def test_group_norm() -> None:
     levels = jax.jit(lambda v, *x: model.apply(v, *x, train=False, method="pyramid"))(variables, *inputs(original))
     for level, ours in enumerate(levels, 3):
         np.testing.assert_allclose(np.moveaxis(ours, -1, 1)[:, ::2], original[f"p{level}"], rtol=1e-4, atol=1e-4)
-    losses, gradient = gradients(model, variables, training_batch(original))
+    losses, gradient = learning(model, variables)(training_batch(original))
     np.testing.assert_allclose(losses["class"], original["loss/loss_retina_cls"], rtol=1e-5)
     check_gradients(original, config, gradient, variables, names_retinanet.MASKRCNN_BENCHMARK)
     assert model.learns(("backbone", "stage2_block0", "bn1", "scale"))

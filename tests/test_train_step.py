@@ -1,6 +1,7 @@
 """One compiled training step: the state that it changes or keeps, and its compiled program."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -12,23 +13,25 @@ from jaxseg.training.optimizer import make_optimizer
 from jaxseg.training.step import create_state, make_loss_step, make_train_step
 
 
-def tiny_step(**overrides):
-    """Returns a compiled step, with a state and a batch for it."""
+@functools.cache
+def compiled_step(**overrides):
+    """Returns a step, which compiles once, with its optimizer and mesh."""
     train = dataclasses.replace(CONFIG.train, **overrides)
     model, mesh = TinyDetector(), make_mesh()
-    variables = init_tiny(model, CONFIG)
-    trained = trainable_tiny(CONFIG, variables["params"])
+    trained = trainable_tiny(CONFIG, init_tiny(model, CONFIG)["params"])
     optimizer = make_optimizer(train, trained)
-    state = jax.device_put(create_state(variables, optimizer, train), replicated(mesh))
-    return (
-        make_train_step(model, optimizer, trained=trained, train=train, mesh=mesh),
-        state,
-        lambda **options: to_global(tiny_batch(np.arange(8), **options), mesh),
-    )
+    return make_train_step(model, optimizer, trained=trained, train=train, mesh=mesh), optimizer, train, mesh
+
+
+def tiny_step(**overrides):
+    """Returns a compiled step, with a new state and a batch for it."""
+    step, optimizer, train, mesh = compiled_step(**overrides)
+    state = jax.device_put(create_state(init_tiny(TinyDetector(), CONFIG), optimizer, train), replicated(mesh))
+    return step, state, lambda **options: to_global(tiny_batch(np.arange(8), **options), mesh)
 
 
 def test_a_step_with_a_nan_changes_nothing_but_the_count():
-    step, state, batch = tiny_step(ema_decay=0.9)
+    step, state, batch = tiny_step(ema_decay=0.5)
     state, _ = step(state, batch())
     before = jax.device_get(state)
     state, scalars = step(state, batch(poisoned=True))
@@ -40,7 +43,7 @@ def test_a_step_with_a_nan_changes_nothing_but_the_count():
 
 
 def test_the_step_uses_up_the_state_it_is_given():
-    step, state, batch = tiny_step()
+    step, state, batch = tiny_step(ema_decay=0.5)
     step(state, batch())
     assert state.params["head"]["kernel"].is_deleted()
 

@@ -18,8 +18,18 @@ import numpy as np
 import pytest
 import tiny_training
 from compilation import compiled_programs
-from jax.experimental.compilation_cache import compilation_cache
-from tiny_training import CONFIG, TinyData, TinyDetector, params_of, records, run_in_own_process, tiny_parts, train_tiny, wait_for_step
+from tiny_training import (
+    CONFIG,
+    TinyData,
+    TinyDetector,
+    params_of,
+    programs_kept_in,
+    records,
+    run_in_own_process,
+    tiny_parts,
+    train_tiny,
+    wait_for_step,
+)
 
 from jaxseg.config import MIRROR_ONLY, ConfigError, load_config, override
 from jaxseg.data.sources.shapes import ensure_shapes
@@ -39,21 +49,8 @@ def _compiled_once(tmp_path_factory) -> Iterator[None]:
 
     A run in a separate process compiles its own step.
     """
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-
-    def use(options: dict) -> None:
-        for name, value in options.items():
-            jax.config.update(name, value)
-        # The settings take effect from the next program on.
-        compilation_cache.reset_cache()
-
-    before = {name: getattr(jax.config, name) for name in options}
-    use(options)
-    yield
-    use(before)
+    with programs_kept_in(tmp_path_factory.mktemp("programs")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +258,10 @@ def test_the_data_may_move_and_the_precision_change(straight):
         loop.train(moved, straight)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+# `test_a_closed_terminal_saves_and_leaves` has a process of its own, and
+# `test_a_stopped_run_goes_on_bit_by_bit` gets SIGTERM in this one.
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_cleanly(straight, tmp_path, number):
     process = run_in_own_process(tmp_path, "delay=0.2")
     wait_for_step(process, 2)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from test_stream import iterator
 from tiny_pictures import assert_equal, take
-from tiny_training import CONFIG, TinyData, records, run_in_own_process, tiny_parts, train_tiny, wait_for_step
+from tiny_training import CONFIG, TinyData, programs_kept_in, records, run_in_own_process, tiny_parts, train_tiny, wait_for_step
 
 from jaxseg.config import ConfigError, override
 from jaxseg.data.sources.dataset import DataError
@@ -25,6 +25,13 @@ from jaxseg.training.interruption import Interrupted, Interruption
 
 STEPS = CONFIG.train.steps
 TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    """Shares the compiled step between runs, most of which have the same one."""
+    with programs_kept_in(tmp_path_factory.mktemp("programs")):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +72,7 @@ _WORKING = """
 import multiprocessing, os, time
 from test_stream import iterator
 if __name__ == "__main__":
-    batches = iterator(workers=2)
+    batches = iterator(workers=1)
     next(batches)
     print(*[process.pid for process in multiprocessing.active_children()], flush=True)
     time.sleep(60)
@@ -79,7 +86,7 @@ def test_worker_processes_end_with_a_run_that_is_killed(tmp_path):
     before = set(os.listdir("/dev/shm"))
     run = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
     workers = [int(pid) for pid in run.stdout.readline().split()]
-    assert len(workers) == 2
+    assert len(workers) == 1
     assert all(map(alive, workers))
     ours = {name for name in os.listdir("/dev/shm") if name not in before}
     run.kill()
@@ -139,14 +146,18 @@ def test_worker_processes_do_not_hear_what_their_group_is_sent(workers):
 
 @pytest.mark.usefixtures("_default_hangup")
 def test_a_closed_terminal_saves_and_leaves(tmp_path):
-    """The terminal may send the signal twice."""
+    """The terminal may send the signal twice. A second run is refused while the first one lasts."""
     process = run_in_own_process(tmp_path, "delay=0.2")
     wait_for_step(process, 2)
+    with pytest.raises(ConfigError, match=rf"in use: process {process.pid} on .* trains there since 20.*; wait for its end, or choose"):
+        train_tiny(tmp_path, {"train.learning_rate": 0.01})
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["learning_rate"] == CONFIG.train.learning_rate
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGHUP)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert "SIGHUP: saving and leaving" in output
+    assert "Traceback" not in output
     assert checkpoints(tmp_path)[-1] in range(2, STEPS)
 
 
@@ -249,15 +260,24 @@ def test_a_folder_that_cannot_be_one_is_refused(tmp_path):
 # ---- Two runs in one folder ----
 
 
-def test_a_second_run_in_the_folder_is_refused_while_the_first_lasts(tmp_path):
-    first = run_in_own_process(tmp_path, "delay=0.2")
-    wait_for_step(first, 1)
-    with pytest.raises(ConfigError, match=rf"in use: process {first.pid} on .* trains there since 20.*; wait for its end, or choose"):
-        train_tiny(tmp_path, {"train.learning_rate": 0.01})
-    assert json.loads((tmp_path / "config.json").read_text())["train"]["learning_rate"] == CONFIG.train.learning_rate
+_LOCKING = """
+import sys, time
+from pathlib import Path
+from jaxseg.training.run_lock import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_file_that_a_killed_run_leaves_does_not_block_another(tmp_path):
+    """`test_a_closed_terminal_saves_and_leaves` tries a second run while the first one lasts."""
+    first = subprocess.Popen([sys.executable, "-c", _LOCKING, str(tmp_path)], cwd=TESTS.parent, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "locked\n"
+    with pytest.raises(ConfigError, match=rf"in use: process {first.pid} on "):
+        train_tiny(tmp_path)
     first.kill()
     first.communicate()
-    # The file that the run left does not block another run.
     assert (tmp_path / "train.lock").exists()
     train_tiny(tmp_path)
     assert [record["step"] for record in records(tmp_path)] == list(range(1, STEPS + 1))

@@ -155,7 +155,8 @@ def assert_equal(loaded, values: dict[str, np.ndarray]) -> None:
 # ---- The originals' weights ----
 
 
-@pytest.mark.parametrize("name", RUNS)
+# Each original's Mask R-CNN has all names of its Faster R-CNN.
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "faster" in name else []) for name in RUNS])
 def test_every_entry_of_the_originals_is_used_and_goes_back(golden, name):
     """The export restores everything but the deltas and masks of the background.
 

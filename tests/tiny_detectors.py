@@ -11,9 +11,11 @@ of all losses, as `gradient_norm` and `gradient_dot` (the product with the param
 each parameter of `learning`; and `detected_*{i}` in descending order of scores.
 """
 
+import functools
 import json
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +87,20 @@ def training_batch(arrays: dict[str, np.ndarray], mask_crop: int | None = None, 
     return Batch(images, sizes, np.arange(2, dtype=np.int32), np.ones(2, bool), targets)
 
 
-def gradients(model: Detector, variables: dict[str, Any], batch: Batch) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Computes the losses, and the gradient of their sum by the paths of our parameters."""
+def learning(model: Detector, variables: dict[str, Any]) -> Callable[[Batch], tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """Returns a program for the losses, and for the gradient of their sum by the paths of our parameters."""
 
-    def total(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def total(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         losses = model.apply(variables | {"params": params}, batch, train=True, method="losses", rngs={"sampling": jax.random.key(0)})
         return sum(losses.values()), losses
 
-    (_, losses), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(variables["params"])
-    return jax.device_get(losses), traverse_util.flatten_dict(jax.device_get(gradient), sep="/")
+    def learn(batch: Batch) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        (_, losses), gradient = jax.device_get(total(variables["params"], batch))
+        return losses, traverse_util.flatten_dict(gradient, sep="/")
+
+    return learn
 
 
 def check_gradients(

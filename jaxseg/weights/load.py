@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxseg.config import Config, ConfigError, load_config
-from jaxseg.models import build_model, init_variables
+from jaxseg.models import Detector, build_model, init_variables
 from jaxseg.weights.formats.files import WeightsError
 from jaxseg.weights.formats.readers import read_weights
 from jaxseg.weights.formats.run_folder import CONFIG
@@ -95,8 +95,7 @@ def load_weights(
     # Copies, so that the variables do not keep views of a file that is mapped into memory.
     filled = {path: jax.device_put(np.array(found[path], np.float32, order="C")) for path in wanted if path not in fresh}
     if fresh:
-        # XLA does not compute those initial variables that are not returned.
-        filled |= jax.jit(lambda: {path: _flat(init_variables(model, config, config.train.seed))[path] for path in fresh})()
+        filled |= jax.jit(lambda: _initial(model, config, fresh))()
     _log_source(named or "the mapping", table, len(filled) - len(fresh), [path for path in fresh if path not in mismatched])
     for path in mismatched:
         logger.warning(
@@ -130,6 +129,12 @@ def load_detector(
     config = load_config(config_file or path, overrides)
     # Nothing may be drawn at random here, because it would be taken for trained parameters.
     return config, load_weights(checkpoint, config, step=step, skip_mismatched=False, whole=True)
+
+
+def _initial(model: Detector, config: Config, paths: Sequence[str]) -> dict[str, Any]:
+    """Returns some of the initial variables; under jit, XLA does not compute the others."""
+    variables = _flat(init_variables(model, config, config.train.seed))
+    return {path: variables[path] for path in paths}
 
 
 def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:

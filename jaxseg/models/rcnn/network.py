@@ -107,6 +107,9 @@ class Rcnn(AnchoredDetector):
             The pooled regions of all images along one axis.
         """
         rules = self.config.conventions
+        if self.is_initializing():
+            # Parameters depend on the shape only.
+            return jnp.zeros((boxes.shape[0] * boxes.shape[1], size, size, levels[0].shape[-1]), levels[0].dtype)
         if self.config.neck == "fpn":
             level = pyramid_levels(
                 boxes,
