@@ -102,7 +102,8 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], output: Path) -> 
 
         for found in predictor.stream(pictures()):
             path, image = read.popleft()
-            drawing = draw(image, found.boxes, found.classes, predictor.class_names, masks=found.masks, scores=found.scores)
+            scores = found.scores if found.mask_scores is None else found.mask_scores
+            drawing = draw(image, found.boxes, found.classes, predictor.class_names, masks=found.masks, scores=scores)
             write_picture(drawings[path], drawing)
             written.append(drawings[path])
             detections.add(path, found)

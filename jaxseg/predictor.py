@@ -55,6 +55,8 @@ class Prediction:
         classes: int32 `[n]`, 0 .. C-1.
         names: the name of each object's class.
         picture_size: the height and width of the picture.
+        mask_scores: float32 `[n]`, the scores of the masks, if the detector rescores them (the
+            product of the score and an estimated IoU in YOLACT++); else None.
     """
 
     boxes: np.ndarray
@@ -63,6 +65,7 @@ class Prediction:
     classes: np.ndarray
     names: tuple[str, ...]
     picture_size: tuple[int, int]
+    mask_scores: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -190,6 +193,7 @@ class Predictor:
             classes=selected.classes,
             names=tuple(self.class_names[k] for k in selected.classes),
             picture_size=view.picture_size,
+            mask_scores=selected.mask_scores,
         )
 
     def _formed(self, crops: Iterator[MaskCrop], size: tuple[int, int], count: int) -> Any:
@@ -272,6 +276,8 @@ def as_json(prediction: Prediction) -> list[dict[str, Any]]:
             prediction.boxes.tolist(), prediction.classes.tolist(), prediction.names, prediction.scores.tolist(), strict=True
         )
     ]
+    if prediction.mask_scores is not None:
+        rows = [{**row, "mask_score": score} for row, score in zip(rows, prediction.mask_scores.tolist(), strict=True)]
     if prediction.masks is None:
         return rows
     crops = [_as_crop(mask) for mask in prediction.masks]

@@ -169,6 +169,7 @@ class Detections:
         valid: whether the row holds a detection; valid rows come first.
         masks: the probability of each cell, over the input (0 outside the box) or over the
             detection's box, see `InputSpec.mask_frame`; None if the detector has no masks.
+        mask_scores: the scores by which masks are ranked, if these are not `scores`; else None.
     """
 
     boxes: Float32[AnyArray, "*B D 4"]
@@ -176,3 +177,4 @@ class Detections:
     classes: Int32[AnyArray, "*B D"]
     valid: Bool[AnyArray, "*B D"]
     masks: Float32[AnyArray, "*B D h w"] | None
+    mask_scores: Float32[AnyArray, "*B D"] | None = None

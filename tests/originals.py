@@ -23,8 +23,9 @@ RUNS = {
     "yolact_darknet53": "yolact_darknet53_s0",
     "yolact_im400_r101": "yolact_im400_s0",
     "yolact_r50_pascal": "yolact_resnet50_pascal_s0",
+    "yolact_plus_r50": "yolact_plus_resnet50_s0",
 }
-LOSS_NAMES = {"box": "B", "class": "C", "mask": "M", "semantic": "S"}
+LOSS_NAMES = {"box": "B", "class": "C", "mask": "M", "mask_iou": "I", "semantic": "S"}
 
 
 @dataclasses.dataclass
@@ -52,10 +53,10 @@ class Run:
         """Compares the outputs for the first image, of which the files keep every n-th row."""
         meta = self.json("meta")
         for file, name, ours in (
-            ("heads", "loc", outputs.box_deltas[0]),
-            ("heads", "mask", outputs.mask_coefficients[0, :: meta["stride_mask"]]),
-            ("conf_raw", "conf_raw", outputs.class_logits[0, :: meta["stride_conf"]]),
-            ("proto", "proto", outputs.prototypes[0]),
+            ("heads", "loc", np.asarray(outputs.box_deltas)[0]),
+            ("heads", "mask", np.asarray(outputs.mask_coefficients)[0, :: meta["stride_mask"]]),
+            ("conf_raw", "conf_raw", np.asarray(outputs.class_logits)[0, :: meta["stride_conf"]]),
+            ("proto", "proto", np.asarray(outputs.prototypes)[0]),
         ):
             arrays = self.arrays(file)
             np.testing.assert_allclose(arrays.kept(ours, name), arrays[name], atol=5e-4, err_msg=name)

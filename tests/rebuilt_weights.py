@@ -17,6 +17,8 @@ from goldens import DATA, Golden, load_arrays, load_json
 DIGESTS = DATA / "weights.json"
 # The batch normalisation at the end of a residual branch.
 LAST_OF_BRANCH = re.compile(r"layers\.\d+\.\d+\.(bn3|conv2\.1)\.weight")
+# The convolution that yields the offsets of a deformable one.
+OFFSETS = "conv_offset_mask"
 
 
 def yolact_weights(folder: Path) -> dict[str, np.ndarray]:
@@ -40,11 +42,12 @@ def yolact_noise(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     if name.endswith(".num_batches_tracked"):
         return np.array(1000 + seed)
     if len(shape) == 4:
-        return rng.standard_normal(shape, np.float32) * np.float32((2 / np.prod(shape[1:])) ** 0.5)
+        squared = 0.25 if OFFSETS in name else 2
+        return rng.standard_normal(shape, np.float32) * np.float32((squared / np.prod(shape[1:])) ** 0.5)
     if name.endswith(".weight"):
         return (rng.uniform(0.7, 1.3, shape) * (0.5 if LAST_OF_BRANCH.search(name) else 1)).astype(np.float32)
     normalises = "bn" in name or ".1.bias" in name
-    return (rng.standard_normal(shape) * (0.1 if normalises else 0.05)).astype(np.float32)
+    return (rng.standard_normal(shape) * (0.3 if OFFSETS in name else 0.1 if normalises else 0.05)).astype(np.float32)
 
 
 def rcnn_weights(name: str, golden: Golden) -> dict[str, np.ndarray]:

@@ -33,10 +33,11 @@ YOLACT_RUN: dict[str, dict[str, Steps]] = {
 }
 DETECTIONS = {r"(fast|fastcc|trad)_(box|class|score)": ()}
 EVERY_MASK = 17
-POST = {"wh|boxes|fast_box": (), "masks_packed|scores|classes|soft_masks": (EVERY_MASK,)}
+POST = {"wh|boxes|fast_box": (), "masks_packed|(mask_)?scores|classes|soft_masks": (EVERY_MASK,)}
 YOLACT_FUNCTIONS: dict[str, dict[str, Steps]] = {
     "augment": {".*": ()},
     "box_utils": {".*": ()},
+    "dcn": {r"case\d_(?!col).*": ()},
     "detect_cases": {".*": ()},
     "loss_only": {
         r"yolact_(base_config|base_config\+masks_to_train|resnet50_pascal_config)/grad_.*_sub": (7,),
@@ -112,11 +113,7 @@ def candidates(detect: Golden) -> Golden:
 def reduced(golden: Path) -> Iterator[tuple[str, Any]]:
     """Yields all reduced files: arrays as `.npz`, other values as `.json`."""
     for folder in sorted(path.parent for path in (golden / "yolact").glob("*/meta.json")):
-        if "_plus_" in folder.name:
-            # jaxseg does not have this model, but it has the model's post-processing.
-            yield f"yolact/{folder.name}/post.npz", thinned(post_processing(folder), POST)
-        else:
-            yield from ((f"yolact/{folder.name}/{name}", content) for name, content in of_yolact_run(folder))
+        yield from ((f"yolact/{folder.name}/{name}", content) for name, content in of_yolact_run(folder))
     for name, patterns in YOLACT_FUNCTIONS.items():
         yield f"yolact/functions/{name}.npz", thinned(load_arrays(golden / "yolact" / "functions" / f"{name}.npz"), patterns)
     for name in ("eval", "loss_only"):
@@ -142,7 +139,7 @@ def digests(golden: Path) -> dict[str, str]:
     assert spec.loader is not None
     rule = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(rule)
-    runs = [path.parent for path in sorted((golden / "yolact").glob("*/meta.json")) if "_plus_" not in path.parent.name]
+    runs = [path.parent for path in sorted((golden / "yolact").glob("*/meta.json"))]
     result = {f"yolact/{folder.name}": digest(rule.yolact_state_dict(folder)) for folder in runs}
     return result | {f"two_stage/{name}": digest(rule.rcnn_state_dict(golden / "two_stage" / f"{name}.npz")) for name in RCNN}
 

@@ -14,10 +14,14 @@ import jaxseg
 from jaxseg.config import Config, load_config, override
 from jaxseg.devices import make_mesh, replicated, split
 from jaxseg.evaluation import detect
+from jaxseg.models import DeformableConfig
 
 MASK_RCNN = load_config("configs/mask_rcnn_r50_fpn_1x.py", TINY | {"model.fpn_channels": 128})
+PLUS = {"model.backbone.deformable": DeformableConfig(every=(0, 1, 1, 1), bias=True), "model.mask_iou_channels": (4, 8)}
 CONFIGS = {
-    name: override(config, {"train.batch_size": 4}) for name, config in {"yolact": tiny_yolact.CONFIG, "mask_rcnn": MASK_RCNN}.items()
+    "yolact": override(tiny_yolact.CONFIG, {"train.batch_size": 4}),
+    "yolact_plus": override(tiny_yolact.CONFIG, {"train.batch_size": 4} | PLUS),
+    "mask_rcnn": override(MASK_RCNN, {"train.batch_size": 4}),
 }
 
 

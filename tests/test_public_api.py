@@ -16,7 +16,7 @@ SIGNATURES = {
     "train": ["config", "workdir"],
     "evaluate": ["config", "variables", "dataset", "*batch_size", "*limit", "*mesh", "*score_threshold", "*top_k", "*output"],
     "Predictor": ["config", "variables", "*score_threshold", "*top_k", "*nms", "*batch_size", "*masks"],
-    "Prediction": ["boxes", "masks", "scores", "classes", "names", "picture_size"],
+    "Prediction": ["boxes", "masks", "scores", "classes", "names", "picture_size", "mask_scores"],
     "Config": ["*name", "*model", "*data", "*init", "*train", "*eval"],
 }
 ERRORS = {"UserError", "ConfigError", "ImageError", "WeightsError"}

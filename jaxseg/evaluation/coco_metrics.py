@@ -38,6 +38,7 @@ def coco_results(
     boxes: np.ndarray,
     classes: np.ndarray,
     scores: np.ndarray,
+    mask_scores: np.ndarray | None = None,
     rles: Sequence[dict[str, Any]] | None,
     category_ids: Sequence[int],
 ) -> CocoResults:
@@ -50,6 +51,7 @@ def coco_results(
         boxes: `[n, 4]`, `x1, y1, x2, y2` in pixels of the picture.
         classes: `[n]`, 0 .. C-1.
         scores: `[n]`.
+        mask_scores: `[n]`, the scores of the masks; None if these are `scores`.
         rles: n compressed run lengths, or None if the detector has no masks.
         category_ids: the dataset's id of each class.
     """
@@ -58,11 +60,13 @@ def coco_results(
     for i, (x1, y1, x2, y2) in enumerate(np.asarray(boxes, np.float64)):
         if x2 <= x1 or y2 <= y1:
             continue
-        common = {"image_id": int(image_id), "category_id": int(category_ids[int(classes[i])]), "score": float(scores[i])}
+        common = {"image_id": int(image_id), "category_id": int(category_ids[int(classes[i])])}
         # Thousandths of a pixel suffice and keep the files small.
-        box_results.append({**common, "bbox": [round(float(v), 3) for v in (x1, y1, x2 - x1, y2 - y1)]})
+        box = [round(float(v), 3) for v in (x1, y1, x2 - x1, y2 - y1)]
+        box_results.append({**common, "score": float(scores[i]), "bbox": box})
         if rles is not None:
-            mask_results.append({**common, "segmentation": rles[i]})
+            mask_score = scores[i] if mask_scores is None else mask_scores[i]
+            mask_results.append({**common, "score": float(mask_score), "segmentation": rles[i]})
     return CocoResults(box_results, None if rles is None else mask_results, [int(image_id)])
 
 

@@ -23,7 +23,7 @@ from jaxseg.evaluation.masks import crops_in_picture, whole_masks, within_pictur
 from jaxseg.evaluation.paste import paste_crops
 from jaxseg.models import build_model
 from jaxseg.ops.implementation import require_implementation
-from jaxseg.structures import Detections, InputSpec, MaskCrop
+from jaxseg.structures import AnyArray, Detections, InputSpec, MaskCrop
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +66,15 @@ class Selected(NamedTuple):
         classes: int32 `[n]`.
         soft_masks: float32 `[n, h, w]`, over the network's input or each over its box, see
             `InputSpec.mask_frame`; None if the detector has no masks.
+        mask_scores: float32 `[n]`, the scores by which masks are ranked; None if these are
+            `scores`.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
     soft_masks: np.ndarray | None
+    mask_scores: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -256,8 +259,17 @@ def select(detections: Detections, row: int, selection: Selection) -> Selected:
     keep = np.asarray(detections.valid[row]) & ((scores > selection.score_threshold) | (selection.score_threshold == 0))
     # Scores are in descending order, so the kept rows come first, and slices need no copy.
     count = min(int(keep.sum()), selection.top_k or keep.size)
-    masks = None if detections.masks is None else np.asarray(detections.masks[row])[:count]
-    return Selected(np.asarray(detections.boxes[row])[:count], scores[:count], np.asarray(detections.classes[row])[:count], masks)
+
+    def first(rows: AnyArray | None) -> np.ndarray | None:
+        return None if rows is None else np.asarray(rows[row])[:count]
+
+    return Selected(
+        boxes=np.asarray(detections.boxes[row])[:count],
+        scores=scores[:count],
+        classes=np.asarray(detections.classes[row])[:count],
+        soft_masks=first(detections.masks),
+        mask_scores=first(detections.mask_scores),
+    )
 
 
 def to_picture(found: Selected, view: View, spec: InputSpec) -> tuple[np.ndarray, np.ndarray | None]:

@@ -149,6 +149,7 @@ def _finish(
         boxes=boxes,
         classes=selected.classes,
         scores=selected.scores,
+        mask_scores=selected.mask_scores,
         rles=rles,
         category_ids=dataset.category_ids,
     )

@@ -11,6 +11,7 @@ from jaxseg.models.backbones.config import (
     RESNET152,
     BackboneConfig,
     BackboneModelConfig,
+    DeformableConfig,
 )
 from jaxseg.models.build import build_model, init_variables, trainable
 from jaxseg.models.detector import Detector, detector_of
@@ -36,6 +37,7 @@ __all__ = [
     "BackboneConfig",
     "BackboneModelConfig",
     "Conventions",
+    "DeformableConfig",
     "DetectionConfig",
     "Detector",
     "InputConfig",

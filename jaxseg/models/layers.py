@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.ops.deform_conv import deform_conv
+
 
 def _pointwise(inputs: Array, kernel: Array, strides: Sequence[int], *_: Any, **__: Any) -> Array:
     """Computes a 1x1 convolution as a product of matrices.
@@ -29,6 +31,7 @@ def conv(
     stride: int = 1,
     *,
     dilation: int = 1,
+    padding: int | None = None,
     bias: bool = True,
     init: Callable[..., Array] = xavier_uniform,
     bias_init: Callable[..., Array] = nn.initializers.zeros,
@@ -37,9 +40,10 @@ def conv(
 ) -> nn.Conv:
     """Makes a square convolution with the same padding on each side, as in PyTorch.
 
-    Flax's "SAME" pads more on the right and below when the stride is 2.
+    Flax's "SAME" pads more on the right and below when the stride is 2. By default, the padding
+    keeps the size if the stride is 1.
     """
-    pad = dilation * (kernel - 1) // 2
+    pad = dilation * (kernel - 1) // 2 if padding is None else padding
     return nn.Conv(
         features,
         (kernel, kernel),
@@ -96,6 +100,54 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+class DeformableConv(nn.Module):
+    """A 3x3 deformable convolution, whose offsets come from a convolution of the same input.
+
+    The convolution `offset` yields the offsets, for each group and tap first y, then x, and after
+    them the logits of the modulation. At the start all of these are 0, so that the layer is an
+    ordinary convolution, times 1/2 if it is modulated.
+
+    Attributes:
+        features: the number of channels of the result.
+        stride: the stride of both convolutions.
+        dilation: the dilation of both convolutions.
+        modulated: whether the samples are multiplied by a sigmoid (version 2).
+        offset_groups: the number of groups of channels with offsets of their own.
+        bias: whether the result has a bias.
+        dtype: the type in which the convolutions compute.
+    """
+
+    features: int
+    stride: int = 1
+    dilation: int = 1
+    modulated: bool = True
+    offset_groups: int = 1
+    bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B H W C"]:
+        values = 9 * self.offset_groups
+        zeros = nn.initializers.zeros
+        offset = conv(
+            (3 if self.modulated else 2) * values, 3, self.stride, dilation=self.dilation, init=zeros, dtype=self.dtype, name="offset"
+        )(x)
+        offsets, logits = jnp.split(offset.astype(jnp.float32), [2 * values], -1)
+        kernel = self.param("kernel", xavier_uniform, (3, 3, x.shape[-1], self.features), jnp.float32)
+        y = deform_conv(
+            x.astype(self.dtype),
+            offsets,
+            kernel,
+            jax.nn.sigmoid(logits) if self.modulated else None,
+            stride=self.stride,
+            padding=self.dilation,
+            dilation=self.dilation,
+        )
+        if self.bias:
+            y += self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
+        return y
 
 
 class Deconvolution(nn.Module):

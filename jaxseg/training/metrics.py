@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 # The names of the losses on the console, as in YOLACT's original, in their order.
-_LETTERS = {"box": "B", "class": "C", "mask": "M", "semantic": "S", "total": "T"}
+_LETTERS = {"box": "B", "class": "C", "mask": "M", "mask_iou": "I", "semantic": "S", "total": "T"}
 
 
 class MovingAverages:

@@ -96,7 +96,8 @@ class Validation:
                 found = select(detections, row, DRAWN)
                 boxes, masks = to_crops(found, view, detector.spec)
                 crops = None if masks is None else list(masks)
-                picture = draw(images.pop(index), boxes, found.classes, self._dataset.class_names, masks=crops, scores=found.scores)
+                scores = found.scores if found.mask_scores is None else found.mask_scores
+                picture = draw(images.pop(index), boxes, found.classes, self._dataset.class_names, masks=crops, scores=scores)
                 name = str(self._dataset.image_ids[index])
                 write_picture(self._folder / f"{step:07d}_{name}.jpg", picture)
                 drawn[name] = picture

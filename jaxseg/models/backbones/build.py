@@ -29,6 +29,7 @@ def build_backbone(config: BackboneConfig, norm_mode: NormMode, dtype: Any, *, s
         norm=config.norm,
         norm_mode=norm_mode,
         norm_epsilon=config.norm_epsilon,
+        deformable=config.deformable,
         frozen_stages=config.frozen_stages,
         dilated_c5=dilated_c5,
         dtype=dtype,

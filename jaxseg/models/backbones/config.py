@@ -8,6 +8,34 @@ from jaxseg.config.values import require
 
 
 @dataclasses.dataclass(frozen=True)
+class DeformableConfig:
+    """The deformable 3x3 convolutions of a ResNet (arXiv:1703.06211, arXiv:1811.11168)."""
+
+    # For C2 to C5: every n-th block, from the first on, has one; 0 is none.
+    every: tuple[int, ...] = (0, 0, 0, 0)
+    # Whether the samples are multiplied by learned factors, as in version 2.
+    modulated: bool = True
+    # The number of groups of channels with offsets of their own.
+    offset_groups: int = 1
+    # Whether the deformable convolutions have a bias, which ordinary convolutions before a norm do
+    # not have; those of YOLACT++ do.
+    bias: bool = False
+
+    @property
+    def any(self) -> bool:
+        """Whether any convolution is deformable."""
+        return any(self.every)
+
+    def in_block(self, stage: int, block: int) -> bool:
+        """Whether a block has one; stage 0 ends in C2."""
+        return self.every[stage] > 0 and block % self.every[stage] == 0
+
+    def validate(self, key: str) -> None:
+        require(len(self.every) == 4 and min(self.every) >= 0, f"{key}.every", self.every, "four numbers of 0 or more, for C2 to C5")
+        require(self.offset_groups >= 1, f"{key}.offset_groups", self.offset_groups, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class BackboneConfig:
     """A ResNet with bottleneck blocks, or a Darknet."""
 
@@ -24,6 +52,7 @@ class BackboneConfig:
     norm: Literal["batch", "group"] = "batch"
     # The number that is added to the variance before its root is taken.
     norm_epsilon: float = 1e-5
+    deformable: DeformableConfig = DeformableConfig()
     # The number of parts, from the input on, that do not learn: 1 is the stem, 2 the stem and C2,
     # and so on.
     frozen_stages: int = 0
@@ -38,8 +67,16 @@ class BackboneConfig:
         require(min(self.pixel_std) > 0, f"{key}.pixel_std", self.pixel_std, "numbers above 0")
         require(self.norm_epsilon >= 0, f"{key}.norm_epsilon", self.norm_epsilon, "0 or more")
         require(0 <= self.frozen_stages <= stages + 1, f"{key}.frozen_stages", self.frozen_stages, f"0 to {stages + 1}")
-        plain = self.norm == "batch" and not self.stride_in_1x1
-        require(self.name == "resnet" or plain, f"{key}.name", self.name, "resnet, because only ResNets have stride_in_1x1 and group norm")
+        self.deformable.validate(f"{key}.deformable")
+        groups = self.deformable.offset_groups
+        require(self.width % groups == 0, f"{key}.deformable.offset_groups", groups, f"a divisor of the width, {self.width}")
+        plain = self.norm == "batch" and not self.stride_in_1x1 and not self.deformable.any
+        require(
+            self.name == "resnet" or plain,
+            f"{key}.name",
+            self.name,
+            "resnet, because only ResNets have stride_in_1x1, group norm and deformable convolutions",
+        )
 
 
 RESNET50 = BackboneConfig(stage_sizes=(3, 4, 6, 3))

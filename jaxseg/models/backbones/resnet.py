@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.models.layers import BatchNorm, NormMode, conv
+from jaxseg.models.backbones.config import DeformableConfig
+from jaxseg.models.layers import BatchNorm, DeformableConv, NormMode, conv
 
 
 class Bottleneck(nn.Module):
@@ -25,6 +26,7 @@ class Bottleneck(nn.Module):
         norm: "batch", or "group" with 32 groups.
         norm_mode: the mode of batch norm.
         norm_epsilon: the number that is added to the variance.
+        deformable: the settings of the 3x3 convolution if it is deformable, or None.
         dtype: the type in which the convolutions compute.
     """
 
@@ -36,6 +38,7 @@ class Bottleneck(nn.Module):
     norm: Literal["batch", "group"] = "batch"
     norm_mode: NormMode = "train"
     norm_epsilon: float = 1e-5
+    deformable: DeformableConfig | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -44,11 +47,26 @@ class Bottleneck(nn.Module):
         norm = functools.partial(apply_norm, kind=self.norm, mode=self.norm_mode, epsilon=self.norm_epsilon, train=train)
         first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
         y = nn.relu(norm(convolution(self.width, 1, first, name="conv1")(x), name="bn1"))
-        y = nn.relu(norm(convolution(self.width, 3, second, dilation=self.dilation, name="conv2")(y), name="bn2"))
+        y = nn.relu(norm(self._middle(second)(y), name="bn2"))
         y = norm(convolution(4 * self.width, 1, name="conv3")(y), name="bn3")
         if self.project:
             x = norm(convolution(4 * self.width, 1, self.stride, name="shortcut")(x), name="bn_shortcut")
         return nn.relu(x + y)
+
+    def _middle(self, stride: int) -> nn.Module:
+        """Makes the 3x3 convolution."""
+        if self.deformable is None:
+            return conv(self.width, 3, stride, dilation=self.dilation, bias=False, dtype=self.dtype, name="conv2")
+        return DeformableConv(
+            self.width,
+            stride,
+            self.dilation,
+            modulated=self.deformable.modulated,
+            offset_groups=self.deformable.offset_groups,
+            bias=self.deformable.bias,
+            dtype=self.dtype,
+            name="conv2",
+        )
 
 
 def apply_norm(
@@ -73,6 +91,7 @@ class ResNet(nn.Module):
         norm: see `Bottleneck`.
         norm_mode: the mode of batch norm outside of the frozen stages.
         norm_epsilon: the number that is added to the variance.
+        deformable: the blocks whose 3x3 convolutions are deformable.
         frozen_stages: the number of parts (the stem, then the stages) that do not learn, and whose
             norms keep their statistics.
         dilated_c5: whether the last stage keeps C4's resolution, with dilated 3x3 convolutions.
@@ -85,6 +104,7 @@ class ResNet(nn.Module):
     norm: Literal["batch", "group"] = "batch"
     norm_mode: NormMode = "train"
     norm_epsilon: float = 1e-5
+    deformable: DeformableConfig = DeformableConfig()
     frozen_stages: int = 0
     dilated_c5: bool = False
     dtype: Any = jnp.float32
@@ -111,6 +131,7 @@ class ResNet(nn.Module):
                     norm=self.norm,
                     norm_mode=self._mode(stage + 1),
                     norm_epsilon=self.norm_epsilon,
+                    deformable=self.deformable if self.deformable.in_block(stage, block) else None,
                     dtype=self.dtype,
                     name=f"stage{stage + 1}_block{block}",
                 )(x, train=train)

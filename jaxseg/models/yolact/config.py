@@ -21,6 +21,7 @@ class LossConfig:
     class_weight: float = 1.0
     mask_weight: float = 6.125
     semantic_weight: float = 1.0
+    mask_iou_weight: float = 25.0
     positive_iou: float = 0.5
     negative_iou: float = 0.4
     # An anchor with more than this fraction of its area in a crowd region is neither positive nor
@@ -31,9 +32,12 @@ class LossConfig:
     # so that nothing is learned from such an image.
     negatives_without_positives: int = 0
     max_mask_positives: int = 100
+    # A mask of at most this many pixels at the resolution of the prototypes does not teach the
+    # network that estimates the masks' IoU.
+    min_mask_iou_area: float = 25.0
 
     def validate(self, key: str) -> None:
-        for name in ("box_weight", "class_weight", "mask_weight", "semantic_weight"):
+        for name in ("box_weight", "class_weight", "mask_weight", "semantic_weight", "mask_iou_weight", "min_mask_iou_area"):
             require(getattr(self, name) >= 0, f"{key}.{name}", getattr(self, name), "0 or more")
         for name in ("positive_iou", "negative_iou", "crowd_overlap"):
             require(0 <= getattr(self, name) <= 1, f"{key}.{name}", getattr(self, name), "between 0 and 1")
@@ -65,7 +69,10 @@ class DetectionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class YolactConfig(BackboneModelConfig):
-    """The settings of YOLACT (arXiv:1904.02689). The defaults are those of YOLACT-base."""
+    """The settings of YOLACT (arXiv:1904.02689) and YOLACT++ (arXiv:1912.06218).
+
+    The defaults are those of YOLACT-base.
+    """
 
     kind: Literal["yolact"] = "yolact"
     image_size: int = 550
@@ -74,6 +81,9 @@ class YolactConfig(BackboneModelConfig):
     head_channels: int = 256
     prototype_channels: int = 256
     num_prototypes: int = 32
+    # The channels of the convolutions of the network that estimates the masks' IoU (YOLACT++,
+    # section 5); () leaves it out.
+    mask_iou_channels: tuple[int, ...] = ()
     # One tuple of scales, in pixels, for each level from P3 to P7.
     anchor_scales: tuple[tuple[float, ...], ...] = ((24.0,), (48.0,), (96.0,), (192.0,), (384.0,))
     anchor_aspect_ratios: tuple[float, ...] = (1.0, 0.5, 2.0)
@@ -92,6 +102,22 @@ class YolactConfig(BackboneModelConfig):
     @property
     def has_masks(self) -> bool:
         return True
+
+    @property
+    def level_sides(self) -> tuple[int, ...]:
+        """The sides of P3 to P7. Each convolution with stride 2 rounds up."""
+        sides = [self.image_size]
+        for _ in range(7):
+            sides.append((sides[-1] + 1) // 2)
+        return tuple(sides[3:])
+
+    @property
+    def mask_iou_sides(self) -> tuple[int, ...]:
+        """The sides of the prototypes, and of each output of the network that estimates IoUs."""
+        sides = [2 * self.level_sides[0]]
+        for _ in self.mask_iou_channels:
+            sides.append((sides[-1] - 1) // 2)
+        return tuple(sides)
 
     def freezes_batch_norm(self, batch_size: int) -> bool:
         """Whether training leaves all batch norms as they are.
@@ -114,6 +140,13 @@ class YolactConfig(BackboneModelConfig):
         require(self.image_size >= 32, f"{key}.image_size", self.image_size, "at least 32 pixels")
         for name in ("fpn_channels", "head_channels", "prototype_channels", "num_prototypes"):
             require(getattr(self, name) >= 1, f"{key}.{name}", getattr(self, name), "at least 1")
+        require(all(c >= 1 for c in self.mask_iou_channels), f"{key}.mask_iou_channels", self.mask_iou_channels, "at least 1 each")
+        require(
+            min(self.mask_iou_sides) >= 1,
+            f"{key}.mask_iou_channels",
+            self.mask_iou_channels,
+            f"fewer convolutions, because masks of {self.mask_iou_sides[0]} pixels become too small",
+        )
         require(len(self.anchor_scales) == 5, f"{key}.anchor_scales", self.anchor_scales, "five tuples of scales, for P3 to P7")
         counts = {len(scales) for scales in self.anchor_scales}
         require(

@@ -26,6 +26,23 @@ class LossSums(NamedTuple):
     mask: Float32[Array, ""]
     semantic: Float32[Array, ""]
     positives: Float32[Array, ""]
+    mask_iou: Float32[Array, ""] | None = None
+
+
+class MaskSamples(NamedTuple):
+    """The assembled masks of the `M` positives of an image that learn masks.
+
+    Attributes:
+        soft: the masks, cropped to the ground-truth boxes.
+        truth: the masks of the matched objects.
+        classes: the classes of the objects.
+        counts: whether the row holds a positive; all other rows are padding.
+    """
+
+    soft: Float32[Array, "*B M h w"]
+    truth: Bool[Array, "*B M h w"]
+    classes: Int32[Array, "*B M"]
+    counts: Bool[Array, "*B M"]
 
 
 def image_losses(
@@ -36,8 +53,10 @@ def image_losses(
     anchors: Float32[Array, "A 4"],
     spec: InputSpec,
     config: LossConfig,
-) -> LossSums:
-    """Computes the unweighted sums of the losses over one image.
+) -> tuple[LossSums, MaskSamples]:
+    """Computes the unweighted sums of the losses over one image, and the masks that learned.
+
+    The loss `mask_iou` of YOLACT++ is not among them; `mask_iou_loss` computes it from the masks.
 
     Args:
         outputs: the outputs for one image, with `segmentation_logits`.
@@ -56,25 +75,27 @@ def image_losses(
     ordinary, crowd = targets.valid & ~targets.crowd, targets.valid & targets.crowd
     labels, indices = matcher(centers_to_corners(anchors), boxes, ordinary, crowd)
     positive = labels == Match.POSITIVE
-    return LossSums(
+    mask_loss, samples = _mask_loss(
+        outputs,
+        targets,
+        boxes=boxes,
+        indices=indices,
+        positive=positive,
+        priorities=priorities,
+        mask_size=spec.mask_size,
+        max_positives=config.max_mask_positives,
+    )
+    sums = LossSums(
         box=_box_loss(outputs.box_deltas, boxes[indices], anchors, positive),
         classification=_class_loss(outputs.class_logits, jnp.where(positive, targets.classes[indices] + 1, 0), labels, config),
-        mask=_mask_loss(
-            outputs,
-            targets,
-            boxes=boxes,
-            indices=indices,
-            positive=positive,
-            priorities=priorities,
-            mask_size=spec.mask_size,
-            max_positives=config.max_mask_positives,
-        ),
+        mask=mask_loss,
         semantic=optax.sigmoid_binary_cross_entropy(
             outputs.segmentation_logits, jnp.moveaxis(unpack_bits(targets.semantic, spec.semantic_size[1]), 0, -1).astype(jnp.float32)
         ).sum()
         / (spec.semantic_size[0] * spec.semantic_size[1]),
         positives=positive.sum().astype(jnp.float32),
     )
+    return sums, samples
 
 
 def weighted_losses(sums: LossSums, images: Int32[Array, ""], config: LossConfig) -> dict[str, Float32[Array, ""]]:
@@ -88,12 +109,15 @@ def weighted_losses(sums: LossSums, images: Int32[Array, ""], config: LossConfig
         config: the weights.
     """
     positives = jnp.maximum(sums.positives, 1.0)
-    return {
+    losses = {
         "box": config.box_weight * sums.box / positives,
         "class": config.class_weight * sums.classification / positives,
         "mask": config.mask_weight * sums.mask / positives,
         "semantic": config.semantic_weight * sums.semantic / images,
     }
+    if sums.mask_iou is not None:
+        losses["mask_iou"] = config.mask_iou_weight * sums.mask_iou / positives
+    return losses
 
 
 def _box_loss(
@@ -131,11 +155,11 @@ def _mask_loss(
     priorities: Float32[Array, "A"],
     mask_size: tuple[int, int],
     max_positives: int,
-) -> Float32[Array, ""]:
+) -> tuple[Float32[Array, ""], MaskSamples]:
     """Computes the binary cross entropy of the assembled masks, divided by their boxes' areas.
 
-    The masks are cropped to the ground-truth boxes. A pixel of the ground truth outside of the crop
-    counts 100, where the logarithm is cut off, as in the original.
+    The masks, which are also returned, are cropped to the ground-truth boxes. A pixel of the ground
+    truth outside of the crop counts 100, where the logarithm is cut off, as in the original.
     """
     assert targets.masks is not None
     chosen, counts = choose(positive, priorities, min(max_positives, positive.size))
@@ -149,4 +173,24 @@ def _mask_loss(
     box_size = mask_boxes[:, 2:] - mask_boxes[:, :2]
     per_object = jnp.where(counts, per_object / jnp.where(counts, box_size[:, 0] * box_size[:, 1], 1.0), 0.0)
     # The chosen positives represent all of them.
-    return per_object.sum() * positive.sum() / jnp.maximum(counts.sum(), 1)
+    loss = per_object.sum() * positive.sum() / jnp.maximum(counts.sum(), 1)
+    return loss, MaskSamples(predicted, truth, targets.classes[objects], counts)
+
+
+def mask_iou_loss(predicted: Float32[Array, "B M"], masks: MaskSamples, config: LossConfig) -> Float32[Array, "B"]:
+    """Computes the smooth L1 loss of the estimated IoUs of masks (YOLACT++, section 5).
+
+    The gradient also flows into the masks from which the IoUs were estimated, as in the original.
+
+    Args:
+        predicted: the estimated IoU of each mask for its object's class.
+        masks: the masks; those of very small objects do not count.
+        config: the rules of the losses.
+    """
+    found = masks.soft > 0.5
+    intersection = (found & masks.truth).sum((-2, -1))
+    area = masks.truth.sum((-2, -1))
+    union = area + found.sum((-2, -1)) - intersection
+    counts = masks.counts & (area > config.min_mask_iou_area)
+    iou = intersection / jnp.maximum(union, 1)
+    return jnp.where(counts, optax.huber_loss(predicted, iou), 0.0).sum(-1)

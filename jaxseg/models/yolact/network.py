@@ -1,5 +1,9 @@
-"""YOLACT (arXiv:1904.02689), a one-stage detector whose masks are combinations of prototypes."""
+"""YOLACT (arXiv:1904.02689) and YOLACT++ (arXiv:1912.06218).
 
+These are one-stage detectors whose masks are combinations of prototypes.
+"""
+
+import dataclasses
 import functools
 from typing import Any
 
@@ -17,7 +21,7 @@ from jaxseg.models.freezing import in_frozen_stages, is_norm
 from jaxseg.models.layers import conv
 from jaxseg.models.yolact.config import YolactConfig
 from jaxseg.models.yolact.detections import image_detections
-from jaxseg.models.yolact.losses import image_losses, weighted_losses
+from jaxseg.models.yolact.losses import image_losses, mask_iou_loss, weighted_losses
 from jaxseg.models.yolact.outputs import YolactOutputs
 from jaxseg.ops.anchors import yolact_anchors
 from jaxseg.ops.images import Images, normalize_images, resize_bilinear
@@ -64,11 +68,30 @@ class PredictionHead(nn.Module):
         return branch("box", 4), branch("class", self.num_classes + 1), jnp.tanh(branch("mask", self.num_prototypes))
 
 
+class MaskIou(nn.Module):
+    """The network that estimates the IoU of a mask with its object (YOLACT++, section 5).
+
+    Its convolutions have no padding, and the last one is followed by a ReLU and a global maximum.
+    """
+
+    channels: tuple[int, ...]
+    num_classes: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, masks: Float32[Array, "n h w"]) -> Float32[Array, "n C"]:
+        x = masks[..., None].astype(self.dtype)
+        for i, channels in enumerate(self.channels):
+            x = nn.relu(conv(channels, 3, 2, padding=0, dtype=self.dtype, name=f"conv{i + 1}")(x))
+        x = nn.relu(conv(self.num_classes, 1, dtype=self.dtype, name="output")(x))
+        return x.astype(jnp.float32).max((1, 2))
+
+
 @detector_of(YolactConfig)
 class Yolact(Detector):
     """YOLACT: a backbone, a feature pyramid, prototypes, a shared head, and a semantic head.
 
-    The semantic head runs in training only.
+    The semantic head runs in training only. YOLACT++ adds a network that rescores masks.
 
     Attributes:
         config: the model's part of the configuration.
@@ -98,15 +121,13 @@ class Yolact(Detector):
             dtype=self.dtype,
         )
         self.semantic_head = conv(c.num_classes, 1, dtype=self.dtype)
+        if c.mask_iou_channels:
+            self.mask_iou = MaskIou(c.mask_iou_channels, c.num_classes, self.dtype)
 
     @property
     def level_sizes(self) -> list[tuple[int, int]]:
-        """The height and width of P3 to P7. Each convolution with stride 2 rounds up."""
-        side, sides = self.config.image_size, []
-        for _ in range(7):
-            side = (side + 1) // 2
-            sides.append(side)
-        return [(side, side) for side in sides[2:]]
+        """The height and width of P3 to P7."""
+        return [(side, side) for side in self.config.level_sides]
 
     @property
     def input_spec(self) -> InputSpec:
@@ -150,7 +171,10 @@ class Yolact(Detector):
 
     def initialize(self, images: Images) -> YolactOutputs:
         """See `Detector.initialize`."""
-        return self(images, semantic=True)
+        outputs = self(images, semantic=True)
+        if self.config.mask_iou_channels:
+            self.mask_iou(outputs.prototypes[..., 0])
+        return outputs
 
     # ---- Training ----
 
@@ -159,16 +183,23 @@ class Yolact(Detector):
         return not (self.freeze_batch_norm and is_norm(path)) and not in_frozen_stages(path, self.config.backbone.frozen_stages)
 
     def losses(self, batch: Batch, *, train: bool) -> dict[str, Float32[Array, ""]]:
-        """See `Detector.losses`; the original calls these terms B, C, M and S.
+        """See `Detector.losses`; the original calls these terms B, C, M, S and I.
 
-        `box`, `class` and `mask` are normalised by the positives, `semantic` by the images.
+        `semantic` is normalised by the images, all others by the positives.
         """
         outputs = self(jnp.asarray(batch.images), train=train, semantic=True)
         priorities = jax.random.uniform(self.make_rng("sampling"), outputs.class_logits.shape[:2])
         one_image = functools.partial(image_losses, anchors=self.anchors(), spec=self.input_spec, config=self.config.losses)
-        sums = each_image(one_image)(outputs, batch.targets, priorities)
+        sums, masks = each_image(one_image)(outputs, batch.targets, priorities)
+        if self.config.mask_iou_channels:
+            sums = sums._replace(mask_iou=mask_iou_loss(self._mask_ious(masks.soft, masks.classes), masks, self.config.losses))
         sums = jax.tree.map(lambda x: jnp.where(batch.valid, x, 0.0).sum(), sums)
         return weighted_losses(sums, jnp.maximum(batch.valid.sum(), 1), self.config.losses)
+
+    def _mask_ious(self, masks: Float32[Array, "B D h w"], classes: Int32[Array, "B D"]) -> Float32[Array, "B D"]:
+        """Estimates the IoU of each mask with the object of its class that it stands for."""
+        ious = self.mask_iou(masks.reshape(-1, *masks.shape[2:])).reshape(*classes.shape, -1)
+        return jnp.take_along_axis(ious, classes[..., None], -1)[..., 0]
 
     # ---- Detection ----
 
@@ -176,4 +207,8 @@ class Yolact(Detector):
         """See `Detector.detect`; `image_sizes` is not used, for every picture fills the input."""
         del image_sizes
         outputs = self(images)
-        return each_image(functools.partial(image_detections, anchors=self.anchors(), config=self.config))(outputs)
+        found = each_image(functools.partial(image_detections, anchors=self.anchors(), config=self.config))(outputs)
+        if not self.config.mask_iou_channels:
+            return found
+        ious = self._mask_ious(jnp.asarray(found.masks), jnp.asarray(found.classes))
+        return dataclasses.replace(found, mask_scores=found.scores * ious)

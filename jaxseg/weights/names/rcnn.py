@@ -107,7 +107,7 @@ def detectron2(config: RcnnConfig) -> Iterator[tuple[str, str]]:
 
 def mmdetection(config: RcnnConfig) -> Iterator[tuple[str, str]]:
     """Yields the same pairs for mmdetection 2."""
-    yield from names_resnet.TORCHVISION.modules(config, "backbone.", "roi_head.shared_head.")
+    yield from names_resnet.MMDETECTION.modules(config, "backbone.", "roi_head.shared_head.")
     for level in PYRAMID:
         yield f"fpn/lateral{level}", f"neck.lateral_convs.{level - 2}.conv"
         yield f"fpn/output{level}", f"neck.fpn_convs.{level - 2}.conv"

@@ -42,6 +42,7 @@ class NameTable:
             the ResNet or Darknet.
         optional: our modules that may be missing; they are initialized instead.
         folds_statistics: whether batch norms may consist only of a scale and a bias.
+        zeros: a pattern of our variables that are 0 if the file has no entry for them.
         unneeded: a pattern of entries that none of our models has.
         renamed: patterns of older names, with the current names.
         agreements: values of a model's configuration, by their dotted keys, that the weights were
@@ -57,6 +58,7 @@ class NameTable:
     part: str = ""
     optional: tuple[str, ...] = ()
     folds_statistics: bool = False
+    zeros: re.Pattern[str] | None = None
     unneeded: re.Pattern[str] | None = None
     renamed: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = ()
     agreements: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -91,6 +93,8 @@ class NameTable:
 
     def default(self, path: str) -> float | None:
         """Returns the value of a variable that a file has no entry for, or None if it needs one."""
+        if self.zeros is not None and self.zeros.search(path):
+            return 0.0
         return IDENTITY_STATISTICS.get(_parts(path)[2]) if self.folds_statistics else None
 
     def describes(self, config: ModelConfig) -> bool:

@@ -19,6 +19,7 @@ RESNET = NameTable(
     BackboneModelConfig,
     names_resnet.TORCHVISION.modules,
     part="backbone",
+    zeros=names_resnet.DEFORMABLE_BIAS,
     unneeded=UNNEEDED,
     agreements={"backbone.stride_in_1x1": False},
 )

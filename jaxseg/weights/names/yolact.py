@@ -32,6 +32,8 @@ SHARED = {
     "fpn/downsample6": "fpn.downsample_layers.0",
     "fpn/downsample7": "fpn.downsample_layers.1",
 }
+# The network that estimates the masks' IoU, whose entries with a ReLU have odd numbers.
+MASK_IOU = "maskiou_net.maskiou_net.{}"
 DARKNET_UNIT = {"conv": "0", "bn": "1"}
 
 # Entries that the original's loader drops or that have no effect.
@@ -49,6 +51,9 @@ RENAMED = {
 def modules(config: YolactConfig) -> Iterator[tuple[str, str]]:
     """Yields pairs of our module path and the original's, for every module with parameters."""
     yield from SHARED.items()
+    for i in range(len(config.mask_iou_channels)):
+        yield f"mask_iou/conv{i + 1}", MASK_IOU.format(2 * i)
+    yield "mask_iou/output", MASK_IOU.format(2 * len(config.mask_iou_channels))
     yield from names_resnet.YOLACT.modules(config, "backbone.")
     for ours, theirs in darknet_modules(config):
         yield ours, f"backbone.{theirs}"
