@@ -37,13 +37,16 @@ from jaxseg.data.stream.targets import no_targets
 from jaxseg.devices import make_mesh, replicated, to_global
 from jaxseg.models import trainable
 from jaxseg.ops.implementation import missing_gpu
-from jaxseg.structures import Batch, InputSpec
+from jaxseg.structures import Batch, InputSpec, Targets
 from jaxseg.training.optimizer import make_optimizer
 from jaxseg.training.step import create_state, make_train_step
 
 ON_GPU = ["configs/yolact_r50.py", "configs/mask_rcnn_r50_fpn_1x.py"]
 ELSEWHERE = ["configs/demo_shapes.py", "configs/demo_mask_rcnn.py"]
 OBJECTS = 7
+# The number of points and of rows and columns of each object's mask.
+POINTS = 160
+BITMAP_SIDE = 128
 
 
 def random_batch(config: jaxseg.Config, spec: InputSpec, seed: int) -> Batch:
@@ -59,6 +62,7 @@ def random_batch(config: jaxseg.Config, spec: InputSpec, seed: int) -> Batch:
     for packed in (targets.masks, targets.semantic):
         if packed is not None:
             packed[:] = rng.integers(256, size=packed.shape)
+    fill_pools(targets, rows)
     return Batch(
         images=rng.integers(256, size=(count, *size, 3), dtype=np.uint8),
         image_sizes=np.full((count, 2), size, np.int32),
@@ -66,6 +70,23 @@ def random_batch(config: jaxseg.Config, spec: InputSpec, seed: int) -> Batch:
         valid=np.ones(count, bool),
         targets=targets,
     )
+
+
+def fill_pools(targets: Targets, rows: int) -> None:
+    """Gives each object a polygon over its box with as many points as COCO's have, or a bitmap."""
+    if targets.polygons is not None:
+        points, parts, starts, counts = targets.polygons
+        starts[:, :rows], counts[:, :rows] = np.arange(rows) * POINTS, POINTS
+        angles = np.linspace(0, 2 * np.pi, POINTS)
+        for row in range(rows):
+            own, corners = slice(row * POINTS, (row + 1) * POINTS), targets.boxes[:, row, None, :]
+            circle = 0.5 + 0.5 * np.stack([np.cos(angles), np.sin(angles)], -1)
+            points[:, own] = corners[..., :2] + circle * (corners[..., 2:] - corners[..., :2])
+            parts[:, own.start : own.stop - 1] = 1
+    if targets.bitmaps is not None:
+        bits, _, sizes, frames = targets.bitmaps
+        bits[:] = 0xF0
+        sizes[:, :rows], frames[:] = BITMAP_SIDE, targets.boxes
 
 
 def run(config: jaxseg.Config, implementations: tuple[str, ...], options: argparse.Namespace) -> None:

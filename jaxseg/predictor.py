@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from jaxseg.memory import require_memory
 from jaxseg.ops.masks import resize_masks
 from jaxseg.pictures import ImageError, read_picture
 from jaxseg.structures import AnyArray, Detections, MaskCrop
+
+logger = logging.getLogger(__name__)
 
 # On accelerators, masks over the input are resized to a canvas whose sides are multiples of this
 # many pixels, so that few sizes are compiled.
@@ -80,6 +83,10 @@ class Predictor:
     pictures can therefore be processed in another order, but the results are always in the order of
     the pictures.
 
+    By default, R-CNN and RetinaNet get each picture padded to multiples of 32 pixels, as in the
+    originals. Each such size has its own program, which is compiled when the size is first met.
+    With `config.eval.canvas = "shapes"`, there is one for landscapes and one for portraits.
+
     Args:
         config: the configuration of the detector. `data.class_names` gives the names of the
             classes; if it is empty, they are "class 0", "class 1", ...
@@ -89,7 +96,8 @@ class Predictor:
         nms: for YOLACT, the rule that replaces `config.model.detection.nms`: "fast", "cross_class"
             or "greedy".
         batch_size: the largest batch size, a power of two; 0 takes the largest power of two up to
-            `config.eval.batch_size`.
+            `config.eval.batch_size`, or 1 if each picture has its own canvas: pictures of several
+            sizes rarely fill a batch, and each batch size has its own programs.
         masks: the form of the masks, see `Prediction`. A "full" mask takes one byte per pixel of
             the picture. The memory of "rle" (run lengths) and "crop" (the part around the object)
             depends on the size of the object and not on that of the picture.
@@ -117,11 +125,13 @@ class Predictor:
         self.class_names = config.data.class_names or tuple(f"class {k}" for k in range(config.model.num_classes))
         self._selection = Selection(score_threshold, top_k)
         self._mask_form: MaskForm = masks
-        batch_size = batch_size or 1 << (config.eval.batch_size.bit_length() - 1)
-        self._batch_sizes = [1 << i for i in range(batch_size.bit_length())]
         device = jax.local_devices()[0]
         self._detector = DeviceDetector(config, variables, [device], fixed=device.platform == "cpu")
+        logger.info("detecting with %s", self._detector.canvas)
         spec = self._detector.spec
+        if not batch_size:
+            batch_size = 1 if self._detector.rule.canvas == "own" else 1 << (config.eval.batch_size.bit_length() - 1)
+        self._batch_sizes = [1 << i for i in range(batch_size.bit_length())]
         check_batch_memory(spec, batch_size, 0, "batch_size", bytes_per_color=4)
         # Masks over boxes have few cells, so the host pastes them quickly.
         self._masks_on_device = device.platform != "cpu" and spec.mask_frame == "image"

@@ -15,6 +15,10 @@ from numpy import ndarray
 # On the host these are NumPy arrays; in jitted code they are JAX arrays.
 AnyArray = Array | ndarray
 
+# What a picture that keeps its proportions is padded to: the smallest input of its own that holds
+# it, or one of a few shapes that the detector lists.
+Canvas = Literal["own", "shapes"]
+
 
 class MaskCrop(NamedTuple):
     """A binary mask of a picture, given on the part of the picture that contains all its pixels.
@@ -56,8 +60,8 @@ class InputSpec:
     of each other.
 
     Attributes:
-        input_sizes: the heights and widths that the network's input can have; each batch has one of
-            them.
+        input_sizes: the heights and widths that the network's input has in training; each batch has
+            one of them. Evaluation can use others, see `size_divisor`.
         mask_size: the height and width of the ground-truth masks (for YOLACT, those of the
             prototypes), or None for a detector without masks. Masks over the input have this size
             in the first of `input_sizes`; see `mask_size_in` for the others.
@@ -71,6 +75,13 @@ class InputSpec:
             stretched over the whole pixels of its box in the picture.
         pixel_offset: 1 if boxes end in their last pixel (x + width - 1), and 0 if they are
             continuous.
+        size_divisor: for evaluation, the detector also takes inputs whose height and width are
+            multiples of this; 0 if it takes `input_sizes` only.
+        evaluation_canvas: what evaluation pads pictures to, unless the configuration says it.
+        mask_targets: the form of the ground-truth masks: "cells" is `Targets.masks`; "polygons" is
+            `Targets.polygons`, with cells for the objects that have none there; "bitmaps" is
+            `Targets.bitmaps`, without cells.
+        mask_pool: the room for the masks of an image: points of polygons, or bytes of bitmaps.
 
     Raises:
         ValueError: the number of cells over another of `input_sizes` is not a whole number.
@@ -83,6 +94,10 @@ class InputSpec:
     resize: Resize = Resize()
     mask_frame: Literal["image", "box", "integer_box"] = "image"
     pixel_offset: float = 0.0
+    size_divisor: int = 0
+    evaluation_canvas: Canvas = "shapes"
+    mask_targets: Literal["cells", "polygons", "bitmaps"] = "cells"
+    mask_pool: int = 0
 
     def __post_init__(self) -> None:
         for input_size in self.input_sizes:
@@ -111,6 +126,40 @@ class InputSpec:
         return height // first[0], width // first[1]
 
 
+class PolygonPool(NamedTuple):
+    """The polygons of the `N` objects of an image, one after the other, with room for `P` points.
+
+    Attributes:
+        points: x, y in pixels of the network's input. Each polygon ends in its first point.
+        parts: for the edge from each point to the next, the number of its polygon within its
+            object, from 1 on; 0 if there is no edge.
+        starts: the first point of each object.
+        counts: the number of points of each object; 0 if it has no polygons here.
+    """
+
+    points: Float32[AnyArray, "*B P 2"]
+    parts: UInt8[AnyArray, "*B P"]
+    starts: Int32[AnyArray, "*B N"]
+    counts: Int32[AnyArray, "*B N"]
+
+
+class BitmapPool(NamedTuple):
+    """The bitmaps of the `N` objects of an image, one after the other, with room for `P` bytes.
+
+    Attributes:
+        bits: rows of pixels, each packed along x to whole bytes (`numpy.packbits`, big endian).
+        starts: the first byte of each object.
+        sizes: the number of rows and columns of each object; 0 if it has no pixels.
+        frames: `x1, y1, x2, y2` in pixels of the network's input: where the first column and row
+            begin and the last ones end. If the picture is mirrored, x1 can be larger than x2.
+    """
+
+    bits: UInt8[AnyArray, "*B P"]
+    starts: Int32[AnyArray, "*B N"]
+    sizes: Int32[AnyArray, "*B N 2"]
+    frames: Float32[AnyArray, "*B N 4"]
+
+
 @struct.dataclass
 class Targets:
     """The ground truth of one image, with `N` = `config.data.max_objects` rows.
@@ -122,9 +171,12 @@ class Targets:
         crowd: whether the row is a crowd region. No loss learns from it, and YOLACT ignores
             negative priors in it.
         masks: instance masks, packed along x (`numpy.packbits`, big endian), over the input or each
-            over its box, see `InputSpec.mask_frame`; None for a detector without masks.
+            over its box, see `InputSpec.mask_frame`; None for a detector without masks or with
+            bitmaps.
         semantic: the union of the masks of each class at the resolution of the semantic head,
             packed along x; None if the detector does not use it.
+        polygons: the outlines of objects; see `InputSpec.mask_targets`.
+        bitmaps: the pixels of objects; see `InputSpec.mask_targets`.
     """
 
     boxes: Float32[AnyArray, "*B N 4"]
@@ -133,6 +185,8 @@ class Targets:
     crowd: Bool[AnyArray, "*B N"]
     masks: UInt8[AnyArray, "*B N h w8"] | None
     semantic: UInt8[AnyArray, "*B C hs ws8"] | None
+    polygons: PolygonPool | None = None
+    bitmaps: BitmapPool | None = None
 
 
 @struct.dataclass

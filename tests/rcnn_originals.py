@@ -17,8 +17,10 @@ from rebuilt_weights import rcnn_weights
 
 import jaxseg
 from jaxseg.config import Config, override
-from jaxseg.data.views.box_masks import crop_masks
+from jaxseg.data.sources.dataset import Sample
+from jaxseg.data.stream.targets import to_targets
 from jaxseg.data.views.from_spec import view_rule
+from jaxseg.data.views.placed import PlacedView
 from jaxseg.structures import Batch, Targets
 
 # The configuration for each run, with the settings that differ in the run.
@@ -75,7 +77,7 @@ class RcnnRun:
     def batch(self, rows: int = 8) -> Batch:
         """Makes a batch of both pictures with their ground truth."""
         images, sizes = self.inputs()
-        targets = [self._targets(i, tuple(sizes[i]), rows) for i in (0, 1)]
+        targets = [self._targets(i, tuple(sizes[i].tolist()), images.shape[1:3], rows) for i in (0, 1)]
         return Batch(
             images=images,
             image_sizes=sizes,
@@ -84,22 +86,26 @@ class RcnnRun:
             targets=jax.tree.map(lambda *both: np.stack(both), *targets),
         )
 
-    def _targets(self, image: int, size: tuple[int, int], rows: int) -> Targets:
-        height, width = self.pictures()[image].shape[:2]
+    def _targets(self, image: int, size: tuple[int, int], input_size: tuple[int, int], rows: int) -> Targets:
+        """Makes the targets of a picture as the data pipeline does, with the golden's own boxes."""
+        picture, spec = self.pictures()[image], self.model.input_spec
+        height, width = picture.shape[:2]
         classes = self._first("gt_labels", "gt_labels0based", "gt_labels1based", image=image) - self.first_class
         truth, count = self.golden[f"gt_boxes{image}"], len(classes)
+        sample = Sample(
+            image=picture,
+            boxes=truth + np.float32([0, 0, spec.pixel_offset, spec.pixel_offset]),
+            classes=classes.astype(np.int32),
+            crowd=np.zeros(count, bool),
+            masks=self.bitmaps(image),
+            index=image,
+            polygons=[[points] for points in self.polygons(image)],
+        )
+        targets = to_targets(sample, PlacedView(spec, (height, width), input_size, size), spec, rows)
         boxes = np.zeros((rows, 4), np.float32)
         boxes[:count] = truth * np.float32([size[1] / width, size[0] / height] * 2)
-        padded_classes = np.zeros(rows, np.int32)
-        padded_classes[:count] = classes
-        masks = None
-        if self.config.model.masks:  # type: ignore[union-attr]
-            side = self.config.model.roi.mask_crop_size  # type: ignore[union-attr]
-            frames = truth.astype(np.float64)
-            frames[:, 2:] += self.model.input_spec.pixel_offset
-            masks = np.zeros((rows, side, side // 8), np.uint8)
-            masks[:count] = np.packbits(crop_masks(self.bitmaps(image), np.arange(count), frames, (side, side)), -1)
-        return Targets(boxes, padded_classes, np.arange(rows) < count, np.zeros(rows, bool), masks, None)
+        np.testing.assert_allclose(targets.boxes, boxes, atol=1e-3)
+        return dataclasses.replace(targets, boxes=boxes)
 
     def polygons(self, image: int) -> list[list[float]]:
         """Returns the outline of each object, in pixels of the picture."""

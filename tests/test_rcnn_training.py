@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 from goldens import load_arrays
 from jax.sharding import AxisType
-from original_masks import original_mask_targets
 from rcnn_originals import LOSSES, first_come, load_rcnn
 
 import jaxseg
 from jaxseg.devices import AXIS, replicated, to_global
-from jaxseg.models.rcnn import roi_heads
 from jaxseg.training.optimizer import in_steps, make_optimizer
 from jaxseg.training.step import create_state, make_train_step
 from jaxseg.weights.names import rcnn as names_rcnn
@@ -36,7 +34,6 @@ def test_three_steps_go_the_originals_way(golden: Path, monkeypatch, name):
     monkeypatch.setattr(jax.random, "uniform", first_come)
     model_name, origin = TRAJECTORIES[name]
     run = load_rcnn(golden, model_name)
-    monkeypatch.setattr(roi_heads, "box_mask_targets", original_mask_targets(run))
     trajectory = load_arrays(golden / "two_stage" / f"{name}.npz")
     # The number of images has no effect on the first steps.
     train = dataclasses.replace(in_steps(run.config.train, images=100_000), learning_rate=float(trajectory["base_lr"]))

@@ -1,8 +1,8 @@
-"""RoIAlign and NMS, compiled for chips of Cloud TPU v5e and v4. Nothing here runs on a TPU.
+"""RoIAlign, NMS and mask targets, compiled for chips of Cloud TPU v5e and v4.
 
-The work for one image has to stay on its device, to fit into memory, and to use the form of
-RoIAlign that XLA estimates to be faster. The tests need the compiler, libtpu, and are skipped
-without it.
+Nothing here runs on a TPU. The work for one image has to stay on its device, to fit into memory,
+and to use the form of RoIAlign that XLA estimates to be faster. The tests need the compiler,
+libtpu, and are skipped without it.
 """
 
 import functools
@@ -17,10 +17,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxseg.data.stream.targets import no_targets
 from jaxseg.devices import each_image, on_mesh
+from jaxseg.models import MASKRCNN_BENCHMARK, MMDETECTION, Conventions
+from jaxseg.models.rcnn.mask_targets import mask_targets
 from jaxseg.ops.nms import class_nms, exact_nms, fast_nms
 from jaxseg.ops.roi_align import choice, roi_align
 from jaxseg.ops.roi_align.bilinear import Geometry
+from jaxseg.structures import InputSpec, Targets
 
 if importlib.util.find_spec("libtpu") is None:
     pytest.skip("wants libtpu", allow_module_level=True)
@@ -149,3 +153,31 @@ def test_nms(slice_of_tpus: Mesh, name: str) -> None:
     program = compiled(each_image(function), slice_of_tpus, *arguments)
     assert_images_stay_apart(program)
     assert program.memory_analysis().temp_size_in_bytes < bound
+
+
+def abstract_targets(rules: Conventions) -> Targets:
+    """Makes the shapes of the ground truth of a Mask R-CNN, as its configuration has them."""
+    spec = InputSpec(
+        input_sizes=((800, 1344),),
+        mask_size=(112, 112),
+        semantic_size=None,
+        num_classes=80,
+        mask_frame="box",
+        mask_targets=rules.mask_targets,
+        mask_pool={"polygons": 6144, "bitmaps": 131_072}[rules.mask_targets],
+    )
+    targets = no_targets(spec, 100, (800, 1344))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((IMAGES, *leaf.shape), leaf.dtype), targets)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", [MASKRCNN_BENCHMARK, MMDETECTION], ids=["polygons", "bitmaps"])
+def test_mask_targets(slice_of_tpus: Mesh, rules: Conventions) -> None:
+    make_targets = functools.partial(mask_targets, size=28, crop_size=112, longest=1344, conventions=rules)
+    shapes = [((128, 4), jnp.float32), ((128,), jnp.int32), ((2,), jnp.int32)]
+    regions, objects, image_size = (jax.ShapeDtypeStruct((IMAGES, *shape), dtype) for shape, dtype in shapes)
+    program = compiled(each_image(make_targets), slice_of_tpus, regions, objects, abstract_targets(rules), image_size)
+    assert_images_stay_apart(program)
+    assert " scatter(" not in program.as_text()
+    # All edges of the regions over all their cells would have 100 MB as bits alone.
+    assert program.memory_analysis().temp_size_in_bytes < 4e6

@@ -216,6 +216,11 @@ class EvalConfig:
     """The settings of evaluation."""
 
     batch_size: int = 8
+    # What eval.py and Predictor pad a picture to that keeps its proportions (R-CNN, RetinaNet):
+    # "own" pads it to multiples of 32 pixels, as the originals do, with a program for each such
+    # size; "shapes" pads it to one of the shapes of model.input, as training and its evaluations
+    # do. "auto" is "own", unless model.input.shapes lists shapes.
+    canvas: Literal["auto", "own", "shapes"] = "auto"
 
     def validate(self, key: str) -> None:
         require(self.batch_size >= 1, f"{key}.batch_size", self.batch_size, "at least 1")

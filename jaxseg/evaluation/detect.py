@@ -123,14 +123,15 @@ class DeviceDetector:
 
     Attributes:
         spec: the input that the detector requires, and the meaning of its boxes and masks.
-        rule: the rule that turns pictures into its inputs.
+        rule: the rule that turns pictures into its inputs, see `config.eval.canvas`.
         devices: the number of devices.
+        compilations: the seconds that each compilation has taken.
     """
 
     def __init__(self, config: Config, variables: Any, devices: Sequence[jax.Device], *, fixed: bool = False) -> None:
         require_implementation(config.model.implementation, "config.model.implementation")
         self.spec: InputSpec = build_model(config).input_spec
-        self.rule = view_rule(self.spec)
+        self.rule = view_rule(self.spec, self.spec.evaluation_canvas if config.eval.canvas == "auto" else config.eval.canvas)
         self.devices = len(devices)
         mesh = Mesh(np.array(devices), ("data",))
         self._split = NamedSharding(mesh, PartitionSpec("data"))
@@ -138,25 +139,37 @@ class DeviceDetector:
         program = _detect_program(config, mesh)
         self._run: Callable[..., Detections] = functools.partial(program.run, self._variables)
         self._compiled_for = program.compiled_for
-        if fixed and len(self.spec.input_sizes) == 1:
+        self.compilations: list[float] = []
+        if fixed and len(self.spec.input_sizes) == 1 and self.rule.canvas == "shapes":
             self._run, self._compiled_for = jax.jit(self._run), set()
 
     def __call__(self, images: np.ndarray, image_sizes: np.ndarray) -> Detections:
         """Starts detection and returns without waiting for it.
 
         Args:
-            images: float32 `[B, h, w, 3]`, RGB 0..255, of one of `spec.input_sizes`; B is a
-                multiple of `devices`.
+            images: float32 `[B, h, w, 3]`, RGB 0..255, of a size that `rule` gives; B is a multiple
+                of `devices`.
             image_sizes: int32 `[B, 2]`, the height and width of each picture within its input.
         """
         compiles, started = images.shape not in self._compiled_for, time.monotonic()
+        # Where each picture has its own canvas, dozens of lines would follow the first two.
+        level = logging.DEBUG if self.compilations and self.rule.canvas == "own" else logging.INFO
         if compiles:
-            logger.info("compiling detection for %d images of %d x %d; it can take a minute", *images.shape[:3])
+            logger.log(level, "compiling detection for %d images of %d x %d; it can take a minute", *images.shape[:3])
         detections = self._run(*jax.device_put((images, image_sizes), self._split))
         if compiles:
             self._compiled_for.add(images.shape)
-            logger.info("compiled in %.0f s", time.monotonic() - started)
+            self.compilations.append(time.monotonic() - started)
+            logger.log(level, "compiled in %.0f s", self.compilations[-1])
         return detections
+
+    @property
+    def canvas(self) -> str:
+        """What pictures are padded to, in words."""
+        if self.rule.canvas == "own":
+            return f"each picture on its own canvas, padded to multiples of {self.spec.size_divisor} pixels"
+        shapes = " or ".join(f"{height} x {width}" for height, width in self.spec.input_sizes)
+        return f"pictures {'stretched' if self.spec.resize.rule == 'stretch' else 'padded'} to {shapes} pixels"
 
 
 class _Program(NamedTuple):

@@ -4,6 +4,7 @@ Batches are spread over all devices, and the host works on the previous batch me
 """
 
 import functools
+import itertools
 import json
 import logging
 import math
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from jaxseg.config import Config, ConfigError
 from jaxseg.data.sources.dataset import DataError, InstanceDataset, decode_image
 from jaxseg.data.sources.from_config import open_dataset, resolve_classes
 from jaxseg.data.stream.batch_memory import check_batch_memory
+from jaxseg.data.stream.input_groups import InputGroups
 from jaxseg.data.views.view import View, ViewRule
 from jaxseg.evaluation.coco_metrics import CocoResults, coco_metrics, coco_results, merge_results
 from jaxseg.evaluation.detect import DeviceDetector, Prepared, Selection, one_ahead, prepare, select, start_batches, to_crops
@@ -113,14 +115,20 @@ def detect_dataset(
             of the devices.
         selection: which detections to keep.
     """
-    batch_size = math.ceil(batch_size / detector.devices) * detector.devices
+    groups = _groups(detector, dataset, indices, batch_size)
+    logger.info("evaluating with %s: %s", detector.canvas, "1 program" if len(groups) == 1 else f"{len(groups)} programs")
     parts: dict[int, CocoResults] = {}
     progress = _Progress(len(indices))
+    order = [index for group in groups for index in group.indices]
     # There are two pools, so that finished detections do not wait for images that are loaded ahead.
     with ThreadPoolExecutor(_THREADS) as loading, ThreadPoolExecutor(_THREADS) as finishing:
-        images = _load_ahead(loading, dataset, indices, rule=detector.rule, depth=2 * batch_size)
+        images = _load_ahead(loading, dataset, order, rule=detector.rule, depth=2 * batch_size)
+        # Group by group, so that few pictures wait until their batch is full.
+        started = itertools.chain.from_iterable(
+            start_batches(detector, filter(None, itertools.islice(images, len(group.indices))), (group.rows,)) for group in groups
+        )
         finish = functools.partial(_finish, dataset=dataset, spec=detector.spec, selection=selection)
-        for batch in one_ahead(start_batches(detector, images, (batch_size,))):
+        for batch in one_ahead(started):
             on_host = jax.device_get(batch.detections)
             jobs = {
                 index: finishing.submit(finish, on_host, row, index=index, view=view)
@@ -128,10 +136,34 @@ def detect_dataset(
             }
             parts |= {index: job.result() for index, job in jobs.items()}
             progress.advance(len(jobs))
+    if len(detector.compilations) > 1:
+        logger.info("compiled %d programs in %.0f s", len(detector.compilations), sum(detector.compilations))
     # Batches were formed by the size of the input, so the results are put in order here.
     found = merge_results([parts[index] for index in indices if index in parts])
     masks = None if detector.spec.mask_size is None else found.masks
     return CocoResults(found.boxes, masks, [dataset.image_ids[index] for index in indices])
+
+
+class _Group(NamedTuple):
+    """Images whose inputs have one size, and the number of rows of their batches."""
+
+    indices: list[int]
+    rows: int
+
+
+def _groups(detector: DeviceDetector, dataset: InstanceDataset, indices: Sequence[int], batch_size: int) -> list[_Group]:
+    """Groups images by the size of their input, so that each group has one program.
+
+    If pictures have their own canvas, there are many groups, of which some are small. Their images
+    are divided evenly among as few batches as possible, so that almost no row is padding.
+    """
+    groups = []
+    for _, members in InputGroups.of(dataset, detector.rule, indices).by_input_size() if len(indices) else ():
+        rows = batch_size
+        if detector.rule.canvas == "own":
+            rows = math.ceil(len(members) / math.ceil(len(members) / batch_size))
+        groups.append(_Group(members, math.ceil(rows / detector.devices) * detector.devices))
+    return groups
 
 
 def _finish(
@@ -157,14 +189,13 @@ def _finish(
 
 def _load_ahead(
     pool: ThreadPoolExecutor, dataset: InstanceDataset, indices: Iterable[int], *, rule: ViewRule, depth: int
-) -> Iterator[Prepared]:
-    """Yields the images in order, loading `depth` images ahead and omitting unreadable ones."""
+) -> Iterator[Prepared | None]:
+    """Yields the images in order, loading `depth` images ahead; None stands for an unreadable one."""
     waiting: deque[Future[Prepared | None]] = deque()
 
-    def ready(keep: int) -> Iterator[Prepared]:
+    def ready(keep: int) -> Iterator[Prepared | None]:
         while len(waiting) > keep:
-            if (image := waiting.popleft().result()) is not None:
-                yield image
+            yield waiting.popleft().result()
 
     for index in indices:
         waiting.append(pool.submit(_load, dataset, index, rule))

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from jaxseg.config import Config
+from jaxseg.config import Config, override
 from jaxseg.data.sources.dataset import DataError, InstanceDataset
 from jaxseg.data.stream.evaluation import evaluation_batches
 from jaxseg.devices import to_global
@@ -31,11 +31,15 @@ PICTURES = "pictures"
 class Validation:
     """Evaluates the first `train.evaluate_images` validation images, or all of them if that is 0.
 
+    Pictures are padded to the shapes of training, whatever `eval.canvas` says, so that few programs
+    are compiled in the middle of a run.
+
     Every process of the run must call it at the same steps.
     """
 
     def __init__(self, config: Config, model: nn.Module, dataset: InstanceDataset, *, mesh: Mesh, run_folder: Path):
-        self._config, self._model, self._dataset, self._mesh = config, model, dataset, mesh
+        self._config = override(config, {"eval.canvas": "shapes"})
+        self._model, self._dataset, self._mesh = model, dataset, mesh
         self._folder = run_folder / PICTURES
         self._limit = min(config.train.evaluate_images or len(dataset), len(dataset))
         self._loss_step = make_loss_step(model, mesh)

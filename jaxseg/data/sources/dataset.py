@@ -19,6 +19,9 @@ _MASKS_SHARE = 0.25
 
 logger = logging.getLogger("jaxseg")
 
+# The polygons of one object; None if its mask is annotated in another way.
+ObjectPolygons = list[list[float]] | None
+
 
 class DataError(UserError):
     """A dataset or one of its files cannot be used; the message names the file and the reason."""
@@ -36,6 +39,8 @@ class Sample:
         crowd: whether the object is a crowd region.
         masks: 0 or 1; None if the dataset was opened without masks.
         index: the image's index in the dataset.
+        polygons: the polygons of each object, each `x, y, x, y, ...` in pixels of the image; None
+            for an object whose mask is annotated in another way, or for all if none has any.
     """
 
     image: UInt8[ndarray, "H W 3"]
@@ -44,6 +49,7 @@ class Sample:
     crowd: Bool[ndarray, "n"]
     masks: UInt8[ndarray, "n H W"] | None
     index: int
+    polygons: list[ObjectPolygons] | None = None
 
     @property
     def picture_size(self) -> tuple[int, int]:
@@ -62,6 +68,7 @@ class Objects:
         areas: in square pixels, as in the file; COCO's metrics by size depend on them.
         rles: compressed run lengths in COCO's form, `{"size": [h, w], "counts": bytes}`; None if
             the dataset was opened without masks.
+        polygons: see `Sample`.
     """
 
     boxes: Float64[ndarray, "n 4"]
@@ -69,6 +76,7 @@ class Objects:
     crowd: Bool[ndarray, "n"]
     areas: Float64[ndarray, "n"]
     rles: list[dict[str, Any]] | None
+    polygons: list[ObjectPolygons] | None = None
 
     @property
     def corners(self) -> Float64[ndarray, "n 4"]:
@@ -147,6 +155,7 @@ class InstanceDataset(abc.ABC):
             crowd=objects.crowd,
             masks=None if objects.rles is None else decode_masks(objects.rles, self._size(position)),
             index=position,
+            polygons=objects.polygons,
         )
 
     def image(self, index: int) -> UInt8[ndarray, "H W 3"]:

@@ -5,6 +5,7 @@ TensorFlow.
 """
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
         }
         if first.has_masks:
             objects["rle"] = tfds.features.Text(doc="the mask's compressed run lengths, in COCO's form")
+            objects["polygons"] = tfds.features.Text(doc="the mask's polygons as JSON; null if it was annotated in another way")
         return tfds.core.DatasetInfo(
             builder=self,
             description="Images and instances of COCO files.",
@@ -79,7 +81,11 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
                 for box, label, crowd, area in zip(objects.boxes, objects.classes, objects.crowd, objects.areas, strict=True)
             ]
             if objects.rles is not None:
-                rows = [{**row, "rle": rle["counts"].decode("ascii")} for row, rle in zip(rows, objects.rles, strict=True)]
+                polygons = objects.polygons or [None] * len(rows)
+                rows = [
+                    {**row, "rle": rle["counts"].decode("ascii"), "polygons": json.dumps(own)}
+                    for row, rle, own in zip(rows, objects.rles, polygons, strict=True)
+                ]
             yield (
                 index,
                 {
@@ -156,6 +162,8 @@ class TfdsDataset(InstanceDataset):
             crowd=np.asarray(objects["is_crowd"], bool),
             areas=np.asarray(objects["area"], np.float64),
             rles=[{"size": size, "counts": counts} for counts in objects["rle"]] if self.has_masks else None,
+            # Old shards do not have this entry.
+            polygons=[json.loads(own) for own in objects["polygons"]] if self.has_masks and "polygons" in objects else None,
         )
 
     def objects(self, index: int) -> Objects:

@@ -22,6 +22,8 @@ def check_batch_memory(spec: InputSpec, batch_size: int, max_objects: int, key: 
 
 
 def _image_bytes(spec: InputSpec, input_size: tuple[int, int], max_objects: int, bytes_per_color: int) -> int:
-    masks = max_objects * math.prod(spec.mask_size_in(input_size) or (0,)) // 8
+    masks = 0 if spec.mask_targets == "bitmaps" else max_objects * math.prod(spec.mask_size_in(input_size) or (0,)) // 8
     semantic = spec.num_classes * math.prod(spec.semantic_size_in(input_size) or (0,)) // 8
-    return math.prod(input_size) * 3 * bytes_per_color + masks + semantic
+    # A point of a polygon has two float32 and the number of its polygon.
+    pool = spec.mask_pool * {"cells": 0, "polygons": 9, "bitmaps": 1}[spec.mask_targets]
+    return math.prod(input_size) * 3 * bytes_per_color + masks + semantic + pool

@@ -7,6 +7,7 @@ form the `k`-th global batch. So any batch can be found without counting up to i
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -28,7 +29,8 @@ class InputGroups:
 
     Attributes:
         input_sizes: the height and width of the input of each group, in the order of
-            `InputSpec.input_sizes`; sizes that no image needs are left out.
+            `InputSpec.input_sizes`; sizes that no image needs are left out. Sizes that are not
+            listed there come in descending order of their areas.
         members: the indices of the images of each group, in their original order.
         groups: the group of each image of the dataset; -1 for images that are in no group.
     """
@@ -41,10 +43,12 @@ class InputGroups:
     def of(cls, dataset: InstanceDataset, rule: ViewRule, indices: Sequence[int] | None = None) -> Self:
         """Groups the images `indices` without opening them; None groups all images."""
         wanted = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
-        known = rule.spec.input_sizes
         # Datasets have few different picture sizes, with many images of each.
         sizes, which = np.unique(np.asarray(dataset.picture_sizes)[wanted], axis=0, return_inverse=True)
-        input_of_size = [known.index(rule.input_size((height, width))) for height, width in sizes.tolist()]
+        inputs = [rule.input_size((height, width)) for height, width in sizes.tolist()]
+        listed = rule.spec.input_sizes
+        known = (*listed, *sorted(set(inputs) - set(listed), key=lambda size: (-math.prod(size), size)))
+        input_of_size = [known.index(size) for size in inputs]
         input_of_image = np.array(input_of_size, np.int64)[which.ravel()]
         present = np.unique(input_of_image)
         members = tuple(wanted[input_of_image == number] for number in present)

@@ -16,7 +16,7 @@ from jaxseg.data.views.image_masks import warp_masks
 from jaxseg.data.views.photometric import Photometric, apply_photometric, draw_photometric, to_uint8
 from jaxseg.data.views.resize import pad_image, proportional_size, resize_pixels
 from jaxseg.data.views.window import Window
-from jaxseg.structures import InputSpec
+from jaxseg.structures import Canvas, InputSpec
 
 # The tolerance in pixels for the sides of annotated boxes, whose corners are float32.
 _ROUNDING = 1e-3
@@ -70,6 +70,13 @@ class PlacedView:
         placed = self._clipped(boxes) * np.tile(self._scale, 2)
         return self._mirrored(placed, self.spec.pixel_offset).astype(np.float32)
 
+    def points_in_input(self, points: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 2"]:
+        """Scales points with a factor for each axis, and mirrors them by the rule of boxes."""
+        placed = points * self._scale
+        if self.mirror:
+            placed[:, 0] = self.image_size[1] - self.spec.pixel_offset - placed[:, 0]
+        return placed
+
     def masks_over_input(
         self, masks: UInt8[np.ndarray, "n H W"], rows: Int[np.ndarray, "m"], size: tuple[int, int]
     ) -> Bool[np.ndarray, "m {size[0]} {size[1]}"]:
@@ -114,22 +121,28 @@ class PlacedView:
 
 @dataclasses.dataclass(frozen=True)
 class PlacedRule:
-    """The rule that places each picture in one of `spec.input_sizes`; see `ViewRule`."""
+    """The rule that places each picture in the upper left corner of an input; see `ViewRule`.
+
+    Attributes:
+        spec: the input that the detector requires.
+        canvas: "shapes" takes one of `spec.input_sizes` for each picture. "own" cuts this input down
+            to the smallest multiples of `spec.size_divisor` that hold the picture, as the originals
+            pad a picture that is alone in its batch.
+    """
 
     spec: InputSpec
+    canvas: Canvas = "shapes"
 
     def input_size(self, picture_size: tuple[int, int]) -> tuple[int, int]:
-        """Returns the smallest input that holds the picture at the largest of `shorter_sides`.
+        """Returns the size of the input that holds the picture at the largest of `shorter_sides`.
 
-        Among several of the same area it is the last one, so that square pictures are grouped with
-        portraits, as in the originals. If no input is large enough, it is the one in which the
-        picture can be largest.
+        See `_shape` for pictures that no input is large enough for.
         """
-        size = proportional_size(picture_size, self.spec.resize, max(self.spec.resize.shorter_sides))
-        holding = [candidate for candidate in reversed(self.spec.input_sizes) if _holds(candidate, size)]
-        if holding:
-            return min(holding, key=lambda candidate: candidate[0] * candidate[1])
-        return max(self.spec.input_sizes, key=lambda candidate: _largest_scale(picture_size, candidate))
+        if self.canvas == "shapes":
+            return self._shape(picture_size)
+        size, divisor = self._image_size(picture_size, max(self.spec.resize.shorter_sides)), self.spec.size_divisor
+        height, width = (-(-side // divisor) * divisor for side in size)
+        return height, width
 
     def whole(self, picture_size: tuple[int, int]) -> PlacedView:
         return self._placed(picture_size, max(self.spec.resize.shorter_sides))
@@ -150,14 +163,31 @@ class PlacedRule:
         return dataclasses.replace(placed, mirror=augment.mirror and rng.random() < 0.5, photometric=photometric)
 
     def _placed(self, picture_size: tuple[int, int], shorter_side: int) -> PlacedView:
-        """Makes the view with a shorter side of this many pixels, or as many as the input holds."""
-        input_size = self.input_size(picture_size)
+        image_size = self._image_size(picture_size, shorter_side)
+        return PlacedView(self.spec, picture_size, self.input_size(picture_size), image_size)
+
+    def _image_size(self, picture_size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+        """Returns the size with a shorter side of this many pixels, or as many as the shape holds."""
+        shape = self._shape(picture_size)
         size = proportional_size(picture_size, self.spec.resize, shorter_side)
-        if not _holds(input_size, size):
-            scale = _largest_scale(picture_size, input_size)
-            height, width = (min(max(round(length * scale), 1), side) for length, side in zip(picture_size, input_size, strict=True))
-            size = (height, width)
-        return PlacedView(self.spec, picture_size, input_size, size)
+        if _holds(shape, size):
+            return size
+        scale = _largest_scale(picture_size, shape)
+        height, width = (min(max(round(length * scale), 1), side) for length, side in zip(picture_size, shape, strict=True))
+        return height, width
+
+    def _shape(self, picture_size: tuple[int, int]) -> tuple[int, int]:
+        """Returns the smallest of `input_sizes` that holds the picture at its largest size.
+
+        Among several of the same area it is the last one, so that square pictures are grouped with
+        portraits, as in the originals. If no input is large enough, it is the one in which the
+        picture can be largest.
+        """
+        size = proportional_size(picture_size, self.spec.resize, max(self.spec.resize.shorter_sides))
+        holding = [candidate for candidate in reversed(self.spec.input_sizes) if _holds(candidate, size)]
+        if holding:
+            return min(holding, key=lambda candidate: candidate[0] * candidate[1])
+        return max(self.spec.input_sizes, key=lambda candidate: _largest_scale(picture_size, candidate))
 
 
 def _holds(input_size: tuple[int, int], size: tuple[int, int]) -> bool:

@@ -14,7 +14,7 @@ from jaxseg.config import AugmentConfig
 from jaxseg.data.views.image_masks import warp_masks
 from jaxseg.data.views.photometric import Photometric, draw_photometric, to_uint8
 from jaxseg.data.views.window import Window, warp_image
-from jaxseg.structures import InputSpec
+from jaxseg.structures import Canvas, InputSpec
 
 # The smallest side of a box in pixels of the input. The original's configuration means 4 of 550
 # pixels, but its training code compares pixels with this quotient.
@@ -66,6 +66,12 @@ class StretchedView:
         y *= self.input_size[0] / window.height
         return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
 
+    def points_in_input(self, points: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 2"]:
+        window = self.window
+        x, y = points[:, 0] - window.x1, points[:, 1] - window.y1
+        x = window.width - x if window.mirror else x
+        return np.stack([x * (self.input_size[1] / window.width), y * (self.input_size[0] / window.height)], axis=1)
+
     def masks_over_input(
         self, masks: UInt8[np.ndarray, "n H W"], rows: Int[np.ndarray, "m"], size: tuple[int, int]
     ) -> Bool[np.ndarray, "m {size[0]} {size[1]}"]:
@@ -103,6 +109,12 @@ class StretchedRule:
             raise ValueError(f"Stretched pictures fill one size of input; input_sizes = {self.spec.input_sizes} has several.")
         if self.spec.pixel_offset:
             raise ValueError(f"Stretched pictures have continuous boxes; pixel_offset = {self.spec.pixel_offset} must be 0.")
+        if self.spec.mask_targets == "bitmaps":
+            raise ValueError("Bitmaps are of whole pictures, and stretched pictures can be cropped; mask_targets must be another one.")
+
+    @property
+    def canvas(self) -> Canvas:
+        return "shapes"
 
     def input_size(self, picture_size: tuple[int, int]) -> tuple[int, int]:
         return self.spec.input_sizes[0]

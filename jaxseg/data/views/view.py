@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int, UInt8
 
 from jaxseg.config import AugmentConfig
-from jaxseg.structures import InputSpec
+from jaxseg.structures import Canvas, InputSpec
 
 
 class View(Protocol):
@@ -56,6 +56,9 @@ class View(Protocol):
         `InputSpec.pixel_offset` says whether the results end in their last pixel.
         """
 
+    def points_in_input(self, points: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 2"]:
+        """Converts points (x, y) of the picture to pixels of the input, without clipping."""
+
     def masks_over_input(
         self, masks: UInt8[np.ndarray, "n H W"], rows: Int[np.ndarray, "m"], size: tuple[int, int]
     ) -> Bool[np.ndarray, "m {size[0]} {size[1]}"]:
@@ -83,6 +86,10 @@ class ViewRule(Protocol):
     @property
     def spec(self) -> InputSpec:
         """The input that the detector requires."""
+
+    @property
+    def canvas(self) -> Canvas:
+        """Whether each input has one of `spec.input_sizes` ("shapes"), or a size of its own."""
 
     def input_size(self, picture_size: tuple[int, int]) -> tuple[int, int]:
         """Returns the height and width of a picture's input, which do not depend on the draw."""

@@ -67,6 +67,10 @@ class Conventions:
     # Drops detections with a side of at most this many pixels before non-maximum suppression; a
     # negative value keeps all.
     min_detection_side: float = 0.0
+    # How a mask's targets are made: the object's polygons are drawn over the region ("polygons"); the
+    # region is resampled by RoIAlign from the object's bitmap in the input ("bitmaps"), aligned as
+    # roi_aligned says; or from a fixed number of cells over the object's box ("cells").
+    mask_targets: Literal["cells", "polygons", "bitmaps"] = "polygons"
     # Whether a mask's targets are the fractions of its cells that the object covers; otherwise
     # these are rounded to 0 or 1.
     soft_mask_targets: bool = False
@@ -105,6 +109,7 @@ MMDETECTION = Conventions(
     # The original adds 1e-6 to the ratio of the size to 56.
     level_ratio_epsilon=0.25e-6,
     min_detection_side=-1.0,
+    mask_targets="bitmaps",
 )
 MASKRCNN_BENCHMARK = Conventions(
     resize="pillow_truncated",
@@ -136,6 +141,7 @@ TORCHVISION = Conventions(
     level_ratio_epsilon=0.0,
     level_epsilon=1e-6,
     min_detection_side=1e-2,
+    mask_targets="bitmaps",
     soft_mask_targets=True,
     mask_paste="integer_box",
 )

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
-from jaxseg.models.anchored.config import AnchoredConfig
+from jaxseg.models.anchored.config import SIZE_DIVISOR, AnchoredConfig
 from jaxseg.models.detector import Detector
 from jaxseg.models.freezing import is_frozen
 from jaxseg.ops.anchors import pyramid_anchors
@@ -30,6 +30,11 @@ class AnchoredDetector(Detector):
         return None
 
     @property
+    def mask_pool(self) -> int:
+        """See `InputSpec.mask_pool`."""
+        return 0
+
+    @property
     def input_spec(self) -> InputSpec:
         """The sizes of the batches: a few padded shapes, and masks that cover their boxes."""
         c, crop = self.config, self.mask_crop_size
@@ -41,6 +46,11 @@ class AnchoredDetector(Detector):
             resize=Resize(c.conventions.resize, c.input.shorter_side, c.input.longer_side),
             mask_frame=c.conventions.mask_paste,
             pixel_offset=c.conventions.pixel_offset,
+            mask_targets=c.conventions.mask_targets if crop else "cells",
+            mask_pool=self.mask_pool if crop else 0,
+            size_divisor=SIZE_DIVISOR,
+            # Shapes that a configuration lists are meant.
+            evaluation_canvas="shapes" if c.input.shapes else "own",
         )
 
     def learns(self, path: tuple[str, ...]) -> bool:

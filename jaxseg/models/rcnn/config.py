@@ -49,8 +49,14 @@ class RoiConfig:
     mask_size: int = 14
     mask_channels: int = 256
     mask_convolutions: int = 4
-    # The number of cells along a side of a ground-truth mask, which covers its object's box.
+    # The number of cells along a side of a ground-truth mask of cells, which covers its object's box.
     mask_crop_size: int = 112
+    # The number of points of polygons that a picture has room for, where conventions.mask_targets is
+    # "polygons". Where it is not enough, the objects with the most points have cells.
+    mask_points: int = 6144
+    # The number of bytes of bitmaps that a picture has room for, where conventions.mask_targets is
+    # "bitmaps". Where it is not enough, the largest are reduced.
+    mask_bytes: int = 131_072
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     max_detections: int = 100
@@ -61,6 +67,8 @@ class RoiConfig:
         for name in ("samples", "box_size", "box_features", "mask_size", "mask_channels", "max_detections"):
             require(getattr(self, name) >= 1, f"{key}.{name}", getattr(self, name), "at least 1")
         require(self.mask_convolutions >= 0, f"{key}.mask_convolutions", self.mask_convolutions, "0 or more")
+        require(1 <= self.mask_points <= 2**24, f"{key}.mask_points", self.mask_points, f"between 1 and {2**24:,}")
+        require(1024 <= self.mask_bytes <= 2**30, f"{key}.mask_bytes", self.mask_bytes, f"between 1,024 and {2**30:,}")
         require(
             self.mask_crop_size >= 8 and self.mask_crop_size % 8 == 0,
             f"{key}.mask_crop_size",
@@ -88,6 +96,7 @@ class RcnnConfig(AnchoredConfig):
     resumable_keys: ClassVar[tuple[str, ...]] = (
         *("rpn.pre_nms_test", "rpn.post_nms_test"),
         *("roi.score_threshold", "roi.nms_iou", "roi.max_detections"),
+        *("conventions.mask_targets", "roi.mask_points", "roi.mask_bytes"),
     )
 
     @property

@@ -15,6 +15,7 @@ from jaxseg.models.backbones.build import build_backbone
 from jaxseg.models.detector import detector_of
 from jaxseg.models.fpn import FPN
 from jaxseg.models.rcnn.config import RcnnConfig
+from jaxseg.models.rcnn.mask_targets import mask_targets
 from jaxseg.models.rcnn.roi_heads import (
     BoxHead,
     BoxPredictor,
@@ -87,6 +88,11 @@ class Rcnn(AnchoredDetector):
     @property
     def mask_crop_size(self) -> int | None:
         return self.config.roi.mask_crop_size if self.config.masks else None
+
+    @property
+    def mask_pool(self) -> int:
+        roi = self.config.roi
+        return {"cells": 0, "polygons": roi.mask_points, "bitmaps": roi.mask_bytes}[self.config.conventions.mask_targets]
 
     # ---- The network ----
 
@@ -240,8 +246,15 @@ class Rcnn(AnchoredDetector):
                 shared = shared.reshape(*samples.valid.shape, *shared.shape[1:])[:, :count]
                 mask_logits = self.mask_head(shared.reshape(-1, *shared.shape[2:]), classes.reshape(-1))
                 mask_logits = mask_logits.reshape(*classes.shape, *mask_logits.shape[1:])
-            masks_of_image = functools.partial(mask_sum, crop_size=c.roi.mask_crop_size, conventions=c.conventions)
-            masks = each_image(masks_of_image)(mask_logits, samples, targets)
+            make_targets = functools.partial(
+                mask_targets,
+                size=mask_logits.shape[-1],
+                crop_size=c.roi.mask_crop_size,
+                longest=max(batch.images.shape[1:3]),
+                conventions=c.conventions,
+            )
+            truth = each_image(make_targets)(boxes, samples.objects[:, :count], targets, jnp.asarray(batch.image_sizes))
+            masks = each_image(mask_sum)(mask_logits, truth, (samples.positive & samples.valid)[:, :count])
             positives = (samples.positive & samples.valid).sum()
             losses["mask"] = masks.sum() / jnp.maximum(positives, 1)
         return losses

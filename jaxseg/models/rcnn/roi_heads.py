@@ -16,7 +16,6 @@ from jaxseg.models.rcnn.rpn import Proposals
 from jaxseg.ops.boxes import clip_boxes, longer_than
 from jaxseg.ops.implementation import Implementation
 from jaxseg.ops.losses import smooth_l1
-from jaxseg.ops.masks import box_mask_targets, unpack_bits
 from jaxseg.ops.matching import Matcher
 from jaxseg.ops.nms import Kept, class_nms
 from jaxseg.ops.sampling import Sampler
@@ -210,31 +209,16 @@ def region_sums(
     )
 
 
-def mask_sum(
-    logits: Float32[Array, "M s s"], samples: RoiSamples, targets: Targets, *, crop_size: int, conventions: Conventions
-) -> Float32[Array, ""]:
+def mask_sum(logits: Float32[Array, "M s s"], truth: Float32[Array, "M s s"], positive: Bool[Array, "M"]) -> Float32[Array, ""]:
     """Computes the binary cross entropy of each positive region's mask, and sums over the regions.
 
     Args:
-        logits: the mask logits of the first `M` samples, each of its own class.
-        samples: the samples of the image.
-        targets: the ground truth of the image, with masks over the boxes.
-        crop_size: the number of cells along a side of a ground-truth mask.
-        conventions: the rules that the originals differ in.
+        logits: the mask logits of each region, of its own class.
+        truth: the targets of each region's cells, 0..1.
+        positive: whether the region is positive; the others do not count.
     """
-    assert targets.masks is not None
-    count, side = logits.shape[:2]
-    objects, boxes = samples.objects[:count], samples.boxes[:count]
-    # Masks cover the last pixels of their boxes, too.
-    frames = jnp.asarray(targets.boxes)[objects] + jnp.array([0.0, 0.0, conventions.pixel_offset, conventions.pixel_offset])
-    crops = unpack_bits(jnp.asarray(targets.masks)[objects], crop_size).astype(jnp.float32)
-    if conventions.soft_mask_targets:
-        # torchvision crops masks with its unaligned RoIAlign, which is half a pixel off.
-        truth = box_mask_targets(crops, frames, boxes + 0.5, side)
-    else:
-        truth = (box_mask_targets(crops, frames, boxes, side) >= 0.5).astype(jnp.float32)
     entropy = optax.sigmoid_binary_cross_entropy(logits, truth).mean((1, 2))
-    return jnp.where(samples.positive[:count] & samples.valid[:count], entropy, 0.0).sum()
+    return jnp.where(positive, entropy, 0.0).sum()
 
 
 # ---- Detection, one image ----

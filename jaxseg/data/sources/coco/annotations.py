@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from jaxseg.data.sources.coco.categories import choose_categories
 from jaxseg.data.sources.coco.checks import find_problems, positions
 from jaxseg.data.sources.coco.instance_file import Reason, Rows, read_instance_file
-from jaxseg.data.sources.dataset import Objects
+from jaxseg.data.sources.dataset import ObjectPolygons, Objects
 
 _DESCRIPTIONS = {
     Reason.NO_OBJECT: "annotations that are no JSON object, or whose image_id or category_id is no whole number of at most 64 bits",
@@ -111,7 +111,8 @@ class Annotations:
         rows = range(int(self._first[image]), int(self._first[image + 1]))
         span = slice(rows.start, rows.stop)
         size = [int(side) for side in self.picture_sizes[image]]
-        rles = [self._rle(row, size) for row in rows] if self._masks else None
+        polygons = [self._polygons_of(row) for row in rows] if self._masks else None
+        rles = None if polygons is None else [self._rle(row, size, own) for row, own in zip(rows, polygons, strict=True)]
         boxes, areas = self._boxes[span].copy(), self._areas[span].copy()
         for row in np.flatnonzero(np.isnan(areas)):
             areas[row] = boxes[row, 2] * boxes[row, 3] if rles is None else coco_mask.area(rles[row])
@@ -121,13 +122,18 @@ class Annotations:
             crowd=self._crowd[span].copy(),
             areas=areas,
             rles=rles,
+            polygons=polygons,
         )
 
-    def _rle(self, row: int, size: list[int]) -> dict[str, Any]:
+    def _polygons_of(self, row: int) -> ObjectPolygons:
         if self._rle_number[row] >= 0:
-            return {"size": size, "counts": self._rles[self._rle_number[row]]}
+            return None
         first = int(self._first_polygon[row])
-        polygons = [self._polygons[number] for number in range(first, first + int(self._polygon_count[row]))]
+        return [self._polygons[number] for number in range(first, first + int(self._polygon_count[row]))]
+
+    def _rle(self, row: int, size: list[int], polygons: ObjectPolygons) -> dict[str, Any]:
+        if polygons is None:
+            return {"size": size, "counts": self._rles[self._rle_number[row]]}
         return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
 
 
